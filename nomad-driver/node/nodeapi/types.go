@@ -1,0 +1,235 @@
+// Package nodeapi is the API of a node: its types and its client. The control service and the Nomad driver speak it, over
+// a unix socket or over TCP with mutual TLS.
+//
+// It owns the wire types and the client. It never touches a sandbox itself; that is package node.
+package nodeapi
+
+import (
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+)
+
+// Version is the version of the node's API. A client asks for it with the header SoulBox-Node-API.
+const Version = 1
+
+// State of a sandbox on a node.
+type State string
+
+// The states. A sandbox that failed to start leaves no record: its create call carries the error.
+const (
+	StateStarting State = "starting"
+	StateRunning  State = "running"
+	StateStopping State = "stopping"
+	StateStopped  State = "stopped" // Exit says how
+)
+
+// CreateRequest asks a node for a sandbox. POST /v1/sandboxes; answered with Sandbox once PID 1 serves and Main, if any, runs.
+// Repeating a request with the same id returns the sandbox that exists (idempotent), or 409 where the request differs.
+type CreateRequest struct {
+	ID       api.SandboxID     `json:"id"`
+	Template string            `json:"template"` // a name of the node's store, or a digest "sha256:…"
+	Hostname string            `json:"hostname,omitempty"`
+	Env      map[string]string `json:"env,omitempty"`  // environment of every process in it
+	User     string            `json:"user,omitempty"` // default user; empty is the template's own
+	Cwd      string            `json:"cwd,omitempty"`
+	Profile  string            `json:"profile,omitempty"` // default or strict
+	Limits   Limits            `json:"limits"`
+	Deadline time.Time         `json:"deadline,omitzero"` // when the node ends it by itself; zero: never
+	Main     *guest.Start      `json:"main,omitempty"`    // its own command; the sandbox ends with it
+	Logs     *LogTargets       `json:"logs,omitempty"`
+	Owner    Owner             `json:"owner"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+}
+
+// Owner says on whose behalf a sandbox exists.
+type Owner struct {
+	Kind    string `json:"kind"`               // "control", "nomad" (a task that a job file named itself), "test"
+	AllocID string `json:"alloc_id,omitempty"` // Nomad's allocation, where there is one
+	TaskID  string `json:"task_id,omitempty"`  // Nomad's task id, where there is one
+}
+
+// LogTargets are FIFOs or files of the host into which the node copies the main process's output. They are opened
+// without following links.
+type LogTargets struct {
+	Stdout string `json:"stdout,omitempty"`
+	Stderr string `json:"stderr,omitempty"`
+}
+
+// Limits of one sandbox. Zero means the node's default for it.
+type Limits struct {
+	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // hard limit in thousandths of a core
+	CPUWeight   int64 `json:"cpu_weight,omitempty"`   // 1..10000, as cgroup v2's cpu.weight
+	MemoryBytes int64 `json:"memory_bytes,omitempty"` // hard limit; no swap
+	PIDs        int64 `json:"pids,omitempty"`         // processes and threads
+	TmpBytes    int64 `json:"tmp_bytes,omitempty"`    // size of /tmp; counts as memory
+	NoFile      int64 `json:"nofile,omitempty"`       // RLIMIT_NOFILE of each process
+}
+
+// Sandbox is what a node knows of a sandbox.
+type Sandbox struct {
+	ID        api.SandboxID     `json:"id"`
+	State     State             `json:"state"`
+	Template  string            `json:"template"`        // as requested
+	Digest    string            `json:"template_digest"` // as resolved
+	Hostname  string            `json:"hostname"`
+	Limits    Limits            `json:"limits"` // as enforced
+	User      string            `json:"user,omitempty"`
+	Profile   string            `json:"profile"`
+	Deadline  time.Time         `json:"deadline,omitzero"`
+	Owner     Owner             `json:"owner"`
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	CreatedAt time.Time         `json:"created_at"`
+	StartedAt time.Time         `json:"started_at,omitzero"`
+	EndedAt   time.Time         `json:"ended_at,omitzero"`
+	PID       int               `json:"pid,omitempty"`  // of its PID 1 on the host
+	Main      guest.ProcessID   `json:"main,omitempty"` // of its own command, inside
+	Exit      *Exit             `json:"exit,omitempty"` // where stopped
+	Steps     []guest.Step      `json:"steps,omitempty"`
+}
+
+// Exit says how a sandbox ended.
+type Exit struct {
+	Reason  string `json:"reason"` // one of the Exit* words
+	Code    int    `json:"code"`   // exit code of Main, 128+Signal for a signal
+	Signal  int    `json:"signal,omitempty"`
+	OOM     bool   `json:"oom,omitempty"` // the kernel's out-of-memory killer ended a process of it
+	Message string `json:"message,omitempty"`
+}
+
+// Reasons of an Exit.
+const (
+	ExitMainExited = "main_exited"      // its own command ended
+	ExitStopped    = "stopped"          // asked to stop
+	ExitDeadline   = "deadline"         // the node ended it at its deadline
+	ExitKilled     = "killed"           // PID 1 was killed from outside or by the kernel (see OOM)
+	ExitLost       = "lost_with_reboot" // the machine restarted under it
+)
+
+// StopRequest ends a sandbox: POST /v1/sandboxes/{id}/stop. It answers when the sandbox has stopped. The record stays
+// until DELETE /v1/sandboxes/{id}.
+type StopRequest struct {
+	Signal  int           `json:"signal,omitempty"` // 0: SIGTERM
+	Timeout time.Duration `json:"timeout"`          // nanoseconds until everything is killed
+	Reason  string        `json:"reason,omitempty"` // ExitStopped by default
+}
+
+// Stats of one sandbox at one moment, from the kernel's counters. Measured names the fields that the kernel has.
+type Stats struct {
+	Time        time.Time `json:"time"`
+	CPUNanos    uint64    `json:"cpu_nanos"`
+	UserNanos   uint64    `json:"user_nanos"`
+	SystemNanos uint64    `json:"system_nanos"`
+	Throttled   uint64    `json:"throttled_periods"`
+	ThrottledNs uint64    `json:"throttled_nanos"`
+	MemoryBytes uint64    `json:"memory_bytes"` // without the page cache that can be dropped
+	MemoryCache uint64    `json:"memory_cache_bytes"`
+	MemoryMax   uint64    `json:"memory_max_bytes"` // high-water mark
+	MemoryLimit uint64    `json:"memory_limit_bytes"`
+	PIDs        uint64    `json:"pids"`
+	OOMKills    uint64    `json:"oom_kills"`
+	Measured    []string  `json:"measured"` // JSON names of the fields above that were read
+}
+
+// Probe is the answer of one kernel feature probe.
+type Probe struct {
+	Name   string `json:"name"` // snake_case
+	OK     bool   `json:"ok"`
+	Reason string `json:"reason,omitempty"` // why not, and the minimum version
+	Needed bool   `json:"needed"`           // without it no sandbox can start
+}
+
+// Node is what a node says of itself: GET /v1/node.
+type Node struct {
+	ID          api.NodeID `json:"id"`
+	Name        string     `json:"name"`
+	Version     string     `json:"version"`     // SoulBox version
+	APIVersion  int        `json:"api_version"` // Version
+	BootID      string     `json:"boot_id"`     // of the kernel
+	Epoch       string     `json:"epoch"`       // new at every start of the daemon
+	Kernel      string     `json:"kernel"`
+	Healthy     bool       `json:"healthy"`
+	Reason      string     `json:"reason,omitempty"`
+	Probes      []Probe    `json:"probes"`
+	CPUs        int        `json:"cpus"`
+	MemoryBytes int64      `json:"memory_bytes"`
+	DiskBytes   int64      `json:"disk_bytes"`
+	DiskFree    int64      `json:"disk_free_bytes"`
+	Running     int        `json:"running"`
+	MaxSandbox  int        `json:"max_sandboxes"`
+	StartedAt   time.Time  `json:"started_at"`
+	Templates   []Template `json:"templates"`
+	PID         int        `json:"pid"`     // of the daemon
+	Address     string     `json:"address"` // host:port of its API over TCP, empty where it has none
+}
+
+// Template is a root file system in a node's store.
+type Template struct {
+	Name      string    `json:"name"`
+	Digest    string    `json:"digest"` // sha256:<hex> over its canonical listing
+	Bytes     int64     `json:"bytes"`
+	Files     int64     `json:"files"`
+	CreatedAt time.Time `json:"created_at"`
+	User      string    `json:"user,omitempty"` // default user of processes
+	Cwd       string    `json:"cwd,omitempty"`
+	Env       []string  `json:"env,omitempty"` // from the image's own configuration
+}
+
+// EventType says what happened.
+type EventType string
+
+// The event types. A stream starts with EventSync when the node cannot continue from where the client was.
+const (
+	EventSync     EventType = "sync"     // Sandboxes holds all that exist
+	EventCreated  EventType = "created"  // Sandbox is starting
+	EventRunning  EventType = "running"  // ready for exec
+	EventStopped  EventType = "stopped"  // with Exit
+	EventRemoved  EventType = "removed"  // record gone
+	EventUpdated  EventType = "updated"  // deadline or limits changed
+	EventTemplate EventType = "template" // the store changed
+	EventBeat     EventType = "beat"     // every 5 s without another event
+)
+
+// Event is one line of GET /v1/events?epoch=E&since=N (newline-delimited JSON).
+type Event struct {
+	Epoch     string        `json:"epoch"`
+	Seq       uint64        `json:"seq"`
+	Time      time.Time     `json:"time"`
+	Type      EventType     `json:"type"`
+	ID        api.SandboxID `json:"id,omitempty"`
+	Sandbox   *Sandbox      `json:"sandbox,omitempty"`
+	Sandboxes []Sandbox     `json:"sandboxes,omitempty"`
+}
+
+// ExecRequest starts a process: POST /v1/sandboxes/{id}/exec with "Upgrade: soulbox-frames/1". After "101 Switching
+// Protocols" both sides speak frames: the server sends Response (guest.Response with Process) or Error, then the attachment.
+// The request's JSON travels as the first frame (frame.Request) from the client, after the upgrade.
+type ExecRequest struct {
+	guest.Start
+}
+
+// AttachRequest joins a process: POST /v1/sandboxes/{id}/attach, upgraded as exec.
+type AttachRequest struct {
+	guest.Attach
+}
+
+// SignalRequest signals a process (PID) or, where PID is 0, the sandbox's main process or else all its processes:
+// POST /v1/sandboxes/{id}/signal.
+type SignalRequest struct {
+	PID    guest.ProcessID `json:"pid,omitempty"`
+	Signal int             `json:"signal"`
+	Group  bool            `json:"group,omitempty"`
+}
+
+// ResizeRequest is POST /v1/sandboxes/{id}/resize.
+type ResizeRequest struct {
+	PID  guest.ProcessID `json:"pid"`
+	Size frame.Size      `json:"size"`
+}
+
+// DeadlineRequest is PUT /v1/sandboxes/{id}/deadline. Zero removes the deadline.
+type DeadlineRequest struct {
+	Deadline time.Time `json:"deadline,omitzero"`
+}
