@@ -40,9 +40,11 @@ type box struct {
 	stopped  chan struct{} // it has ended; rec.Sandbox.Exit says how
 	released chan struct{} // nothing of it is left on the machine
 	removed  chan struct{} // the record is gone
-	abort    context.CancelFunc // ends a creation that is under way
+	lease    *lease             // on its template, until released; nil where the template is gone or not needed any more
+
 
 	mu       sync.Mutex
+	abort    context.CancelFunc // ends a creation that is under way
 	rec      record
 	err      error // of the creation
 	inst     instance

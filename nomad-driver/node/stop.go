@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -170,6 +169,9 @@ func (n *Node) release(b *box) {
 		waitFor(n.ctx, nil, wait)
 	}
 	n.ids.free(b.rec.IDBase)
+	if b.lease != nil {
+		b.lease.Release()
+	}
 	n.forgetOffsets(b.id)
 	b.mu.Lock()
 	b.rec.Released = true
@@ -285,5 +287,3 @@ func waitFor(ctx context.Context, ch <-chan struct{}, d time.Duration) bool {
 		return false
 	}
 }
-
-var errStopped = errors.New("the node has stopped")
