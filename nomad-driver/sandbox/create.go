@@ -183,7 +183,7 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, entry.Tasks, dir, Capabilities)
+	b.child, err = forkInit(b.init, b.at.mount, entry.Tasks, dir, Capabilities)
 	return errors.Join(err, entry.Close())
 }
 
@@ -249,7 +249,7 @@ func openDir(path string) (*os.File, error) {
 
 // sendBoot sends the boot message with its descriptors.
 func (b *builder) sendBoot(root *os.File) error {
-	msg, err := bootMessage(b.c, b.at.mount)
+	msg, err := bootMessage(b.c)
 	if err != nil {
 		return err
 	}

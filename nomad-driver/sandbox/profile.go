@@ -33,10 +33,10 @@ var maskPaths = []string{
 
 var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
 
-// bootMessage completes Config.Boot. The mount point is a directory of this sandbox.
-func bootMessage(c Config, mountPoint string) (guest.Boot, error) {
+// bootMessage completes Config.Boot. The mount point is the directory that PID 1 was started in.
+func bootMessage(c Config) (guest.Boot, error) {
 	b := guest.Boot{
-		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: mountPoint,
+		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: ".",
 		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Main: c.Boot.Main,
 		Profile: c.Boot.Profile, Capabilities: Capabilities,
 		TmpBytes: c.Limits.TmpBytes, ShmBytes: min(c.Limits.TmpBytes, 64<<20), TmpInodes: tmpInodes,

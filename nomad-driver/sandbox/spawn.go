@@ -45,11 +45,12 @@ const maxTasksFiles = 16
 type forkSpec struct {
 	clone    cloneArgs
 	pidfd    int32
-	boot     int // the child's end of the boot socket
-	bootPeer int // our end, which the child closes to see us die
-	status   int // write end of the pipe for forkFailure
-	null     int // /dev/null of the host, for stdio until PID 1 has its own
-	exec     int // the init binary
+	boot     int   // the child's end of the boot socket
+	bootPeer int   // our end, which the child closes to see us die
+	status   int   // write end of the pipe for forkFailure
+	null     int   // /dev/null of the host, for stdio until PID 1 has its own
+	exec     int   // the init binary
+	dir      *byte // where the root will be attached
 	tasks    [maxTasksFiles]int
 	ntasks   int
 	capHdr   capHeader
@@ -71,6 +72,7 @@ type forkFailure struct {
 const (
 	forkWait uint32 = iota
 	forkJoin
+	forkDir
 	forkIDs
 	forkCgroupNS
 	forkSession
@@ -82,7 +84,7 @@ const (
 )
 
 var forkStepNames = [...]string{
-	"wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
+	"wait for id map", "join cgroup", "enter mount point", "become id 0", "enter cgroup namespace", "start session", "join keyring",
 	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
 }
 
@@ -96,8 +98,9 @@ type child struct {
 	status *os.File // read end of the status pipe
 }
 
-// forkInit forks PID 1 into its namespaces. It waits there until release is called: by then its ids must be mapped.
-func forkInit(init *os.File, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
+// forkInit forks PID 1 into its namespaces, with dir as its working directory and keep as its bounding set. It waits there
+// for one byte over the boot socket: by then its ids must be mapped. On error it may have forked: the child comes back too.
+func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
 	if len(tasks) > maxTasksFiles {
 		return nil, fmt.Errorf("fork init: %d cgroup hierarchies, at most %d", len(tasks), maxTasksFiles)
 	}
@@ -121,6 +124,10 @@ func forkInit(init *os.File, tasks []*os.File, cgroupFD int, keep uint64) (_ *ch
 	if err != nil {
 		return nil, err
 	}
+	path, err := syscall.BytePtrFromString(dir)
+	if err != nil {
+		return nil, err
+	}
 	// Settings of PID 1's runtime, not of what it starts: a thread more per core would only cost memory.
 	envv, err := syscall.SlicePtrFromStrings([]string{"GOMAXPROCS=2", "GOTRACEBACK=none"})
 	if err != nil {
@@ -139,7 +146,7 @@ func forkInit(init *os.File, tasks []*os.File, cgroupFD int, keep uint64) (_ *ch
 	defer func() { err = errors.Join(err, unix.Close(status)) }()
 
 	s := &forkSpec{
-		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks),
+		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), dir: path,
 		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
 		argv: argv, envv: envv, empty: new(byte),
 	}
@@ -222,6 +229,11 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		}
 	}
 
+	// While this is still the host's root, of whom no other could pass the node's own directories.
+	fail.step = forkDir
+	if _, _, e = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(s.dir)), 0, 0); e != 0 {
+		goto failed
+	}
 	fail.step = forkIDs
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
 		goto failed
