@@ -80,6 +80,9 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 	if err := checkDeadline(req.Deadline, now); err != nil {
 		return nil, false, err
 	}
+	if err := checkLogTargets(req.Logs); err != nil {
+		return nil, false, err
+	}
 	if err := n.admits(); err != nil {
 		return nil, false, err
 	}

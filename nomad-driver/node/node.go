@@ -48,7 +48,7 @@ type Node struct {
 	runtime   runtime
 	templates templates
 	newGuest  func(socket string) guestClient
-	probes    []probe.Result
+	probes    *probe.Set
 	records   *records
 	sync      *syncer
 	ids       *idRanges
@@ -62,6 +62,8 @@ type Node struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	// sessions are the connections that left the HTTP server.
+	sessions sync.WaitGroup
 
 	mu    sync.RWMutex
 	boxes map[api.SandboxID]*box
@@ -116,8 +118,8 @@ func (n *Node) open() error {
 	n.bounds = machineBounds()
 	n.defaults = defaultLimits(n.bounds)
 	overrideLimits(&n.defaults, n.cfg.Defaults)
-	probe := nodeapi.Limits{}
-	if err := n.checkLimits(&probe); err != nil {
+	probed := nodeapi.Limits{}
+	if err := n.checkLimits(&probed); err != nil {
 		return fmt.Errorf("defaults: %w", err)
 	}
 	spans, err := subordinateIDs("/etc/subuid", "/etc/subgid")
@@ -141,7 +143,7 @@ func (n *Node) open() error {
 // openParts opens the runtime and the template store, where the configuration does not bring its own.
 func (n *Node) openParts() error {
 	n.runtime, n.templates = n.cfg.runtime, n.cfg.templates
-	n.probes = probe.All(n.ctx, probe.Options{Dir: n.cfg.StateDir})
+	n.probes = probe.New(probe.Options{Dir: n.cfg.StateDir})
 	if n.templates == nil {
 		s, err := store.Open(store.Config{Dir: n.path("templates")})
 		if err != nil {
@@ -315,7 +317,7 @@ func (n *Node) admits() error {
 	if n.unswept.Load() {
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "the node is still removing what a crash left behind")
 	}
-	if p := probe.Missing(n.probes); p != nil {
+	if p := n.probes.Missing(); p != nil {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "this machine lacks %s: %s", p.Name, p.Reason)
 	}
 	if _, free, err := diskSpace(n.cfg.StateDir); err == nil && free < n.cfg.DiskReserve {
@@ -334,16 +336,13 @@ func diskSpace(path string) (size, free int64, err error) {
 
 // Info is what the node says of itself.
 func (n *Node) Info() nodeapi.Node {
-	n.mu.RLock()
-	live := n.live
-	n.mu.RUnlock()
 	info := nodeapi.Node{
 		ID: n.id, Name: n.cfg.Name, Version: n.cfg.Version, APIVersion: nodeapi.Version, BootID: n.bootID, Epoch: n.hub.epoch,
 		Kernel: kernelRelease(), Healthy: true, CPUs: int(n.bounds.cpus / 1000), MemoryBytes: n.bounds.memory,
-		Running: live, MaxSandbox: n.cfg.MaxSandboxes, StartedAt: n.startedAt, Templates: n.templates.List(),
+		Running: n.running(), MaxSandbox: n.cfg.MaxSandboxes, StartedAt: n.startedAt, Templates: n.templates.List(),
 		PID: os.Getpid(), Address: n.cfg.Address,
 	}
-	for _, p := range n.probes {
+	for _, p := range n.probes.All() {
 		info.Probes = append(info.Probes, nodeapi.Probe(p))
 	}
 	var err error
@@ -354,6 +353,13 @@ func (n *Node) Info() nodeapi.Node {
 		info.Healthy, info.Reason = false, err.Error()
 	}
 	return info
+}
+
+// running returns how many sandboxes start, run or stop.
+func (n *Node) running() int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.live
 }
 
 func kernelRelease() string {

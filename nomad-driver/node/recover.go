@@ -73,7 +73,7 @@ func (n *Node) recover() error {
 			n.giveUp(b, err.(error)) //nolint:forcetypeassert // stored above
 		}
 	}
-	n.log.Info("recovered", "records", len(recs), "running", n.live, "epoch", n.hub.epoch)
+	n.log.Info("recovered", "records", len(recs), "running", n.running(), "epoch", n.hub.epoch)
 	return nil
 }
 
@@ -89,7 +89,9 @@ func (n *Node) takeOver(b *box) {
 		n.wg.Go(func() { n.release(b) })
 		return
 	}
+	n.mu.Lock()
 	n.live++
+	n.mu.Unlock()
 	stop := b.rec.Stop
 	n.adopt(b)
 	if stop != nil {

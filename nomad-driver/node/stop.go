@@ -166,7 +166,7 @@ func (n *Node) release(b *box) {
 			return // the next daemon goes on
 		}
 		n.log.Error("sandbox cannot be removed yet", "sandbox", b.id, "error", err)
-		waitFor(n.ctx, nil, wait)
+		sleep(n.ctx, wait)
 	}
 	n.ids.free(b.rec.IDBase)
 	if b.lease != nil {
