@@ -98,7 +98,7 @@ func (n *Node) guest(id api.SandboxID) (guestClient, *box, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return n.newGuest(inst.Socket()), b, nil
+	return inst.Guest(), b, nil
 }
 
 // Get returns one sandbox.

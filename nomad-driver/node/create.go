@@ -188,8 +188,8 @@ func (n *Node) adopt(b *box) {
 	n.deadlines.set(b.id, b.rec.Sandbox.Deadline)
 	if b.rec.Logs != nil && b.rec.Sandbox.Main != 0 {
 		b.pumped = make(chan struct{})
-		socket, main, targets := b.inst.Socket(), b.rec.Sandbox.Main, *b.rec.Logs
-		n.wg.Go(func() { n.pump(b, socket, main, targets) })
+		g, main, targets := b.inst.Guest(), b.rec.Sandbox.Main, *b.rec.Logs
+		n.wg.Go(func() { n.pump(b, g, main, targets) })
 	}
 	n.wg.Go(func() { n.watch(b) })
 }
@@ -256,6 +256,11 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
 	slices.Sort(env[len(t.Env):]) // later entries win, so the request's stay behind the template's
 	cwd := req.Cwd
 	set(&cwd, t.Cwd)
+	if req.Main != nil && req.Logs != nil {
+		main := *req.Main
+		main.Attach = true // PID 1 waits with the end until the log pump has everything
+		req.Main = &main
+	}
 	return sandbox.Config{
 		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits),
 		Boot: guest.Boot{

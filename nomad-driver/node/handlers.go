@@ -158,7 +158,7 @@ func (n *Node) getHealth(w http.ResponseWriter, r *http.Request) error {
 		defer cancel()
 		start := time.Now()
 		var info guest.Info
-		if info, err = n.newGuest(inst.Socket()).Info(ctx); err == nil {
+		if info, err = inst.Guest().Info(ctx); err == nil {
 			h.RoundTrip, h.InitVersion, h.Processes = time.Since(start), info.Version, info.Processes
 		}
 	}

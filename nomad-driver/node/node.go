@@ -27,7 +27,6 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
-	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/probe"
@@ -47,7 +46,6 @@ type Node struct {
 
 	runtime   runtime
 	templates templates
-	newGuest  func(socket string) guestClient
 	probes    *probe.Set
 	records   *records
 	sync      *syncer
@@ -133,7 +131,6 @@ func (n *Node) open() error {
 	_, _ = rand.Read(epoch[:]) // never fails
 	n.hub = newHub(hex.EncodeToString(epoch[:]), n.List)
 	n.deadlines = newDeadlines(n.expire)
-	n.newGuest = newGuest
 	if n.sink, n.metrics, err = newMetrics(); err != nil {
 		return err
 	}
@@ -167,7 +164,7 @@ func (n *Node) openParts() error {
 	if err != nil {
 		return err
 	}
-	n.closers = append(n.closers, bin.Close)
+	n.closers = append(n.closers, bin.Close, cgroups.Close)
 	n.runtime = &sandboxes{stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin}
 	return nil
 }
@@ -269,8 +266,6 @@ func overrideLimits(l *nodeapi.Limits, by nodeapi.Limits) {
 	}
 }
 
-func newGuest(socket string) guestClient { return guest.NewClient(socket) }
-
 // Run serves until ctx ends or a listener breaks. Sandboxes go on without it.
 func (n *Node) Run(ctx context.Context) error {
 	if n.started.Swap(true) {
@@ -299,6 +294,15 @@ func (n *Node) Close() error {
 		n.sync.flush()
 	}
 	var errs []error
+	for _, b := range n.boxes {
+		select {
+		case <-b.released:
+		default:
+			if b.inst != nil {
+				errs = append(errs, b.inst.Detach())
+			}
+		}
+	}
 	for i := len(n.closers) - 1; i >= 0; i-- {
 		errs = append(errs, n.closers[i]())
 	}

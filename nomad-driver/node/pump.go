@@ -63,7 +63,7 @@ func saveOffsets(path string, o offsets) error {
 
 // pump copies the main process's output into the log targets until the process has ended and all is copied. It never
 // holds up the sandbox: what nobody takes leaves the ring, and a line in the log says so.
-func (n *Node) pump(b *box, socket string, main guest.ProcessID, targets nodeapi.LogTargets) {
+func (n *Node) pump(b *box, g guestClient, main guest.ProcessID, targets nodeapi.LogTargets) {
 	defer close(b.pumped)
 	ctx, cancel := context.WithCancel(n.ctx)
 	defer cancel()
@@ -80,7 +80,7 @@ func (n *Node) pump(b *box, socket string, main guest.ProcessID, targets nodeapi
 	defer p.close()
 	p.at = loadOffsets(p.path)
 	for ctx.Err() == nil {
-		done, err := p.run(ctx, n.newGuest(socket), main)
+		done, err := p.run(ctx, g, main)
 		if serr := saveOffsets(p.path, p.at); serr != nil {
 			n.log.Warn("log offsets are not kept", "sandbox", b.id, "error", serr)
 		}

@@ -27,13 +27,14 @@ type runtime interface {
 // instance is one sandbox, running or ended, as *sandbox.Sandbox is.
 type instance interface {
 	Ref() sandbox.Ref
-	Socket() string
+	Guest() guestClient
 	Steps() []guest.Step
 	Main() guest.ProcessID
 	Done() <-chan struct{}
 	Exit() sandbox.Exit // after Done
 	Kill(ctx context.Context) error
 	Release(ctx context.Context) error // may be repeated until it returns nil
+	Detach() error                     // lets go of it; it goes on, but Done does not close any more
 	Stats() (cgroup.Stats, error)
 }
 
@@ -105,7 +106,7 @@ func (s *sandboxes) Create(ctx context.Context, c sandbox.Config) (instance, err
 	if err != nil {
 		return nil, err // not a typed nil
 	}
-	return sb, nil
+	return realInstance{sb}, nil
 }
 
 func (s *sandboxes) Open(ref sandbox.Ref) (instance, error) {
@@ -113,9 +114,14 @@ func (s *sandboxes) Open(ref sandbox.Ref) (instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sb, nil
+	return realInstance{sb}, nil
 }
 
 func (s *sandboxes) Sweep(ctx context.Context, keep func(api.SandboxID) bool) ([]api.SandboxID, error) {
 	return sandbox.Sweep(ctx, s.stateDir, s.runDir, s.cgroups, keep)
 }
+
+// realInstance is instance on package sandbox.
+type realInstance struct{ *sandbox.Sandbox }
+
+func (r realInstance) Guest() guestClient { return r.Sandbox.Guest() }

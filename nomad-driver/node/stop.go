@@ -90,7 +90,7 @@ func (n *Node) end(inst instance, intent stopIntent) {
 	if grace := time.Until(intent.KillAt); grace > 0 {
 		ctx, cancel := context.WithTimeout(n.ctx, grace)
 		// Its PID 1 could be stopped or broken; then only the clock counts.
-		if err := n.newGuest(inst.Socket()).Shutdown(ctx, guest.ShutdownParams{Signal: intent.Signal, Grace: grace}); err != nil && ctx.Err() == nil {
+		if err := inst.Guest().Shutdown(ctx, guest.ShutdownParams{Signal: intent.Signal, Grace: grace}); err != nil && ctx.Err() == nil {
 			n.log.Debug("sandbox was not asked to end", "sandbox", inst.Ref().ID, "error", err)
 		}
 		select {
