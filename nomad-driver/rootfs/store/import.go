@@ -25,6 +25,9 @@ func (s *Store) Import(ctx context.Context, name string, r io.Reader, o ImportOp
 	if err := (tree.Defaults{User: o.User, Cwd: o.Cwd, Env: o.Env}).Validate(); err != nil {
 		return Template{}, err
 	}
+	if s.isClosed() {
+		return Template{}, fmt.Errorf("import template %s: %w", name, os.ErrClosed)
+	}
 	work, err := os.MkdirTemp(filepath.Join(s.dir, tempDir), "import-")
 	if err != nil {
 		return Template{}, fmt.Errorf("import template %s: %w", name, unpack.SpaceError(err))

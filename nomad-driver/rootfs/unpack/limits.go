@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,17 +110,26 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// zeroBlock is what marks the end of a tar.
+var zeroBlock [512]byte
+
 // inflated counts what decompression gives, headers and padding included: an archive of nothing but headers or trailing
 // zeros is a bomb as well.
 type inflated struct {
-	r   io.Reader
-	b   *budget
-	out int64
+	r     io.Reader
+	b     *budget
+	out   int64
+	zeros bool // the last tar block was all zero
+	ended bool // the stream is at its end
 }
 
 func (i *inflated) Read(p []byte) (int, error) {
 	n, err := i.r.Read(p)
 	i.out += int64(n)
+	if n > 0 {
+		i.zeros = n == len(zeroBlock) && bytes.Equal(p[:n], zeroBlock[:])
+	}
+	i.ended = n == 0 && errors.Is(err, io.EOF)
 	if rerr := i.b.ratio("the archive's stream", i.out); rerr != nil {
 		return 0, rerr
 	}

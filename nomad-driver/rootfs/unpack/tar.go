@@ -73,6 +73,9 @@ func (w *writer) trailer(in *inflated) error {
 	if in.out == 0 {
 		return fmt.Errorf("%w: the archive is empty", ErrInvalid)
 	}
+	if in.ended && !in.zeros {
+		return fmt.Errorf("%w: the archive ends early: the mark of a tar's end is missing", ErrInvalid)
+	}
 	n, err := io.CopyBuffer(io.Discard, io.LimitReader(in, maxTrailer+1), w.buf)
 	if err != nil {
 		return w.readError(err)
