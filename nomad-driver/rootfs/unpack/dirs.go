@@ -15,6 +15,8 @@ type dirs struct {
 	root *os.File
 	// open holds descriptors of directories that were used last; archives come in the order of a walk.
 	open map[string]int
+	// made is called for each directory that is made without an entry of its own.
+	made func(string)
 }
 
 const maxOpenDirs = 64
@@ -24,7 +26,7 @@ func openDirs(p string) (*dirs, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dirs{root: root, open: map[string]int{}}, nil
+	return &dirs{root: root, open: map[string]int{}, made: func(string) {}}, nil
 }
 
 func (d *dirs) close() error {
@@ -85,6 +87,7 @@ func (d *dirs) mkdir(parent int, p string) (int, error) {
 		unix.Close(fd)
 		return -1, &fs.PathError{Op: "mkdir", Path: p, Err: err}
 	}
+	d.made(p)
 	return fd, nil
 }
 

@@ -107,7 +107,10 @@ func (w *writer) initPoint() error {
 		return err
 	}
 	defer unix.Close(f)
-	return own(f, 0o555)
+	if err := own(f, 0o555); err != nil {
+		return err
+	}
+	return setTime(f, epoch)
 }
 
 // setTimes sets the times of the directories that are left of those that the archive described.

@@ -34,15 +34,20 @@ type writer struct {
 	layer    map[string]bool      // in a layer: the paths that it brought; nil in a plain tar
 }
 
+// epoch is the time of everything that an archive does not describe: the time of an import would make its export differ.
+var epoch = time.Unix(0, 0)
+
 func newWriter(ctx context.Context, root string, b *budget) (*writer, error) {
 	d, err := openDirs(root)
 	if err != nil {
 		return nil, err
 	}
-	return &writer{
+	w := &writer{
 		ctx: ctx, dirs: d, b: b, buf: make([]byte, 256<<10),
-		dropped: map[string]int{}, mtimes: map[string]time.Time{},
-	}, nil
+		dropped: map[string]int{}, mtimes: map[string]time.Time{".": epoch},
+	}
+	d.made = func(p string) { w.mtimes[p] = epoch }
+	return w, nil
 }
 
 // tar unpacks the tar r, plain or compressed, on top of what is there.
@@ -206,6 +211,7 @@ func (w *writer) create(p string, h *tar.Header, r io.Reader, xattrs []tree.Xatt
 		if h.Typeflag != tar.TypeDir {
 			return fmt.Errorf("%w: the root is not a directory", ErrInvalid)
 		}
+		w.mtimes[p] = h.ModTime
 		return nil // the root is always 0755 and root's own; see finish
 	}
 	parent, name, err := w.dirs.parent(p)

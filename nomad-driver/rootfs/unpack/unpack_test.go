@@ -139,6 +139,19 @@ func TestInto_makesMountPoints(t *testing.T) {
 	must.Eq(t, unix.S_IFREG, int(st.Mode&unix.S_IFMT))
 }
 
+// Nothing of the time of an import is in the tree: its export would differ.
+func TestInto_givesATimeToEverything(t *testing.T) {
+	root, _, err := unpacked(t, archive(t, item{name: "./", kind: tar.TypeDir, time: time.Unix(7, 0)}, fileItem("a/b/c", "x"), linkItem("a/l", "b")), Options{})
+	must.NoError(t, err)
+	must.NoError(t, filepath.WalkDir(root, func(p string, d os.DirEntry, err error) error {
+		must.NoError(t, err)
+		info, err := d.Info()
+		must.NoError(t, err)
+		must.Less(t, 10, info.ModTime().Unix(), must.Sprint(p))
+		return nil
+	}))
+}
+
 func TestInto_laterEntriesReplaceEarlierOnes(t *testing.T) {
 	root, _, err := unpacked(t, archive(t,
 		fileItem("a/old", "1"), hardItem("b", "a/old"), fileItem("a/old", "2"),
