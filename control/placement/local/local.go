@@ -12,9 +12,6 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// OwnerKind is the owner of the sandboxes that the control service makes.
-const OwnerKind = "control"
-
 // Placer is a placement.Placer on one node.
 type Placer struct {
 	node *nodeapi.Client
@@ -27,7 +24,7 @@ func New(client *nodeapi.Client) *Placer { return &Placer{node: client} }
 
 // Place implements placement.Placer. It returns when the sandbox runs, or with the node's own error.
 func (p *Placer) Place(ctx context.Context, req placement.Request) error {
-	req.Node.Owner = nodeapi.Owner{Kind: OwnerKind}
+	req.Node.Owner = nodeapi.Owner{Kind: placement.OwnerKind}
 	_, err := p.node.Create(ctx, req.Node)
 	if err != nil {
 		return fmt.Errorf("place sandbox %s: %w", req.Node.ID, err)
@@ -51,7 +48,7 @@ func (p *Placer) List(ctx context.Context) ([]placement.Placed, error) {
 	}
 	var out []placement.Placed
 	for _, s := range all {
-		if s.Owner.Kind != OwnerKind {
+		if s.Owner.Kind != placement.OwnerKind {
 			continue
 		}
 		e := placement.Placed{ID: s.ID, State: placement.Active, Ref: string(s.ID), CreatedAt: s.CreatedAt}
