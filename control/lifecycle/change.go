@@ -8,6 +8,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // reasonDeleted is the reason of a sandbox that a client deleted.
@@ -16,20 +17,40 @@ const reasonDeleted = "deleted"
 // Delete implements API. The intent is recorded first: a failure after that is finished by the reconciler.
 func (s *Service) Delete(ctx context.Context, tenant string, id api.SandboxID) error {
 	defer s.locks.lock(id)()
-	if _, err := s.live(tenant, id); err != nil {
+	sb, err := s.live(tenant, id)
+	if err != nil {
 		return err
 	}
 	if _, err := s.cfg.State.Apply(ctx, &state.SandboxStopping{ID: id, Reason: reasonDeleted}); err != nil {
 		return stateError(id, err)
 	}
-	if err := s.cfg.Placer.Stop(ctx, id); err != nil {
+	if err := s.stop(ctx, sb); err != nil {
 		return fmt.Errorf("%w: %w", api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable,
 			"sandbox %s is stopping and will be gone once its node answers", id), err)
 	}
-	_, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxEnd{Ends: []state.End{{
+	_, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxEnd{Ends: []state.End{{
 		ID: id, State: state.Stopped, Reason: reasonDeleted, At: s.cfg.Now().UTC(),
 	}}})
 	return stateError(id, err)
+}
+
+// stop ends a sandbox through its placer, and on its node where the placer only asked for that.
+func (s *Service) stop(ctx context.Context, sb state.Sandbox) error {
+	if err := s.cfg.Placer.Stop(ctx, sb.ID); err != nil {
+		return err
+	}
+	if sb.Node == "" {
+		return nil
+	}
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err != nil {
+		return err
+	}
+	// The record stays for whoever placed it; a sandbox that is gone already is not found.
+	if _, err := node.Stop(ctx, sb.ID, nodeapi.StopRequest{Reason: nodeapi.ExitStopped}); err != nil && !api.IsNotFound(err) {
+		return err
+	}
+	return nil
 }
 
 // SetTimeout implements API.

@@ -42,8 +42,10 @@ func New(t testing.TB, change func(*Server)) *Server {
 	}
 	client := nodeapi.NewUnix(node.Socket)
 	t.Cleanup(client.Close)
+	placer := local.New(client)
+	t.Cleanup(placer.Close)
 	s := &Server{Node: node, Directory: dir, Config: core.Config{
-		DataDir: t.TempDir(), Directory: dir, Placer: local.New(client), Logger: Logger(t),
+		DataDir: t.TempDir(), Directory: dir, Placer: placer, Logger: Logger(t),
 		Nodes: func(c *fleet.Config) { c.RetryMax = 100 * time.Millisecond },
 		Pace:  Quick,
 	}}
