@@ -62,9 +62,10 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	return n, nil
 }
 
-// Stop ends the client, then the server. Allocations of drivers that keep their tasks apart go on.
+// Stop ends the client, then the server, and unmounts what the client has mounted. Tasks of drivers that keep them apart
+// from Nomad go on: who wants to end them has to stop their jobs before.
 func (n *Nomad) Stop(ctx context.Context) error {
-	return errors.Join(n.Client.Stop(ctx), n.Server.Stop(ctx))
+	return errors.Join(n.Client.Stop(ctx), n.Server.Stop(ctx), unmountUnder(n.Config.Dir))
 }
 
 // StartServer runs the server, which must not run, and waits until it leads and can register clients.

@@ -32,7 +32,7 @@ func (p *Placer) List(ctx context.Context) ([]placement.Placed, error) {
 			return nil, fmt.Errorf("list placements: %w", mapError(err))
 		}
 		for _, s := range stubs {
-			if placed, ok := placedOf(s, allocs[s.ID]); ok {
+			if placed, ok := placedOf(s, allocs[s.ID].newest, allocs[s.ID].replaced); ok {
 				out = append(out, placed)
 			}
 		}
@@ -43,13 +43,19 @@ func (p *Placer) List(ctx context.Context) ([]placement.Placed, error) {
 	}
 }
 
-// allocations returns the newest allocation of each job under the prefix that Nomad wants to run.
-func (p *Placer) allocations(ctx context.Context) (map[string]*nomadapi.AllocationListStub, error) {
-	out := map[string]*nomadapi.AllocationListStub{}
+// allocation is what Nomad has for a job.
+type allocation struct {
+	newest   *nomadapi.AllocationListStub // that it wants to run, or nil
+	replaced bool                         // it is not the first one
+}
+
+// allocations returns the allocations of the jobs under the prefix.
+func (p *Placer) allocations(ctx context.Context) (map[string]allocation, error) {
+	out := map[string]allocation{}
 	q := p.query(ctx)
 	q.PerPage = pageSize
 	q.Params = map[string]string{"task_states": "false"}
-	q.Filter = fmt.Sprintf("DesiredStatus == %q and JobID matches %q",
+	q.Filter = fmt.Sprintf("(DesiredStatus == %q or NextAllocation != \"\") and JobID matches %q",
 		nomadapi.AllocDesiredStatusRun, "^"+regexp.QuoteMeta(p.cfg.Prefix)+"-")
 	for {
 		stubs, meta, err := p.client.Allocations().List(q)
@@ -57,9 +63,13 @@ func (p *Placer) allocations(ctx context.Context) (map[string]*nomadapi.Allocati
 			return nil, mapError(err)
 		}
 		for _, s := range stubs {
-			if old := out[s.JobID]; old == nil || old.CreateIndex < s.CreateIndex {
-				out[s.JobID] = s
+			a := out[s.JobID]
+			if s.NextAllocation != "" {
+				a.replaced = true
+			} else if a.newest == nil || a.newest.CreateIndex < s.CreateIndex {
+				a.newest = s
 			}
+			out[s.JobID] = a
 		}
 		if meta.NextToken == "" {
 			return out, nil
@@ -69,13 +79,16 @@ func (p *Placer) allocations(ctx context.Context) (map[string]*nomadapi.Allocati
 }
 
 // placedOf joins a job with its allocation, which may be nil. It is false where the job is none of a sandbox's.
-func placedOf(job *nomadapi.JobListStub, alloc *nomadapi.AllocationListStub) (placement.Placed, bool) {
+func placedOf(job *nomadapi.JobListStub, alloc *nomadapi.AllocationListStub, replaced bool) (placement.Placed, bool) {
 	id, err := api.ParseSandboxID(job.Meta[MetaSandboxID])
 	if err != nil || !strings.Contains(job.ID, dispatchMark+string(id)+"-") {
 		return placement.Placed{}, false
 	}
 	out := placement.Placed{ID: id, State: placement.Pending, Ref: job.ID, CreatedAt: time.Unix(0, job.SubmitTime).UTC()}
 	switch {
+	case replaced:
+		// `nomad alloc stop` does it, and the loss of a client that has not yet said that the task runs.
+		out.State, out.Reason = placement.Ended, wasReplaced
 	case alloc == nil && job.Status == nomadJobPending:
 		out.Reason = "waits for a node"
 	case alloc == nil && job.Stop:
@@ -104,3 +117,6 @@ func placedOf(job *nomadapi.JobListStub, alloc *nomadapi.AllocationListStub) (pl
 
 // nomadJobPending is the status of a job that waits for its first allocation.
 const nomadJobPending = "pending"
+
+// wasReplaced says why a job ended for us although Nomad may run it.
+const wasReplaced = "nomad replaced its allocation: a second one is not the sandbox that was"

@@ -119,9 +119,6 @@ func (p *Placer) watchAllocation(ctx context.Context, id api.SandboxID, jobID st
 		}
 		for _, a := range allocs {
 			seen = true
-			if a.NextAllocation != "" {
-				continue
-			}
 			if err := allocationFailure(id, a); err != nil {
 				return err
 			}
@@ -136,6 +133,8 @@ func (p *Placer) watchAllocation(ctx context.Context, id api.SandboxID, jobID st
 // allocationFailure returns why a does not run any more or never did, or nil.
 func allocationFailure(id api.SandboxID, a *nomadapi.AllocationListStub) error {
 	switch {
+	case a.NextAllocation != "":
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "sandbox %s: %s", id, wasReplaced)
 	case a.ClientStatus == nomadapi.AllocClientStatusFailed:
 		return taskFailure(id, a.TaskStates[taskName], a.ClientDescription)
 	case a.ClientStatus == nomadapi.AllocClientStatusLost:
