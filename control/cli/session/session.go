@@ -62,7 +62,10 @@ func (e *SignalError) Error() string { return "ended by " + unix.SignalName(e.Si
 const interrupts = 3
 
 // Run passes input, output, signals and sizes on until the process ends, and returns how. It closes the stream.
-func (s *Session) Run(ctx context.Context) (frame.ExitBody, error) {
+func (s *Session) Run(ctx context.Context) (frame.ExitBody, error) { return s.RunThen(ctx, nil) }
+
+// RunThen is Run with a function that is called once the session has the signals and the terminal, to let go of them.
+func (s *Session) RunThen(ctx context.Context, release func()) (frame.ExitBody, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r := &runner{Session: s, cancel: cancel}
@@ -74,6 +77,12 @@ func (s *Session) Run(ctx context.Context) (frame.ExitBody, error) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, r.signals()...)
 	defer signal.Stop(signals)
+	if release != nil {
+		release()
+	}
+	if r.term != nil && s.Screen != nil {
+		r.resize() // it may have changed since the process was asked for
+	}
 
 	input, err := newInput(s.Stdin)
 	if err != nil {

@@ -13,6 +13,9 @@ import (
 // IsTerminal reports whether f is a terminal.
 func IsTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
 
+// IsTerminalFd is IsTerminal for an open descriptor.
+func IsTerminalFd(fd uintptr) bool { return term.IsTerminal(int(fd)) }
+
 // Size returns the size of the terminal f. ok is false where it is none, or has no size.
 func Size(f *os.File) (size frame.Size, ok bool) {
 	if f == nil {
