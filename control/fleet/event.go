@@ -85,11 +85,26 @@ func (m *member) put(s nodeapi.Sandbox) {
 
 func (m *member) remove(id api.SandboxID) {
 	m.f.mu.Lock()
+	if last, ok := m.sandboxes[id]; ok && last.State == nodeapi.StateStopped {
+		m.remember(last)
+	}
 	delete(m.sandboxes, id)
 	m.heard = time.Now()
 	node := m.self.ID
 	m.f.mu.Unlock()
 	m.f.cfg.OnChange(node, id)
+}
+
+// remember keeps the last report of a sandbox. Called with the lock held.
+func (m *member) remember(last nodeapi.Sandbox) {
+	if _, ok := m.ended[last.ID]; !ok {
+		m.endedIDs = append(m.endedIDs, last.ID)
+	}
+	m.ended[last.ID] = last
+	if len(m.endedIDs) > maxEnded {
+		delete(m.ended, m.endedIDs[0])
+		m.endedIDs = m.endedIDs[1:]
+	}
 }
 
 // refreshTemplates asks for the node's templates after its store changed.

@@ -21,8 +21,8 @@ import (
 // Config says how the fleet reaches its nodes. Zero values mean the defaults.
 type Config struct {
 	Directory health.Directory // required
-	// TLS returns the client's side of mutual TLS to a node, asked for each new connection loop. nil: only nodes with a
-	// unix socket can be reached.
+	// TLS returns the client's side of mutual TLS to a node, asked once for each entry of the directory: certificates that
+	// are renewed come through its GetClientCertificate. nil: only nodes with a unix socket can be reached.
 	TLS func(health.Node) (*tls.Config, error)
 	// Check refuses nodes that this version cannot work with. nil: only the version of the node's API counts.
 	Check func(nodeapi.Node) error

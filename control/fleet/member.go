@@ -13,9 +13,10 @@ import (
 
 // member is one entry of the directory, and what its node says. Fields below the mark are guarded by Fleet.mu.
 type member struct {
-	f      *Fleet
-	cancel context.CancelFunc
-	done   chan struct{}
+	f       *Fleet
+	address string // of the entry
+	cancel  context.CancelFunc
+	done    chan struct{}
 
 	// mark
 	entry     health.Node
@@ -28,12 +29,19 @@ type member struct {
 	epoch     string
 	seq       uint64
 	sandboxes map[api.SandboxID]nodeapi.Sandbox
+	ended     map[api.SandboxID]nodeapi.Sandbox // stopped ones that the node forgot, at most maxEnded
+	endedIDs  []api.SandboxID                   // oldest first
 }
+
+// maxEnded is how many last reports are kept of sandboxes that a node forgot: enough for a burst of ends between two
+// passes of the reconciler.
+const maxEnded = 4096
 
 func newMember(f *Fleet, entry health.Node) *member {
 	return &member{
-		f: f, entry: entry, done: make(chan struct{}), since: time.Now(), problem: "not reached yet",
+		f: f, address: entry.Address, entry: entry, done: make(chan struct{}), since: time.Now(), problem: "not reached yet",
 		sandboxes: map[api.SandboxID]nodeapi.Sandbox{},
+		ended:     map[api.SandboxID]nodeapi.Sandbox{},
 	}
 }
 
@@ -122,7 +130,7 @@ func cause(ctx context.Context, err error) error {
 // meet checks what the node says of itself and remembers it.
 func (m *member) meet(self nodeapi.Node) error {
 	if self.ID == "" {
-		return fmt.Errorf("the node at %s has no id", m.entry.Address)
+		return fmt.Errorf("the node at %s has no id", m.address)
 	}
 	if err := m.f.cfg.Check(self); err != nil {
 		m.f.mu.Lock()
@@ -159,7 +167,7 @@ func (m *member) connect() {
 	id := m.self.ID
 	m.f.mu.Unlock()
 	if !was {
-		m.f.log.Info("node connected", "node", id, "address", m.entry.Address)
+		m.f.log.Info("node connected", "node", id, "address", m.address)
 		m.f.cfg.OnChange(id, "")
 	}
 }
@@ -178,7 +186,7 @@ func (m *member) hangUp(problem string) {
 		client.Close()
 	}
 	if was || news {
-		m.f.log.Warn("node not connected", "node", id, "address", m.entry.Address, "problem", problem)
+		m.f.log.Warn("node not connected", "node", id, "address", m.address, "problem", problem)
 	}
 	if was {
 		m.f.cfg.OnChange(id, "")

@@ -92,6 +92,18 @@ func rank(f Found) int {
 	return 0
 }
 
+// Ended returns the last report of a sandbox that stopped on a node and was then removed there, as long as it is kept.
+func (f *Fleet) Ended(node api.NodeID, id api.SandboxID) (nodeapi.Sandbox, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.byID(node)
+	if m == nil {
+		return nodeapi.Sandbox{}, false
+	}
+	s, ok := m.ended[id]
+	return s, ok
+}
+
 // IDs returns the ids of all sandboxes in the view of any node.
 func (f *Fleet) IDs() []api.SandboxID {
 	f.mu.Lock()

@@ -109,14 +109,20 @@ func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n.mu.Lock()
-	if old, ok := n.sandboxes[req.ID]; ok {
-		defer n.mu.Unlock()
-		if old.State == nodeapi.StateStarting {
-			fail(w, errorf(http.StatusConflict, api.CodeConflict, "sandbox %s is being made", req.ID))
+	for old, ok := n.sandboxes[req.ID]; ok; old, ok = n.sandboxes[req.ID] {
+		if old.State != nodeapi.StateStarting {
+			defer n.mu.Unlock()
+			answer(w, old.Sandbox)
 			return
 		}
-		answer(w, old.Sandbox)
-		return
+		changed := n.changed // another call makes it
+		n.mu.Unlock()
+		select {
+		case <-r.Context().Done():
+			return
+		case <-changed:
+		}
+		n.mu.Lock()
 	}
 	if _, ok := n.template(req.Template); !ok {
 		defer n.mu.Unlock()
