@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -20,7 +20,9 @@ type guestClient interface {
 	Start(ctx context.Context, s guest.Start) (guest.ProcessInfo, error)
 	Signal(ctx context.Context, r guest.SignalRequest) error
 	Stdin(ctx context.Context, r guest.StdinRequest) error
-	Resize(ctx context.Context, r guest.ResizeRequest) error
+	StartAttached(ctx context.Context, s guest.Start) (*guest.Stream, error)
+	Attach(ctx context.Context, a guest.Attach) (*guest.Stream, error)
+	Resize(ctx context.Context, pid guest.ProcessID, size frame.Size) error
 	List(ctx context.Context) ([]guest.ProcessInfo, error)
 	Open(ctx context.Context, r guest.FileRequest) (*os.File, guest.FileInfo, error)
 	Stat(ctx context.Context, r guest.FileRequest) (guest.FileInfo, error)
@@ -40,13 +42,14 @@ type box struct {
 	stopped  chan struct{} // it has ended; rec.Sandbox.Exit says how
 	released chan struct{} // nothing of it is left on the machine
 	removed  chan struct{} // the record is gone
-	abort    context.CancelFunc // ends a creation that is under way
+	lease    *lease        // on its template, until released; nil where the template is gone or not needed any more
 
 	mu       sync.Mutex
+	abort    context.CancelFunc // ends a creation that is under way
 	rec      record
 	err      error // of the creation
 	inst     instance
-	deleting bool // the record goes with the sandbox: writing it once more is not worth it
+	deleting bool          // the record goes with the sandbox: writing it once more is not worth it
 	pumped   chan struct{} // closed when the log pump has ended; nil where there is none
 }
 
@@ -95,21 +98,7 @@ func (n *Node) guest(id api.SandboxID) (guestClient, *box, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return n.newGuest(inst.Socket()), b, nil
-}
-
-// dial opens a raw conversation with the PID 1 of a running sandbox.
-func (n *Node) dial(ctx context.Context, b *box) (*net.UnixConn, error) {
-	inst, err := b.running()
-	if err != nil {
-		return nil, err
-	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", inst.Socket())
-	if err != nil {
-		return nil, guestGone(b, err)
-	}
-	return conn.(*net.UnixConn), nil //nolint:forcetypeassert // network "unix"
+	return inst.Guest(), b, nil
 }
 
 // Get returns one sandbox.

@@ -42,12 +42,12 @@ func (n *Node) Create(ctx context.Context, req nodeapi.CreateRequest) (sb nodeap
 		return nodeapi.Sandbox{}, false, err
 	}
 	for {
-		b, t, mine, err := n.claim(req, hash, start)
+		b, mine, err := n.claim(req, hash, start)
 		if err != nil {
 			return nodeapi.Sandbox{}, false, err
 		}
 		if mine {
-			sb, err := n.start(ctx, b, req, t)
+			sb, err := n.start(ctx, b, req)
 			return sb, true, err
 		}
 		sb, err := n.join(ctx, b, hash)
@@ -71,47 +71,56 @@ func requestHash(req nodeapi.CreateRequest) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// claim enters a sandbox in the table and takes its range of ids, or returns the one that has the id already.
-func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *box, t template, mine bool, err error) {
+// claim enters a sandbox in the table and takes its template and its range of ids, or returns the one that has the id
+// already.
+func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *box, mine bool, err error) {
 	if b, err := n.box(req.ID); err == nil {
-		return b, t, false, nil
+		return b, false, nil
 	}
 	if err := checkDeadline(req.Deadline, now); err != nil {
-		return nil, t, false, err
+		return nil, false, err
+	}
+	if err := checkLogTargets(req.Logs); err != nil {
+		return nil, false, err
 	}
 	if err := n.admits(); err != nil {
-		return nil, t, false, err
+		return nil, false, err
 	}
-	n.templateMu.RLock() // until the table says that the template is in use
-	defer n.templateMu.RUnlock()
-	if t, err = n.templates.Lookup(req.Template); err != nil {
-		return nil, t, false, err
+	l, err := n.templates.Acquire(req.Template)
+	if err != nil {
+		return nil, false, err
 	}
+	defer func() {
+		if !mine {
+			l.Release()
+		}
+	}()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if b, ok := n.boxes[req.ID]; ok {
-		return b, t, false, nil
+		return b, false, nil
 	}
 	if n.live >= n.cfg.MaxSandboxes {
-		return nil, t, false, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "this node runs %d sandboxes, its limit", n.live)
+		return nil, false, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "this node runs %d sandboxes, its limit", n.live)
 	}
 	base, err := n.ids.take()
 	if err != nil {
-		return nil, t, false, err
+		return nil, false, err
 	}
 	user := req.User
-	set(&user, t.User)
+	set(&user, l.User)
 	b = newBox(record{
 		Request: hash, IDBase: base, Logs: req.Logs,
 		Sandbox: nodeapi.Sandbox{
-			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: t.Digest, Hostname: req.Hostname,
+			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
 			Limits: req.Limits, User: user, Profile: req.Profile, Deadline: req.Deadline, Owner: req.Owner,
 			Metadata: req.Metadata, CreatedAt: now.UTC().Round(0),
 		},
 	})
+	b.lease = l
 	n.boxes[req.ID] = b
 	n.live++
-	return b, t, true, nil
+	return b, true, nil
 }
 
 // join returns the sandbox that an earlier, equal request makes or has made.
@@ -130,7 +139,7 @@ func (n *Node) join(ctx context.Context, b *box, hash string) (nodeapi.Sandbox, 
 }
 
 // start makes the sandbox of a claimed box.
-func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest, t template) (nodeapi.Sandbox, error) {
+func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (nodeapi.Sandbox, error) {
 	caller := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -145,7 +154,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest, t t
 		cancel()
 	}
 
-	inst, err := n.runtime.Create(ctx, n.sandboxConfig(b, req, t))
+	inst, err := n.runtime.Create(ctx, n.sandboxConfig(b, req))
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
@@ -179,8 +188,8 @@ func (n *Node) adopt(b *box) {
 	n.deadlines.set(b.id, b.rec.Sandbox.Deadline)
 	if b.rec.Logs != nil && b.rec.Sandbox.Main != 0 {
 		b.pumped = make(chan struct{})
-		socket, main, targets := b.inst.Socket(), b.rec.Sandbox.Main, *b.rec.Logs
-		n.wg.Go(func() { n.pump(b, socket, main, targets) })
+		g, main, targets := b.inst.Guest(), b.rec.Sandbox.Main, *b.rec.Logs
+		n.wg.Go(func() { n.pump(b, g, main, targets) })
 	}
 	n.wg.Go(func() { n.watch(b) })
 }
@@ -213,6 +222,7 @@ func (n *Node) fail(caller, ctx context.Context, b *box, inst instance, err erro
 		n.log.Error("sandbox that did not start cannot be removed yet", "sandbox", b.id, "error", undo)
 		n.needSweep(b.rec.IDBase)
 	}
+	b.lease.Release()
 	n.forget(b)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -237,7 +247,8 @@ func (n *Node) forget(b *box) {
 	}
 }
 
-func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest, t template) sandbox.Config {
+func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
+	t := b.lease
 	env := slices.Clone(t.Env)
 	for k, v := range req.Env {
 		env = append(env, k+"="+v)
@@ -245,6 +256,11 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest, t template) sand
 	slices.Sort(env[len(t.Env):]) // later entries win, so the request's stay behind the template's
 	cwd := req.Cwd
 	set(&cwd, t.Cwd)
+	if req.Main != nil && req.Logs != nil {
+		main := *req.Main
+		main.Attach = true // PID 1 waits with the end until the log pump has everything
+		req.Main = &main
+	}
 	return sandbox.Config{
 		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits),
 		Boot: guest.Boot{

@@ -11,6 +11,8 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/unpack"
 )
 
 // apiError is the one place where errors become answers of the API. Whoever speaks to a node is trusted (root, or a
@@ -30,9 +32,17 @@ func apiError(err error) *api.Error {
 		return g
 	case errors.As(err, &tooLong):
 		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "the body is larger than %d bytes", tooLong.Limit)
+	case errors.Is(err, store.ErrNotFound):
+		return api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "%v", err)
+	case errors.Is(err, store.ErrInUse):
+		return api.Errorf(http.StatusConflict, api.CodeConflict, "%v", err)
+	case errors.Is(err, store.ErrInvalid):
+		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%v", err)
+	case errors.Is(err, unpack.ErrLimit):
+		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "%v", err)
 	case errors.Is(err, errNoIDRange):
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "%v", err)
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unpack.ErrNoSpace), errors.Is(err, unix.EDQUOT):
 		return api.Errorf(http.StatusInsufficientStorage, api.CodeNoSpace, "%v", err)
 	case errors.Is(err, cgroup.ErrUnsupported):
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "%v", err)

@@ -19,10 +19,10 @@ type hub struct {
 	epoch string
 
 	mu   sync.Mutex
-	seq  uint64                // number of the newest event; the first is 1
-	ring [historyLen][]byte    // encoded events; event n is at n % historyLen
-	news chan struct{}         // closed and replaced with every event
-	now  func() time.Time      // time.Now, except in tests
+	seq  uint64                   // number of the newest event; the first is 1
+	ring [historyLen][]byte       // encoded events; event n is at n % historyLen
+	news chan struct{}            // closed and replaced with every event
+	now  func() time.Time         // time.Now, except in tests
 	snap func() []nodeapi.Sandbox // all that exist; must not call the hub
 }
 

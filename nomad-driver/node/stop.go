@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +90,7 @@ func (n *Node) end(inst instance, intent stopIntent) {
 	if grace := time.Until(intent.KillAt); grace > 0 {
 		ctx, cancel := context.WithTimeout(n.ctx, grace)
 		// Its PID 1 could be stopped or broken; then only the clock counts.
-		if err := n.newGuest(inst.Socket()).Shutdown(ctx, guest.ShutdownParams{Signal: intent.Signal, Grace: grace}); err != nil && ctx.Err() == nil {
+		if err := inst.Guest().Shutdown(ctx, guest.ShutdownParams{Signal: intent.Signal, Grace: grace}); err != nil && ctx.Err() == nil {
 			n.log.Debug("sandbox was not asked to end", "sandbox", inst.Ref().ID, "error", err)
 		}
 		select {
@@ -167,9 +166,12 @@ func (n *Node) release(b *box) {
 			return // the next daemon goes on
 		}
 		n.log.Error("sandbox cannot be removed yet", "sandbox", b.id, "error", err)
-		waitFor(n.ctx, nil, wait)
+		sleep(n.ctx, wait)
 	}
 	n.ids.free(b.rec.IDBase)
+	if b.lease != nil {
+		b.lease.Release()
+	}
 	n.forgetOffsets(b.id)
 	b.mu.Lock()
 	b.rec.Released = true
@@ -285,5 +287,3 @@ func waitFor(ctx context.Context, ch <-chan struct{}, d time.Duration) bool {
 		return false
 	}
 }
-
-var errStopped = errors.New("the node has stopped")

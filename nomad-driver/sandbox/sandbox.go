@@ -8,6 +8,11 @@
 package sandbox
 
 import (
+	"context"
+	"os"
+	"sync"
+	"sync/atomic"
+
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -79,4 +84,84 @@ type Exit struct {
 	OOM bool
 	// Rebooted tells that the machine restarted under the sandbox.
 	Rebooted bool
+}
+
+// Sandbox is one sandbox, running or ended. Its methods may be called from any goroutine.
+type Sandbox struct {
+	ref   Ref
+	at    layout
+	group *cgroup.Group
+	guest *guest.Client
+	steps []guest.Step
+	main  guest.ProcessID
+	pidfd *os.File // nil where it had ended already when it was opened
+
+	done    chan struct{}
+	exit    Exit          // set before done is closed
+	watched chan struct{} // closed when the watching goroutine has ended
+	frozen  atomic.Bool
+
+	releasing sync.Mutex
+	released  bool
+}
+
+func newSandbox(ref Ref, group *cgroup.Group) *Sandbox {
+	at := paths(ref.RunDir, ref.StateDir, ref.ID)
+	return &Sandbox{
+		ref: ref, at: at, group: group, guest: guest.NewClient(at.socket),
+		done: make(chan struct{}), watched: make(chan struct{}),
+	}
+}
+
+// Ref returns what Open needs.
+func (s *Sandbox) Ref() Ref { return s.ref }
+
+// Guest returns the client of its PID 1.
+func (s *Sandbox) Guest() *guest.Client { return s.guest }
+
+// Steps returns how long each step of Create took, those of PID 1 included ("boot.…"; the step "init" is the time that
+// Create waited for them); nil after Open.
+func (s *Sandbox) Steps() []guest.Step { return s.steps }
+
+// Main returns the pid, inside, of Boot.Main; 0 where there is none or after Open (ask Guest().Info).
+func (s *Sandbox) Main() guest.ProcessID { return s.main }
+
+// Done is closed when PID 1 is gone and with it every process of the sandbox.
+func (s *Sandbox) Done() <-chan struct{} { return s.done }
+
+// Exit says how it ended. Call it after Done; before, it is the zero Exit.
+func (s *Sandbox) Exit() Exit {
+	select {
+	case <-s.done:
+		return s.exit
+	default:
+		return Exit{}
+	}
+}
+
+// Stats reads the counters of its group.
+func (s *Sandbox) Stats() (cgroup.Stats, error) { return s.group.Stats() }
+
+// SetLimits changes the limits of CPU, memory and processes. Zero values leave what is set; the others do not change in a
+// running sandbox.
+func (s *Sandbox) SetLimits(l Limits) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	return s.group.SetLimits(l.group())
+}
+
+// Freeze stops every process of it until Thaw, Kill or Release, and returns once all have stopped.
+func (s *Sandbox) Freeze(ctx context.Context) error {
+	s.frozen.Store(true)
+	return s.group.Freeze(ctx)
+}
+
+// Thaw lets a frozen sandbox go on.
+func (s *Sandbox) Thaw(ctx context.Context) error {
+	if err := s.group.Thaw(ctx); err != nil {
+		return err
+	}
+	s.frozen.Store(false)
+	return nil
 }
