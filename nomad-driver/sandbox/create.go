@@ -136,7 +136,7 @@ func (b *builder) makeDirs() error {
 		return err
 	}
 	b.made.run = true
-	return os.Mkdir(b.at.mount, 0o755)
+	return nil
 }
 
 // mkdirNew makes a directory for the node alone, and its parent where that is missing.
@@ -183,7 +183,7 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, b.at.mount, entry.Tasks, dir, Capabilities)
+	b.child, err = forkInit(b.init, b.at.run, entry.Tasks, dir, Capabilities)
 	return errors.Join(err, entry.Close())
 }
 
@@ -235,7 +235,7 @@ func (b *builder) mountRoot(userns *os.File) (root *os.File, err error) {
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
 	return rootfs.NewOverlay(rootfs.Overlay{
-		Lower: lower, Upper: upper, Work: work, NoSUID: b.c.Boot.Profile == ProfileStrict, Attach: b.at.mount,
+		Lower: lower, Upper: upper, Work: work, NoSUID: b.c.Boot.Profile == ProfileStrict, Attach: b.at.run,
 	})
 }
 

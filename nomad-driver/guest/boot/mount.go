@@ -29,6 +29,10 @@ func (m *mounter) attachRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if m.boot.MountPoint == "." {
+		// Not the name: looking it up takes the right to search a directory that is the node's alone.
+		return move(m.root, unix.AT_FDCWD, "")
+	}
 	return move(m.root, unix.AT_FDCWD, m.boot.MountPoint)
 }
 
