@@ -175,7 +175,7 @@ func (s *EventStream) Close() error { return s.body.Close() }
 func (o ListOptions) query() url.Values {
 	q := url.Values{}
 	for k, v := range o.Metadata {
-		q.Add("metadata", url.QueryEscape(k)+"="+url.QueryEscape(v))
+		q.Add("metadata", url.QueryEscape(url.PathEscape(k))+"="+url.QueryEscape(url.PathEscape(v))) // decoded twice, as the contract has it
 	}
 	if len(o.States) > 0 {
 		q.Set("state", strings.Join(o.States, ","))
