@@ -145,24 +145,57 @@ func (q *ProjectQuota) Usage(dir string) (Usage, error) {
 // Release frees the project. What is left in the folder keeps the project's number and no limit.
 func (q *ProjectQuota) Release(dir string) error {
 	f, id, err := q.open(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		// The folder is gone; the quota entry of its project may not be. Its parent is on the same file system.
-		if f, err = os.Open(filepath.Dir(dir)); err != nil {
-			return nil //nolint:nilerr // no folder, no file system to ask
-		}
-		if id, err = projectID(dir); err != nil {
-			return errors.Join(err, f.Close())
-		}
-	} else if errors.Is(err, ErrNotPrepared) {
+	switch {
+	case errors.Is(err, ErrNotPrepared):
 		return nil
-	} else if err != nil {
+	case errors.Is(err, os.ErrNotExist):
+		return q.releaseGone(dir)
+	case err != nil:
 		return err
 	}
 	defer f.Close()
-	if err := setQuota(f, id, Limits{}); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+	if err := endQuota(f, id); err != nil {
+		return fmt.Errorf("end disk limit of %s: %w", dir, err)
+	}
+	attr, err := getXattr(f)
+	if err == nil {
+		attr.ProjID = 0
+		attr.XFlags &^= projInherit
+		err = setXattr(f, attr)
+	}
+	if err != nil {
+		return fmt.Errorf("project of %s: %w", dir, err)
+	}
+	return nil
+}
+
+// releaseGone frees the project of a folder that was deleted before its limit was. Its parent is on the same file system;
+// where that is gone too, there is nothing to ask.
+func (*ProjectQuota) releaseGone(dir string) error {
+	f, err := os.Open(filepath.Dir(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	id, err := projectID(dir)
+	if err != nil {
+		return err
+	}
+	if err := endQuota(f, id); err != nil {
 		return fmt.Errorf("end disk limit of %s: %w", dir, err)
 	}
 	return nil
+}
+
+func endQuota(f *os.File, id uint32) error {
+	err := setQuota(f, id, Limits{})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) { // no entry, or no quotas at all
+		return nil
+	}
+	return err
 }
 
 // open returns a prepared folder and its project.
