@@ -30,18 +30,20 @@ func (s source) targets() []Target {
 
 func TestSampler_keepsAWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		box := &Counters{MemoryBytes: 1}
-		src := source{"a": box}
-		s, err := New(Config{Interval: time.Second, Window: 5 * time.Second, Targets: src.targets})
+		start := time.Now()
+		targets := func() []Target {
+			return []Target{{ID: "a", Read: func() (Counters, error) {
+				return Counters{MemoryBytes: uint64(time.Since(start) / time.Second)}, nil
+			}}}
+		}
+		s, err := New(Config{Interval: time.Second, Window: 5 * time.Second, Targets: targets})
 		must.NoError(t, err)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); s.Run(ctx) }()
-		start := time.Now()
 		for range 12 {
 			time.Sleep(time.Second) // virtual time
 			synctest.Wait()
-			box.MemoryBytes++
 		}
 		all := s.Between("a", time.Time{}, time.Time{})
 		must.SliceLen(t, 5, all)
