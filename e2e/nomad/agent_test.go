@@ -15,7 +15,11 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/e2e/binaries"
+	"github.com/soulbox-dev/soulbox/e2e/host"
+	"github.com/soulbox-dev/soulbox/e2e/stack"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
 )
 
 // agent is a real Nomad agent, server and client in one, with the driver as its plugin.
@@ -87,12 +91,40 @@ plugin "nomad-driver-soulbox" {
   config {
     socket    = %q
     node_log  = %q
-    node_args = ["-state-dir", %q, "-run-dir", %q, "-init", %q, "-listen", ""]
+    node_args = ["-state-dir", %q, "-run-dir", %q, "-init", %q, "-cgroup-parent", %q, "-id-range-base", "%d"]
   }
 }
 `, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), ports[0], ports[1], ports[2],
 		a.socket, filepath.Join(a.dir, "node.log"), filepath.Join(a.dir, "node"), filepath.Join(a.dir, "run"),
-		filepath.Join(a.dir, "soulbox-init"))
+		filepath.Join(a.dir, "soulbox-init"), filepath.Base(a.dir), 1<<29)
+}
+
+// host is what the node may leave behind.
+func (a *agent) host() host.Node {
+	return host.Node{StateDir: filepath.Join(a.dir, "node"), RunDir: filepath.Join(a.dir, "run"), CgroupParent: filepath.Base(a.dir)}
+}
+
+// importBase puts the template base into the node's store.
+func (a *agent) importBase(t *testing.T) {
+	t.Helper()
+	tar, err := base.Build(t.Context(), base.Options{})
+	must.NoError(t, err)
+	f, err := os.Open(tar)
+	must.NoError(t, err)
+	defer f.Close()
+	_, err = nodeapi.NewUnix(a.socket).ImportTemplate(t.Context(), "base", f)
+	must.NoError(t, err)
+}
+
+// binary returns the path of one of our programs, or of Nomad.
+func binary(t *testing.T, name string) string {
+	t.Helper()
+	if name == "nomad" {
+		path, err := stack.Find(name)
+		must.NoError(t, err)
+		return path
+	}
+	return filepath.Join(binaries.Dir(t), name)
 }
 
 // start launches the agent, again after a kill.

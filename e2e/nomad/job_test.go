@@ -22,7 +22,6 @@ const jobFile = "../../jobs/sandbox.nomad.hcl"
 
 // TestJob_doesAllThatNomadUsersExpect walks one sandbox through every command that a user of Nomad has for a task.
 func TestJob_doesAllThatNomadUsersExpect(t *testing.T) {
-	host := watchHost(t)
 	a := startAgent(t)
 	a.cli(t, "job", "run", "-detach", jobFile)
 	alloc := a.alloc(t, "sandbox", "running")
@@ -102,7 +101,7 @@ func TestJob_doesAllThatNomadUsersExpect(t *testing.T) {
 			}
 			return nil
 		})
-		host.nothingLeft(t)
+		a.host().NothingLeft(t)
 	})
 }
 
@@ -160,7 +159,6 @@ func (s *screen) has(text string) func() error {
 
 // TestTask_endsAreToldApart runs tasks that end in every way, and reads what Nomad was told.
 func TestTask_endsAreToldApart(t *testing.T) {
-	host := watchHost(t)
 	a := startAgent(t)
 	for _, tc := range []struct {
 		name    string
@@ -198,7 +196,7 @@ func TestTask_endsAreToldApart(t *testing.T) {
 		}
 		return nil
 	})
-	host.nothingLeft(t)
+	a.host().NothingLeft(t)
 }
 
 func command(argv ...string) map[string]any {

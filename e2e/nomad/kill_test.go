@@ -17,7 +17,6 @@ import (
 // TestKill_losesNothing kills each part alone, as a crash would, while a sandbox runs: the sandbox goes on, is not made a
 // second time, and still answers to Nomad afterwards.
 func TestKill_losesNothing(t *testing.T) {
-	host := watchHost(t)
 	a := startAgent(t)
 	a.cli(t, "job", "run", "-detach", jobFile)
 	alloc := a.alloc(t, "sandbox", "running")
@@ -82,7 +81,7 @@ func TestKill_losesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	host.nothingLeft(t)
+	a.host().NothingLeft(t)
 }
 
 // pluginPID finds the plugin's process: the agent's plugin binary without the word node.
