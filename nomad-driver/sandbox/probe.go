@@ -100,7 +100,9 @@ func (p *prober) namespaces(stateDir string, init *InitBinary) (err error) {
 	if err != nil {
 		return nil //nolint:nilerr // said above
 	}
-	defer func() { err = errors.Join(err, reap(p.ctx, b.child), closeQuietly(b.child.boot), closeQuietly(b.child.status)) }()
+	defer func() {
+		err = errors.Join(err, reap(p.ctx, b.child), closeQuietly(b.child.boot), closeQuietly(b.child.status))
+	}()
 	userns, err := b.mapIDs()
 	p.add("user_namespace_map", "the right to map other users' ids", true, err)
 	if err != nil {
