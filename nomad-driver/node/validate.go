@@ -258,6 +258,7 @@ func checkWord(field, s string, limit int) error {
 
 func (n *Node) checkLimits(l *nodeapi.Limits) error {
 	d := n.defaults
+	set(&l.MemoryBytes, d.MemoryBytes) // first: the size of /tmp follows from it
 	for _, f := range []struct {
 		name     string
 		v        *int64
