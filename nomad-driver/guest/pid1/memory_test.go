@@ -34,6 +34,8 @@ func TestMemory_idle(t *testing.T) {
 		all(t, g.sh("head -c 300000 /dev/zero"))
 	}
 	busy := privateKiB(t, g.cmd.Process.Pid)
-	until(t, "memory is given back", func() bool { return privateKiB(t, g.cmd.Process.Pid) < begin+(keptOutput+8*guest.RingBytes+(2<<20))/1024 })
+	until(t, "memory is given back", func() bool {
+		return privateKiB(t, g.cmd.Process.Pid) < begin+(keptOutput+8*guest.RingBytes+(2<<20))/1024
+	})
 	t.Logf("at first %d KiB, after 50 processes %d KiB, idle %d KiB", begin, busy, privateKiB(t, g.cmd.Process.Pid))
 }
