@@ -308,11 +308,14 @@ func (b *builder) awaitReply(ctx context.Context) (guest.BootReply, error) {
 
 // whyDied adds to err, which came from talking to the child, what the child itself left of its end.
 func (b *builder) whyDied(err error) error {
-	if err := b.child.status.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
+	if derr := b.child.status.SetReadDeadline(time.Now().Add(time.Second)); derr != nil {
+		return errors.Join(err, derr)
 	}
 	var buf [8]byte
 	if _, rerr := io.ReadFull(b.child.status, buf[:]); rerr != nil {
+		if b.group == nil {
+			return err
+		}
 		if oom, oerr := b.group.OOMKills(); oerr == nil && oom > 0 {
 			return fmt.Errorf("init was killed: the memory limit of %d bytes is too small to start: %w", b.c.Limits.MemoryBytes, err)
 		}
