@@ -104,10 +104,44 @@ func TestLimits_stopAForkBomb(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	if _, err := s.Guest().Info(t.Context()); err != nil {
+		t.Errorf("PID 1 did not survive the bomb: %v", err)
+	}
 	start := time.Now()
 	sandboxtest.Release(t, s)
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("release took %v", d)
+	}
+}
+
+func TestLimits_smallestWork(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	c := h.Config()
+	c.Limits = sandbox.Limits{CPUMillis: 100, PIDs: sandbox.MinPIDs, MemoryBytes: sandbox.MinMemoryBytes, TmpBytes: 4096, NoFile: 64}
+	s := h.Create(t, c)
+	if got := sandboxtest.Shell(t, s, "", "echo $((6*7))"); got != "42\n" {
+		t.Errorf("it says %q", got)
+	}
+}
+
+// TestCreate_holdsNothingOfTheHost looks at PID 1's descriptors from outside: the exit record is the one file of the host.
+func TestCreate_holdsNothingOfTheHost(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	s := h.Create(t, h.Config())
+	dir := fmt.Sprintf("/proc/%d/fd", s.Ref().PID)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		link, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err != nil {
+			continue // closed meanwhile
+		}
+		inside := link == "/dev/null" || strings.HasPrefix(link, "socket:") || strings.HasPrefix(link, "anon_inode:") || strings.HasPrefix(link, "pipe:")
+		if !inside && link != filepath.Join(h.RunDir, string(s.Ref().ID), "exit") && link != "/exit" {
+			t.Errorf("descriptor %s is %s", fd.Name(), link)
+		}
 	}
 }
 
