@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -228,6 +229,50 @@ func TestCreate_twoHundredLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		sandboxtest.Release(t, s)
+	}
+}
+
+func TestCreate_manyAtATime(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	var g sync.WaitGroup
+	for range 8 {
+		g.Go(func() {
+			for range 5 {
+				s, err := sandbox.Create(t.Context(), h.Config())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if out, err := sandboxtest.Exec(t.Context(), s, guest.Start{Argv: []string{"/bin/true"}}); err != nil || out.Exit.Code != 0 {
+					t.Errorf("exec: %+v, %v", out, err)
+				}
+				sandboxtest.Release(t, s)
+			}
+		})
+	}
+	g.Wait()
+}
+
+// TestCreate_existingIDIsLeftAlone creates the same id twice: the second must fail and not touch the first.
+func TestCreate_existingIDIsLeftAlone(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	c := h.Config()
+	s := h.Create(t, c)
+	if _, err := sandbox.Create(t.Context(), c); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a second one: %v", err)
+	}
+	if got := sandboxtest.Shell(t, s, "", "echo alive"); got != "alive\n" {
+		t.Errorf("the first says %q", got)
+	}
+}
+
+func TestCreate_endsWithItsContext(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("no longer wanted")
+	cancel(cause)
+	if _, err := sandbox.Create(ctx, h.Config()); !errors.Is(err, cause) {
+		t.Errorf("error %v", err)
 	}
 }
 
