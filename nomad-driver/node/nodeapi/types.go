@@ -12,8 +12,25 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
 
-// Version is the version of the node's API. A client asks for it with the header SoulBox-Node-API.
-const Version = 1
+// Version is the version of the node's API. A client asks for it with the header VersionHeader; a node answers a version
+// that it does not serve with 400 and api.CodeVersion. A request without the header gets the node's own version.
+const (
+	Version       = 1
+	VersionHeader = "SoulBox-Node-API"
+)
+
+// UpgradeProtocol is the protocol that exec and attach upgrade to.
+const UpgradeProtocol = "soulbox-frames/1"
+
+// Headers and trailers of file and archive bodies.
+const (
+	// FileHeader carries the guest.FileInfo of a file body: base64 of its JSON.
+	FileHeader = "SoulBox-File"
+	// ErrorTrailer carries the JSON of an api.Error that broke a body after its status was sent.
+	ErrorTrailer = "SoulBox-Error"
+	// OffsetHeader carries the offset, in bytes of the stream, of the first byte of a log body.
+	OffsetHeader = "SoulBox-Offset"
+)
 
 // State of a sandbox on a node.
 type State string
@@ -137,6 +154,7 @@ type Stats struct {
 type Probe struct {
 	Name   string `json:"name"` // snake_case
 	OK     bool   `json:"ok"`
+	Value  string `json:"value,omitempty"`  // what was found, where that is more than yes: an ABI, a mode, a version
 	Reason string `json:"reason,omitempty"` // why not, and the minimum version
 	Needed bool   `json:"needed"`           // without it no sandbox can start
 }
@@ -232,4 +250,36 @@ type ResizeRequest struct {
 // DeadlineRequest is PUT /v1/sandboxes/{id}/deadline. Zero removes the deadline.
 type DeadlineRequest struct {
 	Deadline time.Time `json:"deadline,omitzero"`
+}
+
+// HealthReply is the answer of GET /v1/sandboxes/{id}/health: one round trip to PID 1 of the sandbox.
+type HealthReply struct {
+	ID          api.SandboxID `json:"id"`
+	Healthy     bool          `json:"healthy"`
+	Reason      string        `json:"reason,omitempty"` // why it is not
+	State       State         `json:"state"`
+	Uptime      time.Duration `json:"uptime"`       // nanoseconds since it was running
+	InitVersion string        `json:"init_version"` // SoulBox version of its PID 1
+	RoundTrip   time.Duration `json:"round_trip"`   // nanoseconds to PID 1 and back
+	Processes   int           `json:"processes"`    // processes running that PID 1 started
+}
+
+// Stream of main's output.
+const (
+	StreamStdout = "stdout" // terminal output counts here
+	StreamStderr = "stderr"
+)
+
+// LogOptions choose what GET /v1/sandboxes/{id}/logs sends of the main process's output.
+type LogOptions struct {
+	Stream string // StreamStdout (default) or StreamStderr
+	Offset int64  // first byte wanted; what left PID 1's ring is skipped, OffsetHeader tells
+	Follow bool   // stay until the process ends
+	Tail   int64  // where positive: only the last so many bytes that exist, Offset does not count
+}
+
+// FileOptions say as whom, and how, files are read and written.
+type FileOptions struct {
+	User string // of the sandbox; empty is its default user
+	Mode uint32 // permission bits of a written file; 0 keeps those of a file that exists, else 0644
 }

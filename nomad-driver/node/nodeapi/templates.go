@@ -1,0 +1,37 @@
+package nodeapi
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+)
+
+// Templates lists the templates of the node's store by name.
+func (c *Client) Templates(ctx context.Context) ([]Template, error) {
+	var t []Template
+	return t, c.call(ctx, http.MethodGet, "/v1/templates", nil, nil, &t)
+}
+
+// Template returns one template by name or digest, or an error with status 404.
+func (c *Client) Template(ctx context.Context, nameOrDigest string) (Template, error) {
+	var t Template
+	return t, c.call(ctx, http.MethodGet, "/v1/templates/"+url.PathEscape(nameOrDigest), nil, nil, &t)
+}
+
+// ImportTemplate stores the root file system in the tar stream r under name, in place of one that had it. Sandboxes that
+// run keep theirs.
+func (c *Client) ImportTemplate(ctx context.Context, name string, r io.Reader) (Template, error) {
+	var t Template
+	return t, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), nil, r, "application/x-tar", &t)
+}
+
+// ExportTemplate opens a template as a tar stream. The caller closes it.
+func (c *Client) ExportTemplate(ctx context.Context, nameOrDigest string) (io.ReadCloser, error) {
+	return c.download(ctx, "/v1/templates/"+url.PathEscape(nameOrDigest)+"/export", nil)
+}
+
+// RemoveTemplate removes a name from the store. Its content goes with its last name and its last sandbox.
+func (c *Client) RemoveTemplate(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)
+}
