@@ -35,3 +35,43 @@ type API interface {
 	// NodeFor returns the client of the node that runs the sandbox, for exec, files and events.
 	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 }
+
+// Service implements API on the seams of its Config. It is safe for concurrent use and has no goroutines of its own.
+type Service struct {
+	cfg   Config
+	locks locks
+}
+
+var _ API = (*Service)(nil)
+
+// New returns a service.
+func New(cfg Config) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg}, nil
+}
+
+// MaxLifetime returns the longest time that a sandbox may exist.
+func (s *Service) MaxLifetime() time.Duration { return s.cfg.MaxLifetime }
+
+// sandbox returns a tenant's sandbox. That of another tenant is not found.
+func (s *Service) sandbox(tenant string, id api.SandboxID) (state.Sandbox, error) {
+	sb, err := s.cfg.State.Sandbox(id)
+	if err != nil {
+		return state.Sandbox{}, stateError(id, err)
+	}
+	if sb.Tenant != tenant {
+		return state.Sandbox{}, notFound(id)
+	}
+	return sb, nil
+}
+
+// live is sandbox for changes: one that has ended is not found either.
+func (s *Service) live(tenant string, id api.SandboxID) (state.Sandbox, error) {
+	sb, err := s.sandbox(tenant, id)
+	if err == nil && sb.State.Ended() {
+		return state.Sandbox{}, notFound(id)
+	}
+	return sb, err
+}

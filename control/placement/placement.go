@@ -12,6 +12,9 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
+// OwnerKind is the owner (nodeapi.Owner.Kind) of the sandboxes that the control service makes, whatever places them.
+const OwnerKind = "control"
+
 // Request asks for a sandbox somewhere.
 type Request struct {
 	Tenant string

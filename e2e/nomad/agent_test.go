@@ -17,9 +17,9 @@ import (
 
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/e2e/host"
-	"github.com/soulbox-dev/soulbox/e2e/stack"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
+	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
 // agent is a real Nomad agent, server and client in one, with the driver as its plugin.
@@ -45,11 +45,8 @@ func startAgent(t *testing.T) *agent {
 	for _, sub := range []string{"plugins", "run", "data", "node"} {
 		must.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o700))
 	}
-	for _, bin := range []string{"nomad-driver-soulbox", "soulbox-init"} {
-		must.NoError(t, os.Symlink(binary(t, bin), filepath.Join(dir, bin)))
-	}
 	must.NoError(t, os.Symlink(binary(t, "nomad-driver-soulbox"), filepath.Join(dir, "plugins", "nomad-driver-soulbox")))
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad.hcl"), []byte(a.config(ports)), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad.hcl"), []byte(a.config(t, ports)), 0o600))
 	a.api, err = nomadapi.NewClient(&nomadapi.Config{Address: "http://" + a.http})
 	must.NoError(t, err)
 	a.start(t)
@@ -59,7 +56,8 @@ func startAgent(t *testing.T) *agent {
 	return a
 }
 
-func (a *agent) config(ports []int) string {
+func (a *agent) config(t *testing.T, ports []int) string {
+	t.Helper()
 	return fmt.Sprintf(`
 data_dir   = %q
 plugin_dir = %q
@@ -96,7 +94,7 @@ plugin "nomad-driver-soulbox" {
 }
 `, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), ports[0], ports[1], ports[2],
 		a.socket, filepath.Join(a.dir, "node.log"), filepath.Join(a.dir, "node"), filepath.Join(a.dir, "run"),
-		filepath.Join(a.dir, "soulbox-init"), filepath.Base(a.dir), 1<<29)
+		binary(t, "soulbox-init"), filepath.Base(a.dir), 1<<29)
 }
 
 // host is what the node may leave behind.
