@@ -44,12 +44,13 @@ type Authenticator interface {
 	Verify(key string) (auth.Identity, error)
 }
 
-// Templates is what the server needs of the templates. Errors are as those of Lifecycle.
+// Templates is what the server needs of the templates; template.Service is one. Errors are as those of Lifecycle.
 type Templates interface {
 	// Import stores the root file system in the tar stream r under name, in place of one that had it. source is for people.
-	Import(ctx context.Context, caller auth.Identity, name, source string, r io.Reader) (state.Template, error)
-	List(ctx context.Context, tenant string) ([]state.Template, error)
-	Get(ctx context.Context, tenant, nameOrDigest string) (state.Template, error)
+	Import(ctx context.Context, tenant, name, source string, r io.Reader) (state.Template, error)
+	List(tenant string) ([]state.Template, error)
+	// Resolve returns what a name or digest stands for.
+	Resolve(ctx context.Context, tenant, name string) (state.Template, error)
 	Delete(ctx context.Context, tenant, name string) error
 }
 
@@ -58,10 +59,11 @@ type Fleet interface {
 	Nodes() []fleet.Node
 }
 
-// Watcher shows the sandboxes of a tenant and when they change. It answers from memory.
+// Watcher shows the sandboxes of a tenant and when they change; state.Server is one. It answers from memory.
 type Watcher interface {
 	// Watch returns all sandboxes of the tenant that are kept, ended ones too, the index that they show, and a channel that
-	// is closed after the next change of any of them. The channel may also be closed without one.
+	// is closed after the next change of any of them. It may also be closed without one, and after the tables were replaced
+	// as a whole it may never be: ask again now and then.
 	Watch(tenant string) (sandboxes []state.Sandbox, index uint64, changed <-chan struct{}, err error)
 }
 
@@ -83,6 +85,7 @@ type Config struct {
 	BodyTimeout   time.Duration // until a JSON body is complete, and between two reads of an upload; 30 s
 	WriteTimeout  time.Duration // for one write to a client that streams; 60 s
 	DrainTimeout  time.Duration // for requests that are under way when Run ends; 10 s
+	BeatInterval  time.Duration // between signs of life of an event stream; 10 s
 }
 
 // Server serves the API. Make it with New.
@@ -119,6 +122,7 @@ func New(cfg Config) (*Server, error) {
 	}{
 		{&cfg.CallTimeout, 3 * time.Minute}, {&cfg.HeaderTimeout, 10 * time.Second}, {&cfg.BodyTimeout, 30 * time.Second},
 		{&cfg.WriteTimeout, time.Minute}, {&cfg.DrainTimeout, 10 * time.Second},
+		{&cfg.BeatInterval, 10 * time.Second},
 	} {
 		if *d.v < 0 {
 			return nil, fmt.Errorf("server: negative timeout %s", *d.v)
