@@ -76,8 +76,6 @@ func TestClient_sendsItsVersionsAndKey(t *testing.T) {
 }
 
 func TestClient_errors(t *testing.T) {
-	var answer http.HandlerFunc
-	c := serve(t, func(w http.ResponseWriter, r *http.Request) { answer(w, r) })
 	for name, tc := range map[string]struct {
 		answer http.HandlerFunc
 		status int
@@ -100,7 +98,7 @@ func TestClient_errors(t *testing.T) {
 		"broken off": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 503, CodeUnavailable, "does not answer"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			answer = tc.answer
+			c := serve(t, tc.answer)
 			_, err := c.Version(t.Context())
 			must.Error(t, err)
 			must.Eq(t, tc.status, StatusOf(err))
@@ -110,7 +108,7 @@ func TestClient_errors(t *testing.T) {
 		})
 	}
 	t.Run("context", func(t *testing.T) {
-		answer = func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+		c := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
 		_, err := c.Version(ctx)
@@ -118,14 +116,14 @@ func TestClient_errors(t *testing.T) {
 		must.False(t, errors.Is(err, ErrUnreachable))
 	})
 	t.Run("no upgrade", func(t *testing.T) {
-		answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") }
+		c := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })
 		_, err := c.Exec(t.Context(), NewSandboxID(), ExecRequest{Argv: []string{"true"}})
 		must.ErrorContains(t, err, "proxy")
-		answer = func(w http.ResponseWriter, _ *http.Request) {
+		c = serve(t, func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, _ := http.NewResponseController(w).Hijack()
 			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
 			_ = conn.Close()
-		}
+		})
 		_, err = c.Exec(t.Context(), NewSandboxID(), ExecRequest{Argv: []string{"true"}})
 		must.ErrorIs(t, err, ErrUnreachable)
 	})

@@ -44,13 +44,12 @@ type Authenticator interface {
 	Verify(key string) (auth.Identity, error)
 }
 
-// Templates is what the server needs of the templates; template.Service is one. Errors are as those of Lifecycle.
+// Templates is what the server needs of the templates. Errors are as those of Lifecycle.
 type Templates interface {
 	// Import stores the root file system in the tar stream r under name, in place of one that had it. source is for people.
-	Import(ctx context.Context, tenant, name, source string, r io.Reader) (state.Template, error)
-	List(tenant string) ([]state.Template, error)
-	// Resolve returns what a name or digest stands for.
-	Resolve(ctx context.Context, tenant, name string) (state.Template, error)
+	Import(ctx context.Context, caller auth.Identity, name, source string, r io.Reader) (state.Template, error)
+	List(ctx context.Context, tenant string) ([]state.Template, error)
+	Get(ctx context.Context, tenant, nameOrDigest string) (state.Template, error)
 	Delete(ctx context.Context, tenant, name string) error
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -26,21 +27,21 @@ type fakeTemplates struct {
 
 var _ Templates = (*fakeTemplates)(nil)
 
-func (f *fakeTemplates) Import(_ context.Context, tenant, name, source string, r io.Reader) (state.Template, error) {
+func (f *fakeTemplates) Import(_ context.Context, who auth.Identity, name, source string, r io.Reader) (state.Template, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return state.Template{}, err
 	}
-	f.tenant, f.name, f.source, f.content = tenant, name, source, string(b)
+	f.tenant, f.name, f.source, f.content = who.Tenant, name, source, string(b)
 	return testTemplate(name), f.err
 }
 
-func (f *fakeTemplates) List(tenant string) ([]state.Template, error) {
+func (f *fakeTemplates) List(_ context.Context, tenant string) ([]state.Template, error) {
 	f.tenant = tenant
 	return []state.Template{testTemplate("base")}, f.err
 }
 
-func (f *fakeTemplates) Resolve(_ context.Context, tenant, name string) (state.Template, error) {
+func (f *fakeTemplates) Get(_ context.Context, tenant, name string) (state.Template, error) {
 	f.tenant, f.name = tenant, name
 	return testTemplate(name), f.err
 }
@@ -112,7 +113,7 @@ type streamingTemplates struct {
 	seen chan struct{}
 }
 
-func (s *streamingTemplates) Import(_ context.Context, _, name, _ string, r io.Reader) (state.Template, error) {
+func (s *streamingTemplates) Import(_ context.Context, _ auth.Identity, name, _ string, r io.Reader) (state.Template, error) {
 	if _, err := io.ReadFull(r, make([]byte, 5)); err != nil {
 		return state.Template{}, err
 	}

@@ -28,7 +28,7 @@ func (s *Server) templates(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needTemplates(); err != nil {
 		return err
 	}
-	ts, err := s.cfg.Templates.List(tenant(r))
+	ts, err := s.cfg.Templates.List(r.Context(), tenant(r))
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ func (s *Server) template(w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(err, s.needTemplates()); err != nil {
 		return err
 	}
-	t, err := s.cfg.Templates.Resolve(r.Context(), tenant(r), name)
+	t, err := s.cfg.Templates.Get(r.Context(), tenant(r), name)
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (s *Server) importTemplate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	body := s.upload(w, r)
-	t, err := s.cfg.Templates.Import(r.Context(), tenant(r), name, source, body)
+	t, err := s.cfg.Templates.Import(r.Context(), caller(r), name, source, body)
 	if err != nil {
 		return body.fault(err)
 	}
