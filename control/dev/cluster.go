@@ -87,7 +87,7 @@ func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	}()
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel = cancel
-	for _, step := range []func(context.Context) error{c.acquire, c.startStores, c.startNode, c.startNomad} {
+	for _, step := range []func(context.Context) error{c.acquire, c.startServers, c.certify, c.startNode, c.startClient} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -116,8 +116,32 @@ func (c *Cluster) acquire(context.Context) error {
 	return nil
 }
 
-// startStores runs Consul and Vault, and gets the certificates of the control service and of the node.
-func (c *Cluster) startStores(ctx context.Context) error {
+// startServers runs Consul, Vault and Nomad's server, all at once: each waits for nothing but itself.
+func (c *Cluster) startServers(ctx context.Context) error {
+	var err error
+	if c.nodeID, err = c.identify(); err != nil {
+		return err
+	}
+	plugins, err := c.linkPlugin()
+	if err != nil {
+		return err
+	}
+	if c.cfg.Ports.Consul == 0 { // Nomad needs it before Consul runs
+		free, err := agent.FreePorts(1)
+		if err != nil {
+			return err
+		}
+		c.cfg.Ports.Consul = free[0]
+	}
+	c.nomad, err = agent.NewNomad(agent.NomadConfig{
+		Binary: c.cfg.Nomad, Dir: c.nomadDir(), HTTP: c.cfg.Ports.Nomad, NodeID: string(c.nodeID),
+		Consul: agent.Address(c.cfg.Ports.Consul), PluginDir: plugins,
+		// The plugin finds the daemon that runs already.
+		Plugins: []agent.NomadPlugin{{Name: pluginName, Config: map[string]any{"socket": c.Socket(), "start_node": false}}},
+	})
+	if err != nil {
+		return err
+	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		c.consul, err = agent.StartConsul(gctx, agent.ConsulConfig{
@@ -131,17 +155,17 @@ func (c *Cluster) startStores(ctx context.Context) error {
 		})
 		return err
 	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
+	group.Go(func() error { return c.nomad.StartServer(gctx) })
+	return group.Wait()
+}
+
+// certify gets the certificates of the control service and of the node from Vault.
+func (c *Cluster) certify(ctx context.Context) error {
 	var err error
 	if c.issuer, err = vault.New(c.VaultConfig()); err != nil {
 		return err
 	}
 	if err := c.issuer.Prepare(ctx); err != nil {
-		return err
-	}
-	if c.nodeID, err = c.identify(); err != nil {
 		return err
 	}
 	server := keys.Request{Identity: keys.Server(c.cfg.ServerName)}
@@ -153,29 +177,22 @@ func (c *Cluster) startStores(ctx context.Context) error {
 	return err
 }
 
-// startNomad runs Nomad with the driver as its plugin. The plugin finds the daemon that runs already.
-func (c *Cluster) startNomad(ctx context.Context) error {
-	plugins := filepath.Join(c.cfg.Dir, "plugins")
-	if err := os.MkdirAll(plugins, 0o700); err != nil {
-		return err
+// startClient runs Nomad's client, on which the driver is healthy once the daemon answers.
+func (c *Cluster) startClient(ctx context.Context) error { return c.nomad.StartClient(ctx) }
+
+func (c *Cluster) nomadDir() string { return filepath.Join(c.cfg.Dir, "nomad") }
+
+// linkPlugin makes a folder with the driver as the only plugin.
+func (c *Cluster) linkPlugin() (dir string, err error) {
+	dir = filepath.Join(c.cfg.Dir, "plugins")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
 	}
-	link := filepath.Join(plugins, pluginName)
+	link := filepath.Join(dir, pluginName)
 	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return "", err
 	}
-	if err := os.Symlink(c.cfg.Driver, link); err != nil {
-		return err
-	}
-	n, err := agent.StartNomad(ctx, agent.NomadConfig{
-		Binary: c.cfg.Nomad, Dir: filepath.Join(c.cfg.Dir, "nomad"), HTTP: c.cfg.Ports.Nomad, NodeID: string(c.nodeID),
-		Consul: agent.Address(c.consul.Config.HTTP), PluginDir: plugins,
-		Plugins: []agent.NomadPlugin{{Name: pluginName, Config: map[string]any{"socket": c.Socket(), "start_node": false}}},
-	})
-	if err != nil {
-		return err
-	}
-	c.nomad = n
-	return nil
+	return dir, os.Symlink(c.cfg.Driver, link)
 }
 
 const pluginName = "nomad-driver-soulbox"
@@ -273,3 +290,14 @@ func (c *Config) complete() error {
 	}
 	return nil
 }
+
+// Processes returns the processes by their names, for tests that break them.
+func (c *Cluster) Processes() map[string]*agent.Process {
+	return map[string]*agent.Process{
+		"consul": c.consul.Process, "vault": c.vault.Process, "node": c.node,
+		"nomad server": c.nomad.Server, "nomad client": c.nomad.Client,
+	}
+}
+
+// Nomad returns the Nomad agents, for tests that start them again.
+func (c *Cluster) Nomad() *agent.Nomad { return c.nomad }

@@ -19,7 +19,7 @@ func (c *Cluster) tlsDir() string { return filepath.Join(c.cfg.Dir, "tls") }
 
 // identify returns the id that the Nomad client has, or shall have: the node carries the same one.
 func (c *Cluster) identify() (api.NodeID, error) {
-	id, err := agent.ReadNodeID(filepath.Join(c.cfg.Dir, "nomad"))
+	id, err := agent.ReadNodeID(c.nomadDir())
 	if err != nil || id != "" {
 		return api.NodeID(id), err
 	}

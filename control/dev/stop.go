@@ -28,7 +28,10 @@ func (c *Cluster) Stop(ctx context.Context) error {
 	c.cancel()
 	c.wg.Wait()
 	if c.nomad != nil {
-		errs = append(errs, c.stopPlacements(ctx), c.nomad.Stop(ctx))
+		if c.nomad.Client != nil {
+			errs = append(errs, c.stopPlacements(ctx))
+		}
+		errs = append(errs, c.nomad.Stop(ctx))
 	}
 	if c.node != nil {
 		errs = append(errs, c.stopSandboxes(ctx), c.node.Stop(ctx))

@@ -51,6 +51,7 @@ func TestCreate_timeToTheNodesReport(t *testing.T) {
 	seen := c.follow(t)
 	const runs = 50
 	var accepted, reported, stopped []time.Duration
+	var names []string // of the steps on the node, in their order
 	steps := map[string]time.Duration{}
 	for n := range runs + 1 {
 		req := request(small)
@@ -85,14 +86,17 @@ func TestCreate_timeToTheNodesReport(t *testing.T) {
 		accepted, reported = append(accepted, placed.Sub(begin)), append(reported, at.Sub(begin))
 		stopped = append(stopped, time.Since(end))
 		for _, s := range sb.Steps {
+			if _, ok := steps[s.Name]; !ok {
+				names = append(names, s.Name)
+			}
 			steps[s.Name] += time.Duration(s.Nanos) / runs
 		}
 	}
 	t.Logf("dispatch accepted:          p50 %s, p90 %s", quantile(accepted, .5), quantile(accepted, .9))
 	t.Logf("dispatch to node's report:  p50 %s, p90 %s", quantile(reported, .5), quantile(reported, .9))
 	t.Logf("stop to gone from the node: p50 %s, p90 %s", quantile(stopped, .5), quantile(stopped, .9))
-	for name, d := range steps {
-		t.Logf("  of that on the node, mean of %s: %s", name, d)
+	for _, name := range names {
+		t.Logf("  on the node, mean of %-14s %s", name, steps[name].Round(time.Microsecond))
 	}
 	list, err := c.placer.List(t.Context())
 	must.NoError(t, err)
