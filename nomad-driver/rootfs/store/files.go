@@ -71,13 +71,14 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-// writeJSON replaces path durably: after a crash it has its old or its new content.
-func writeJSON(path string, v any) (err error) {
+// writeJSON replaces path durably: after a crash it has its old or its new content, and what is left of the attempt is in
+// temp, a folder on the same file system that is swept at the next start.
+func writeJSON(temp, path string, v any) (err error) {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	f, err := os.CreateTemp(temp, filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}

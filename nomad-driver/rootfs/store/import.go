@@ -25,6 +25,9 @@ func (s *Store) Import(ctx context.Context, name string, r io.Reader, o ImportOp
 	if err := (tree.Defaults{User: o.User, Cwd: o.Cwd, Env: o.Env}).Validate(); err != nil {
 		return Template{}, err
 	}
+	if s.isClosed() {
+		return Template{}, fmt.Errorf("import template %s: %w", name, os.ErrClosed)
+	}
 	work, err := os.MkdirTemp(filepath.Join(s.dir, tempDir), "import-")
 	if err != nil {
 		return Template{}, fmt.Errorf("import template %s: %w", name, unpack.SpaceError(err))
@@ -65,7 +68,7 @@ func (s *Store) importInto(ctx context.Context, work, name string, r io.Reader, 
 	}
 	m := meta{Version: formatVersion, Digest: sum.Digest, Bytes: sum.Bytes, Files: sum.Files, CreatedAt: time.Now().UTC(), Defaults: d}
 	if !s.has(m.Digest) {
-		if err := writeJSON(filepath.Join(work, metaFile), m); err != nil {
+		if err := writeJSON(work, filepath.Join(work, metaFile), m); err != nil {
 			return Template{}, err
 		}
 		// One flush of the file system instead of one for each of some ten thousand files.
@@ -135,7 +138,7 @@ func (s *Store) setName(name, digest string) error {
 	} else {
 		s.names[name] = digest
 	}
-	err := writeJSON(filepath.Join(s.dir, namesFile), names{Version: formatVersion, Names: s.names})
+	err := writeJSON(filepath.Join(s.dir, tempDir), filepath.Join(s.dir, namesFile), names{Version: formatVersion, Names: s.names})
 	if err != nil {
 		delete(s.names, name)
 		if had {

@@ -132,6 +132,12 @@ func (s *Store) Close() error {
 	return s.lock.Close()
 }
 
+func (s *Store) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
 // root returns the path of a stored tree's root.
 func (s *Store) root(digest string) string {
 	return filepath.Join(s.treePath(digest), rootDir)

@@ -7,10 +7,8 @@
 package unpack
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/tree"
 )
@@ -48,29 +46,6 @@ var defaultLimits = Limits{
 // DefaultLimits returns the limits that apply where nothing else is said.
 func DefaultLimits() Limits { return defaultLimits }
 
-func (l Limits) orDefault() Limits {
-	d := defaultLimits
-	if l.Bytes > 0 {
-		d.Bytes = l.Bytes
-	}
-	if l.FileBytes > 0 {
-		d.FileBytes = l.FileBytes
-	}
-	if l.Files > 0 {
-		d.Files = l.Files
-	}
-	if l.Depth > 0 {
-		d.Depth = l.Depth
-	}
-	if l.PathBytes > 0 {
-		d.PathBytes = l.PathBytes
-	}
-	if l.Ratio > 0 {
-		d.Ratio = l.Ratio
-	}
-	return d
-}
-
 // LimitError says which limit an archive exceeds. It is ErrLimit.
 type LimitError struct {
 	Limit string // the field of Limits, in snake_case
@@ -106,11 +81,4 @@ type Result struct {
 	Bytes    int64          // written
 	Files    int64          // entries seen
 	Dropped  map[string]int // what was left out on purpose, by kind
-}
-
-// Into unpacks the archive r into the new directory dir/root, which is complete and safe to use as a template's root when it
-// returns without error. Other names below dir may be used meanwhile. The caller makes dir, on the file system that the tree
-// is to stay on, and removes it on error.
-func Into(ctx context.Context, dir string, r io.Reader, o Options) (Result, error) {
-	return into(ctx, dir, r, o)
 }
