@@ -25,6 +25,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/vault"
 	"github.com/soulbox-dev/soulbox/control/placement/nomad"
+	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
 // Ports of the cluster on 127.0.0.1. 0 is a free one.
@@ -42,7 +43,7 @@ type Config struct {
 	// lies in it, whose path the kernel limits to 107 bytes: 80 for Dir.
 	Dir   string
 	Ports Ports
-	// The executables of the stack; looked for by agent.Find.
+	// The executables of the stack; looked for by stack.Find.
 	Nomad, Consul, Vault string
 	// Driver is the path of nomad-driver-soulbox, Init that of soulbox-init. Both are needed.
 	Driver, Init string
@@ -273,7 +274,7 @@ func (c *Config) complete() error {
 		path *string
 	}{{"nomad", &c.Nomad}, {"consul", &c.Consul}, {"vault", &c.Vault}} {
 		if *b.path == "" {
-			if *b.path, err = agent.Find(b.name); err != nil {
+			if *b.path, err = stack.Find(b.name); err != nil {
 				return err
 			}
 		}
