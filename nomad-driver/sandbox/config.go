@@ -49,7 +49,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("profile %.40q is neither %s nor %s", c.Boot.Profile, ProfileDefault, ProfileStrict)
 	}
 	if c.Boot.Hostname == "" {
-		c.Boot.Hostname = string(c.ID)
+		c.Boot.Hostname = DefaultHostname
 	}
 	return c, checkHostname(c.Boot.Hostname)
 }
@@ -97,16 +97,15 @@ type layout struct {
 	state  string // StateDir/ID
 	upper  string
 	work   string
-	run    string // RunDir/ID
+	run    string // RunDir/ID; the root is attached there, in PID 1's mount namespace only
 	socket string
 	exit   string
-	mount  string // empty directory: the root is attached there, in PID 1's mount namespace only
 }
 
 func paths(runDir, stateDir string, id api.SandboxID) layout {
 	state, run := filepath.Join(stateDir, string(id)), filepath.Join(runDir, string(id))
 	return layout{
 		state: state, upper: filepath.Join(state, "upper"), work: filepath.Join(state, "work"),
-		run: run, socket: filepath.Join(run, "guest.sock"), exit: filepath.Join(run, "exit"), mount: filepath.Join(run, "root"),
+		run: run, socket: filepath.Join(run, "guest.sock"), exit: filepath.Join(run, "exit"),
 	}
 }

@@ -136,7 +136,7 @@ func (b *builder) makeDirs() error {
 		return err
 	}
 	b.made.run = true
-	return os.Mkdir(b.at.mount, 0o755)
+	return nil
 }
 
 // mkdirNew makes a directory for the node alone, and its parent where that is missing.
@@ -183,7 +183,7 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, b.at.mount, entry.Tasks, dir, Capabilities)
+	b.child, err = forkInit(b.init, b.at.run, entry.Tasks, dir, Capabilities)
 	return errors.Join(err, entry.Close())
 }
 
@@ -235,7 +235,7 @@ func (b *builder) mountRoot(userns *os.File) (root *os.File, err error) {
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
 	return rootfs.NewOverlay(rootfs.Overlay{
-		Lower: lower, Upper: upper, Work: work, NoSUID: b.c.Boot.Profile == ProfileStrict, Attach: b.at.mount,
+		Lower: lower, Upper: upper, Work: work, NoSUID: b.c.Boot.Profile == ProfileStrict, Attach: b.at.run,
 	})
 }
 
@@ -308,11 +308,14 @@ func (b *builder) awaitReply(ctx context.Context) (guest.BootReply, error) {
 
 // whyDied adds to err, which came from talking to the child, what the child itself left of its end.
 func (b *builder) whyDied(err error) error {
-	if err := b.child.status.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-		return err
+	if derr := b.child.status.SetReadDeadline(time.Now().Add(time.Second)); derr != nil {
+		return errors.Join(err, derr)
 	}
 	var buf [8]byte
 	if _, rerr := io.ReadFull(b.child.status, buf[:]); rerr != nil {
+		if b.group == nil {
+			return err
+		}
 		if oom, oerr := b.group.OOMKills(); oerr == nil && oom > 0 {
 			return fmt.Errorf("init was killed: the memory limit of %d bytes is too small to start: %w", b.c.Limits.MemoryBytes, err)
 		}

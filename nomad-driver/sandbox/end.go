@@ -128,6 +128,11 @@ func (s *Sandbox) Kill(ctx context.Context) error {
 	case <-s.done:
 		return nil
 	case <-s.watched:
+		select {
+		case <-s.done:
+			return nil
+		default:
+		}
 		return fmt.Errorf("kill sandbox %s: it was detached", s.ref.ID)
 	case <-ctx.Done():
 		return fmt.Errorf("kill sandbox %s: %w", s.ref.ID, ctx.Err())
@@ -174,9 +179,9 @@ func scrub(ctx context.Context, at layout, group *cgroup.Group) error {
 	}
 	if at.run != "" {
 		// Only a kernel that needs rootfs.Overlay.Attach, and a crash at that moment, leave a mount there.
-		err := unix.Unmount(at.mount, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		err := unix.Unmount(at.run, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", at.mount, err))
+			errs = append(errs, fmt.Errorf("unmount %s: %w", at.run, err))
 		}
 		errs = append(errs, removeTree(at.run))
 	}

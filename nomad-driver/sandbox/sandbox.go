@@ -57,6 +57,9 @@ const (
 	DefaultNoFile   = 65536
 )
 
+// DefaultHostname is the same for all, so that a template's /etc/hosts can know it: a create then writes no file.
+const DefaultHostname = "soulbox"
+
 // Ref is what it takes to find a sandbox again after a restart of the daemon. It is stable: it may be stored as JSON.
 type Ref struct {
 	Version   int           `json:"version"`

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
@@ -29,8 +28,6 @@ func run() int {
 	if err != nil {
 		return 125
 	}
-	// What the set-up needed is garbage now and will not be needed again.
-	debug.FreeOSMemory()
 	return pid1.Run(pid1.Config{
 		Boot:     &w.Boot,
 		Version:  version,

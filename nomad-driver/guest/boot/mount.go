@@ -16,7 +16,7 @@ type mounter struct {
 	boot *guest.Boot
 	root int // mount of the root file system
 	init int // mount of the init binary
-	null int // clone source for masks: the verified /dev/null of the host
+	null int // mount of /dev/null in the new /dev, to hide files behind
 }
 
 const (
@@ -28,6 +28,10 @@ const (
 func (m *mounter) attachRoot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if m.boot.MountPoint == "." {
+		// Not the name: looking it up takes the right to search a directory that is the node's alone.
+		return move(m.root, unix.AT_FDCWD, "")
 	}
 	return move(m.root, unix.AT_FDCWD, m.boot.MountPoint)
 }

@@ -19,7 +19,6 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
-	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
 
@@ -123,7 +122,7 @@ func Lower(tb testing.TB) string {
 
 // MakeLower makes the file system of Lower at dir, which must not exist.
 func MakeLower(dir string) error {
-	for _, d := range []string{"bin", "etc", "root", "home/user", "proc", "dev", "tmp", "run", "var", "usr"} {
+	for _, d := range []string{"bin", "etc", "root", "home/user", "proc", "dev", "tmp", "run", "var", "usr", ".soulbox"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}
@@ -135,6 +134,10 @@ func MakeLower(dir string) error {
 		"etc/passwd": "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000::/home/user:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n",
 		"etc/group":  "root:x:0:\ntty:x:5:\nuser:x:1000:\nnogroup:x:65534:\n",
 		"etc/marker": "template\n",
+		// As an imported template has them, for the default host name.
+		"etc/hostname":    sandbox.DefaultHostname + "\n",
+		"etc/hosts":       "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 " + sandbox.DefaultHostname + "\n",
+		"etc/resolv.conf": "# no name server\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, path), []byte(text), 0o644); err != nil {
 			return err
@@ -216,14 +219,21 @@ type Host struct {
 	Cgroups          *cgroup.Manager
 	Init             *sandbox.InitBinary
 	Lower            string
+	Parent           string // of the control groups
 	ids              atomic.Uint32
 }
 
 // NewHost makes one, and checks at the end of the test that nothing of it is left on the machine.
 func NewHost(tb testing.TB) *Host {
 	tb.Helper()
+	return NewHostIn(tb, "")
+}
+
+// NewHostIn makes one whose directories are in dir; empty is the default for temporary files.
+func NewHostIn(tb testing.TB, dir string) *Host {
+	tb.Helper()
 	RequireRoot(tb)
-	base, err := os.MkdirTemp("", "sbh") // t.TempDir's paths are too long for sockets
+	base, err := os.MkdirTemp(dir, "sbh") // t.TempDir's paths are too long for sockets
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -236,7 +246,7 @@ func NewHost(tb testing.TB) *Host {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := &Host{StateDir: base + "/s", RunDir: base + "/r", Cgroups: cgroups, Init: init, Lower: Lower(tb)}
+	h := &Host{StateDir: base + "/s", RunDir: base + "/r", Cgroups: cgroups, Init: init, Lower: Lower(tb), Parent: parent}
 	before := Look(tb, base, cgroups)
 	tb.Cleanup(func() {
 		Look(tb, base, cgroups).Compare(tb, before)
@@ -252,7 +262,6 @@ func (h *Host) Config() sandbox.Config {
 	return sandbox.Config{
 		ID: api.NewSandboxID(), Lower: h.Lower, StateDir: h.StateDir, RunDir: h.RunDir,
 		IDBase: 1<<20 + h.ids.Add(1)*sandbox.IDRange, Cgroups: h.Cgroups, Init: h.Init,
-		Boot: guest.Boot{Hostname: "box"},
 	}
 }
 
