@@ -74,7 +74,10 @@ func (f sandboxIndex) FromObject(obj any) (bool, []byte, error) {
 		return false, nil, fmt.Errorf("table %s holds a %T", tableSandbox, obj)
 	}
 	there, key := f(s)
-	return there, key, nil
+	if !there {
+		return false, nil, nil // memdb keeps the old entry of an updated row where the key comes back unchanged
+	}
+	return true, key, nil
 }
 
 func (f sandboxIndex) FromArgs(args ...any) ([]byte, error) {
