@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,33 +35,29 @@ func readResponse(r *frame.Reader) (Response, error) {
 	return resp, nil
 }
 
-// files reads a listing, which comes in several Response frames where it is long.
-func (c *Client) files(ctx context.Context, req Request) ([]FileInfo, error) {
+// parts reads a list, which comes in several Response frames where it is long.
+func parts[T any](ctx context.Context, c *Client, req Request, limit int, of func(Response) []T) ([]T, error) {
 	v, err := c.dial(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	fr := frame.NewReader(v.conn)
-	var all []FileInfo
+	var all []T
 	for {
 		r, err := readResponse(fr)
 		if err != nil {
 			return nil, v.fail(err)
 		}
-		if len(all)+len(r.Files) > MaxDirEntries {
-			return nil, v.fail(fmt.Errorf("%w: more than %d directory entries", ErrBadAnswer, MaxDirEntries))
+		part := of(r)
+		if len(all)+len(part) > limit {
+			return nil, v.fail(fmt.Errorf("%w: a list of more than %d", ErrBadAnswer, limit))
 		}
-		for _, f := range r.Files {
-			if f.Name == "" || f.Name == "." || f.Name == ".." || strings.ContainsAny(f.Name, "/\x00") {
-				return nil, v.fail(fmt.Errorf("%w: directory entry %.80q", ErrBadAnswer, f.Name))
-			}
-		}
-		all = append(all, r.Files...)
+		all = append(all, part...)
 		if !r.More {
 			break
 		}
-		if len(r.Files) == 0 {
-			return nil, v.fail(fmt.Errorf("%w: empty part of a listing", ErrBadAnswer))
+		if len(part) == 0 {
+			return nil, v.fail(fmt.Errorf("%w: empty part of a list", ErrBadAnswer))
 		}
 	}
 	v.stop()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
@@ -94,14 +95,7 @@ func (c *Client) Wait(ctx context.Context, pid ProcessID) (ProcessInfo, error) {
 
 // List returns all processes that PID 1 started and still remembers, in the order of their start.
 func (c *Client) List(ctx context.Context) ([]ProcessInfo, error) {
-	r, err := c.call(ctx, Request{Op: OpList})
-	if err != nil {
-		return nil, err
-	}
-	if len(r.Processes) > MaxProcesses {
-		return nil, fmt.Errorf("guest %s: %w: %d processes", OpList, ErrBadAnswer, len(r.Processes))
-	}
-	return r.Processes, nil
+	return parts(ctx, c, Request{Op: OpList}, MaxProcesses, func(r Response) []ProcessInfo { return r.Processes })
 }
 
 // LookupUser finds a user of the sandbox by name or number; empty means the default user.
@@ -136,7 +130,16 @@ func (c *Client) Stat(ctx context.Context, f FileRequest) (FileInfo, error) {
 
 // ReadDir lists a directory in lexical order, at most MaxDirEntries.
 func (c *Client) ReadDir(ctx context.Context, f FileRequest) ([]FileInfo, error) {
-	return c.files(ctx, Request{Op: OpReadDir, File: &f})
+	list, err := parts(ctx, c, Request{Op: OpReadDir, File: &f}, MaxDirEntries, func(r Response) []FileInfo { return r.Files })
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range list {
+		if e.Name == "" || e.Name == "." || e.Name == ".." || strings.ContainsAny(e.Name, "/\x00") {
+			return nil, fmt.Errorf("guest %s: %w: directory entry %.80q", OpReadDir, ErrBadAnswer, e.Name)
+		}
+	}
+	return list, nil
 }
 
 // Mkdir makes a directory. With Parents, missing parents are made too and one that exists is no error.

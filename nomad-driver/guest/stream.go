@@ -15,6 +15,7 @@ type Stream struct {
 	conn    net.Conn
 	process ProcessInfo
 	r       *frame.Reader
+	ended   bool // the Exit frame has been received
 
 	mu sync.Mutex // one frame at a time is written
 }
@@ -34,6 +35,9 @@ func (s *Stream) Conn() net.Conn { return s.conn }
 // payload is valid until the next Recv. A guest that breaks the protocol gives an error that wraps ErrBadAnswer, an Error
 // frame comes back as *frame.ErrorBody.
 func (s *Stream) Recv() (frame.Frame, error) {
+	if s.ended {
+		return frame.Frame{}, io.EOF
+	}
 	f, err := s.r.Read()
 	if err != nil {
 		if errors.Is(err, frame.ErrTooLarge) {
@@ -44,6 +48,7 @@ func (s *Stream) Recv() (frame.Frame, error) {
 	if err := checkOutput(f); err != nil {
 		return frame.Frame{}, err
 	}
+	s.ended = f.Type == frame.Exit
 	return f, nil
 }
 

@@ -76,25 +76,23 @@ type Node struct {
 
 // New opens the node's state, finds the sandboxes of an earlier daemon again and removes what belongs to none. It fails
 // where another daemon has the state, or the machine lacks what every sandbox needs to be made at all. Call Run, or Close.
-func New(cfg Config) (n *Node, err error) {
+func New(cfg Config) (*Node, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("node: %w", err)
 	}
-	n = &Node{cfg: cfg, log: cfg.Logger, startedAt: time.Now().UTC(), boxes: map[api.SandboxID]*box{}}
+	n := &Node{cfg: cfg, log: cfg.Logger, startedAt: time.Now().UTC(), boxes: map[api.SandboxID]*box{}}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("node: %w", err), n.Close())
-			n = nil
-		}
-	}()
-	if err := n.open(); err != nil {
-		return nil, err
+	err := n.open()
+	if err == nil {
+		err = n.recover()
 	}
-	return n, n.recover()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("node: %w", err), n.Close())
+	}
+	return n, nil
 }
 
 // open prepares everything that recovery needs.

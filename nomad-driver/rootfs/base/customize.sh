@@ -41,5 +41,9 @@ chmod 0644 "$root/etc/hostname" "$root/etc/hosts" "$root/etc/resolv.conf" "$root
 # What tells the day of the build. The 20,000th day since 1970 is as good as any for the last change of a password.
 sed -i 's/^\([^:]*:[^:]*:\)[0-9]*:/\120000:/' "$root/etc/shadow"
 rm -f "$root/etc/shadow-" "$root/etc/passwd-" "$root/etc/group-" "$root/etc/gshadow-" "$root/etc/subuid-" "$root/etc/subgid-"
-rm -f "$root/var/cache/ldconfig/aux-cache" "$root/var/cache/apt/"*.bin "$root/var/cache/debconf/"*-old "$root/var/lib/dpkg/"*-old
+rm -f "$root/var/cache/ldconfig/aux-cache" "$root/var/cache/debconf/"*-old "$root/var/lib/dpkg/"*-old
 find "$root/var/log" -type f -exec rm -f {} +
+
+# apt's lists and caches, whose folders' owners depend on where the build ran; apt makes them again.
+rm -rf "$root/var/lib/apt/lists" "$root/var/cache/apt"
+mkdir -p "$root/var/lib/apt/lists" "$root/var/cache/apt/archives"

@@ -46,7 +46,7 @@ func build(ctx context.Context, path string, progress io.Writer) (err error) {
 		return err
 	}
 	out := filepath.Join(work, "root.tar")
-	args := []string{"--variant=minbase", "--format=tar", "--include=" + strings.Join(packages, ","), "--customize-hook=" + hook}
+	args := []string{"--variant=minbase", "--format=tar", "--skip=cleanup/apt", "--include=" + strings.Join(packages, ","), "--customize-hook=" + hook}
 	for _, o := range dpkgOptions {
 		args = append(args, "--dpkgopt="+o)
 	}
