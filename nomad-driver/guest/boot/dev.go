@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -30,12 +31,13 @@ func (m *mounter) mountDev() error {
 		if err != nil {
 			return err
 		}
-		if err := bindDevice(src, dev, d.name); err != nil {
+		bound, err := bindDevice(src, dev, d.name)
+		if err = errors.Join(err, unix.Close(src)); err != nil {
 			return err
 		}
 		if d.name == "null" {
-			m.null = src
-		} else if err := unix.Close(src); err != nil {
+			m.null = bound
+		} else if err := unix.Close(bound); err != nil {
 			return err
 		}
 	}
@@ -71,20 +73,23 @@ func openDevice(path string, rdev uint64) (int, error) {
 	return fd, nil
 }
 
-func bindDevice(src, dev int, name string) error {
+// bindDevice binds a device into dev and returns its mount there.
+func bindDevice(src, dev int, name string) (int, error) {
 	c, err := clone(src)
 	if err != nil {
-		return fmt.Errorf("/dev/%s: %w", name, err)
+		return -1, fmt.Errorf("/dev/%s: %w", name, err)
 	}
-	defer unix.Close(c)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
-	if err := unix.MountSetattr(c, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("/dev/%s: set mount attributes: %w", name, err)
+	if err = unix.MountSetattr(c, "", unix.AT_EMPTY_PATH, &attr); err == nil {
+		err = touch(dev, name)
 	}
-	if err := touch(dev, name); err != nil {
-		return fmt.Errorf("/dev: %w", err)
+	if err == nil {
+		err = move(c, dev, name)
 	}
-	return move(c, dev, name)
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("bind /dev/%s: %w", name, err), unix.Close(c))
+	}
+	return c, nil
 }
 
 // mountIn makes a directory in dir, a file system that only PID 1 has seen, and mounts a new file system on it.

@@ -16,7 +16,7 @@ type mounter struct {
 	boot *guest.Boot
 	root int // mount of the root file system
 	init int // mount of the init binary
-	null int // clone source for masks: the verified /dev/null of the host
+	null int // mount of /dev/null in the new /dev, to hide files behind
 }
 
 const (

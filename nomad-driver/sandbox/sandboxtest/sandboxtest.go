@@ -219,6 +219,7 @@ type Host struct {
 	Cgroups          *cgroup.Manager
 	Init             *sandbox.InitBinary
 	Lower            string
+	Parent           string // of the control groups
 	ids              atomic.Uint32
 }
 
@@ -245,7 +246,7 @@ func NewHostIn(tb testing.TB, dir string) *Host {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	h := &Host{StateDir: base + "/s", RunDir: base + "/r", Cgroups: cgroups, Init: init, Lower: Lower(tb)}
+	h := &Host{StateDir: base + "/s", RunDir: base + "/r", Cgroups: cgroups, Init: init, Lower: Lower(tb), Parent: parent}
 	before := Look(tb, base, cgroups)
 	tb.Cleanup(func() {
 		Look(tb, base, cgroups).Compare(tb, before)
