@@ -25,7 +25,7 @@ type VaultConfig struct {
 func (c VaultConfig) Address() string { return "http://" + Address(c.HTTP) }
 
 // StartVault runs Vault and waits until it is unsealed. Its root token is passed in the environment, where other users of
-// the machine do not see it, and is in RootToken only, in no file.
+// the machine do not see it. Vault writes it into its log too, which only its owner can read.
 func StartVault(ctx context.Context, cfg VaultConfig) (*Vault, error) {
 	if err := fill(&cfg.HTTP); err != nil {
 		return nil, err
