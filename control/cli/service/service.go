@@ -70,7 +70,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		return s, err
 	}
 	s.http, err = server.New(server.Config{
-		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: s.Core.Templates, Fleet: s.Core.Fleet,
+		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Fleet: s.Core.Fleet,
 		Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
