@@ -79,7 +79,7 @@ func (d *development) run(ctx context.Context) error {
 	if !filepath.IsAbs(d.dir) {
 		d.dir = filepath.Join(d.env.Dir, d.dir)
 	}
-	log := hclog.New(&hclog.LoggerOptions{Name: Name, Level: level, Output: d.env.Stderr})
+	log := hclog.New(&hclog.LoggerOptions{Name: Name, Level: level, Output: d.env.Stderr, Exclude: ordinary})
 	s, err := embedded.Start(ctx, embedded.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log})
 	if err != nil {
 		return err
@@ -101,6 +101,11 @@ func (d *development) run(ctx context.Context) error {
 		err = nil // asked to end, or s tells why below
 	}
 	return errors.Join(err, d.end(s))
+}
+
+// ordinary are warnings of every start and end of a server that is alone.
+func ordinary(level hclog.Level, msg string, _ ...any) bool {
+	return level == hclog.Warn && (msg == "heartbeat timeout reached, starting election" || msg == "node not connected")
 }
 
 // serve does what is to be done at the start, says what there is, and waits.
@@ -179,8 +184,8 @@ func (d *development) firstSandbox(ctx context.Context) error {
 		return fmt.Errorf("first sandbox: %w", err)
 	}
 	fmt.Fprintf(w, "    %s runs after %s\n", box.ID, short(time.Since(start)))
-	const script = `echo "Hello from $(hostname), as $(id -un), on Linux $(uname -r)"; python3 -c 'print("6 * 7 =", 6 * 7)'`
-	fmt.Fprintf(w, "    $ sh -c '%s'\n", strings.ReplaceAll(script, "'", `'\''`))
+	const script = `echo "Hello from $(hostname), as $(id -un), on Linux $(uname -r)"; python3 -c "print(6 * 7)"`
+	fmt.Fprintf(w, "    $ sh -c '%s'\n", script)
 	start = time.Now()
 	exit, err := d.client.Run(ctx, box.ID, api.ExecRequest{Argv: []string{"sh", "-c", script}}, nil, indented{w}, indented{d.env.Stderr})
 	if err != nil {

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -45,7 +44,8 @@ func (d *development) templates(ctx context.Context) (names []string, made time.
 	}
 	t, err := d.client.ImportTemplate(ctx, base.Name, p.Reader(r), api.ImportOptions{Source: filepath.Base(source)})
 	p.Done()
-	if err = errors.Join(err, r.Close()); err != nil {
+	_ = r.Close() // it was only read; the HTTP client may have closed it already
+	if err != nil {
 		return nil, 0, fmt.Errorf("template %s: %w", base.Name, err)
 	}
 	fmt.Fprintf(d.env.Stdout, "    imported %d files, %s\n\n", t.Files, transfer.Bytes(t.Bytes))

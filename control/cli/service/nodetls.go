@@ -31,8 +31,8 @@ func (f File) nodeTLS(_ context.Context, _ func(string) string, cfg *Config) err
 	}
 	cfg.NodeTLS = func(health.Node) (*tls.Config, error) {
 		return &tls.Config{
-			MinVersion: tls.VersionTLS13,
-			RootCAs:    roots,
+			MinVersion:           tls.VersionTLS13,
+			RootCAs:              roots,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return files.get() },
 		}, nil
 	}

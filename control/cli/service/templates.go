@@ -23,7 +23,9 @@ func (t templates) Import(ctx context.Context, caller auth.Identity, name, sourc
 }
 
 // List implements server.Templates.
-func (t templates) List(_ context.Context, tenant string) ([]state.Template, error) { return t.Service.List(tenant) }
+func (t templates) List(_ context.Context, tenant string) ([]state.Template, error) {
+	return t.Service.List(tenant)
+}
 
 // Get implements server.Templates.
 func (t templates) Get(_ context.Context, tenant, nameOrDigest string) (state.Template, error) {
