@@ -55,6 +55,7 @@ func announce(ctx context.Context, block *consulBlock, cfg node.Config, self *no
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer client.Close()
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		for answers := false; !answers; {
