@@ -90,7 +90,7 @@ func (c *Config) raftConfig(servers int, notify chan<- bool) *raft.Config {
 	rc.LocalID = raft.ServerID(c.ServerID)
 	rc.Logger = c.Logger.Named("raft")
 	rc.NotifyCh = notify
-	rc.ShutdownOnRemove = true
+	rc.ShutdownOnRemove = false // a shutdown is for Close alone
 	rc.BatchApplyCh = true
 	rc.SnapshotThreshold = c.SnapshotEntries
 	switch {
