@@ -33,6 +33,7 @@ func TestCreate_returnsWhatIsEnforced(t *testing.T) {
 	must.Eq(t, string(req.ID), sb.Hostname)
 	must.Eq(t, 99, sb.Limits.PIDs)
 	must.Positive(t, sb.Limits.MemoryBytes)
+	must.Eq(t, sandbox.DefaultTmpBytes, sb.Limits.TmpBytes)
 	must.Eq(t, []string{"A=1", "B=2"}, n.rt.instance(req.ID).config.Boot.Env)
 	got, err := n.client.Get(t.Context(), req.ID)
 	must.NoError(t, err)

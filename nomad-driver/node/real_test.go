@@ -248,7 +248,7 @@ func TestReal_killOfTheDaemonWhileCreating(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(time.Duration(5+round*12) * time.Millisecond) // a moment in the middle, another one each time
+		time.Sleep(time.Duration(20+round*25) * time.Millisecond) // a moment in the middle, another one each time
 		d.kill()
 		wg.Wait()
 		d.start()
@@ -330,7 +330,7 @@ func TestReal_logTargets(t *testing.T) {
 	fifo, plain := filepath.Join(d.dir, "out"), filepath.Join(d.dir, "err")
 	must.NoError(t, unix.Mkfifo(fifo, 0o600))
 	must.NoError(t, os.WriteFile(plain, nil, 0o600))
-	r, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	r, err := os.OpenFile(fifo, os.O_RDWR|unix.O_NONBLOCK, 0) // for writing too: no end before the first writer
 	must.NoError(t, err)
 	defer r.Close()
 	sb := d.create(main("bash", "-c", "echo one; echo two >&2; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo three"),

@@ -258,6 +258,9 @@ func checkWord(field, s string, limit int) error {
 
 func (n *Node) checkLimits(l *nodeapi.Limits) error {
 	d := n.defaults
+	// A default /tmp does not take more than all of the memory that it counts as.
+	memory := l.MemoryBytes
+	set(&memory, d.MemoryBytes)
 	for _, f := range []struct {
 		name     string
 		v        *int64
@@ -268,7 +271,7 @@ func (n *Node) checkLimits(l *nodeapi.Limits) error {
 		{"limits.cpu_weight", &l.CPUWeight, d.CPUWeight, 1, 10000},
 		{"limits.memory_bytes", &l.MemoryBytes, d.MemoryBytes, sandbox.MinMemoryBytes, n.bounds.memory},
 		{"limits.pids", &l.PIDs, d.PIDs, sandbox.MinPIDs, maxPIDs},
-		{"limits.tmp_bytes", &l.TmpBytes, min(d.TmpBytes, max(l.MemoryBytes, minTmpBytes)), minTmpBytes, n.bounds.memory},
+		{"limits.tmp_bytes", &l.TmpBytes, min(d.TmpBytes, max(memory, minTmpBytes)), minTmpBytes, n.bounds.memory},
 		{"limits.nofile", &l.NoFile, d.NoFile, minNoFile, maxNoFile},
 	} {
 		set(f.v, f.def)

@@ -48,8 +48,8 @@ func (m *mounter) mountDev() error {
 			return fmt.Errorf("make link /dev/%s: %w", l[1], err)
 		}
 	}
-	// Without MOUNT_ATTR_NODEV: the terminals are devices.
-	if err := mountIn(dev, "pts", "devpts", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"); err != nil {
+	// With nodev nobody could open a terminal: devpts holds nothing but them.
+	if err := mountIn(dev, "pts", "devpts", attrNoExec&^unix.MOUNT_ATTR_NODEV, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"); err != nil {
 		return err
 	}
 	if err := mountIn(dev, "shm", "tmpfs", attrNoExec, "mode=1777", sizeOption(m.boot.ShmBytes), inodeOption(m.boot.TmpInodes)); err != nil {
