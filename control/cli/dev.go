@@ -14,7 +14,7 @@ import (
 	"github.com/posener/complete"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/control/cli/embedded"
+	"github.com/soulbox-dev/soulbox/control/cli/devserver"
 	"github.com/soulbox-dev/soulbox/control/cli/service"
 	"github.com/soulbox-dev/soulbox/control/cli/settings"
 )
@@ -31,6 +31,7 @@ type development struct {
 	logLevel string
 	first    bool
 	keep     bool
+	cluster  bool
 
 	client *api.Client
 }
@@ -52,6 +53,8 @@ a minute; after that a start takes about a second. It needs root.
 			o.String(&d.dir, "state-dir", "<path>", "Folder for all state. Default = "+defaultDevDir+".", complete.PredictDirs("*"))
 			o.String(&d.listen, "listen", "<addr>", "host:port of the API. Default = "+service.DefaultListen+".", nil)
 			o.Switch(&d.first, "first-sandbox", "Make a sandbox, run a program in it and show its output.")
+			o.Switch(&d.cluster, "cluster", "Start real Nomad, Consul and Vault agents beside it, and place the sandboxes through them. "+
+				"`make stack` puts their programs where they are found.")
 			o.Switch(&d.keep, "keep", "Leave sandboxes running at the end; the next call finds them again.")
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
@@ -61,6 +64,9 @@ a minute; after that a start takes about a second. It needs root.
 		run: func(ctx context.Context, _ *connection, args []string) error {
 			if len(args) > 0 {
 				return usagef("the command takes no arguments: %.60q", args[0])
+			}
+			if d.cluster && d.keep {
+				return usagef("-keep and -cluster do not go together: the sandboxes end with the cluster")
 			}
 			return d.run(ctx)
 		},
@@ -80,7 +86,12 @@ func (d *development) run(ctx context.Context) error {
 		d.dir = filepath.Join(d.env.Dir, d.dir)
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: Name, Level: level, Output: d.env.Stderr, Exclude: ordinary})
-	s, err := embedded.Start(ctx, embedded.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log})
+	begin := devserver.Start
+	if d.cluster {
+		fmt.Fprintln(d.env.Stdout, "==> Starting Nomad, Consul and Vault")
+		begin = devserver.StartCluster
+	}
+	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -109,7 +120,7 @@ func ordinary(level hclog.Level, msg string, _ ...any) bool {
 }
 
 // serve does what is to be done at the start, says what there is, and waits.
-func (d *development) serve(ctx context.Context, s *embedded.Server, start time.Time) error {
+func (d *development) serve(ctx context.Context, s *devserver.Server, start time.Time) error {
 	if s.APIKey == "" {
 		return fmt.Errorf("the API key of the first start is not in %s any more: delete %s to start anew", s.KeyFile, d.dir)
 	}
@@ -132,6 +143,16 @@ func (d *development) serve(ctx context.Context, s *embedded.Server, start time.
 	if err := printPairs(indented{d.env.Stdout}, rows); err != nil {
 		return err
 	}
+	if len(s.Links) > 0 {
+		fmt.Fprintln(d.env.Stdout)
+		var links [][]string
+		for _, l := range s.Links {
+			links = append(links, []string{l.Name, strings.TrimSpace(l.URL + "  " + l.Note)})
+		}
+		if err := printPairs(indented{d.env.Stdout}, links); err != nil {
+			return err
+		}
+	}
 	if made > 0 {
 		fmt.Fprintf(d.env.Stdout, "\n    The template base was made in %s; the next start has it.\n", short(made))
 	}
@@ -145,7 +166,7 @@ func (d *development) serve(ctx context.Context, s *embedded.Server, start time.
 	return nil
 }
 
-func (d *development) explain(s *embedded.Server, local bool) {
+func (d *development) explain(s *devserver.Server, local bool) {
 	w := d.env.Stdout
 	if local {
 		fmt.Fprintf(w, "\nOther shells of this user find it by themselves. Elsewhere:\n\n")
@@ -158,7 +179,7 @@ func (d *development) explain(s *embedded.Server, local bool) {
 }
 
 // announce leaves address and key where other shells of this user look. It reports whether they do.
-func (d *development) announce(s *embedded.Server) (bool, error) {
+func (d *development) announce(s *devserver.Server) (bool, error) {
 	if d.env.DevFile == "" {
 		return false, nil
 	}
@@ -199,7 +220,7 @@ func (d *development) firstSandbox(ctx context.Context) error {
 const endTime = 20 * time.Second
 
 // end ends the sandboxes, then the server.
-func (d *development) end(s *embedded.Server) error {
+func (d *development) end(s *devserver.Server) error {
 	var err error
 	select {
 	case <-s.Done(): // it ended by itself

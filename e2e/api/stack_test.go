@@ -59,7 +59,7 @@ func (t templates) Delete(ctx context.Context, tenant, name string) error {
 }
 
 // newStack starts all of it in folders and control groups of its own. At the end nothing of it may be left on the machine.
-func newStack(t *testing.T) *stack {
+func newStack(t testing.TB) *stack {
 	t.Helper()
 	sandboxtest.RequireRoot(t)
 	dir, err := os.MkdirTemp("", "sbe")
@@ -127,7 +127,7 @@ func newStack(t *testing.T) *stack {
 }
 
 // deleteAll ends what a test left.
-func (s *stack) deleteAll(t *testing.T) func() {
+func (s *stack) deleteAll(t testing.TB) func() {
 	return func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -141,7 +141,7 @@ func (s *stack) deleteAll(t *testing.T) func() {
 }
 
 // inBackground runs f until the test's end.
-func inBackground(t *testing.T, f func(ctx context.Context) error) {
+func inBackground(t testing.TB, f func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/hcl/v2/gohcl"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 
+	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -105,8 +106,9 @@ type ConsulBlock struct {
 type VaultBlock struct {
 	Address   string `hcl:"address,optional"`
 	TokenFile string `hcl:"token_file,optional"` // else the environment variable VAULT_TOKEN
-	Mount     string `hcl:"mount,optional"`      // of the PKI secrets engine
-	Role      string `hcl:"role,optional"`
+	Namespace string `hcl:"namespace,optional"`
+	Mount     string `hcl:"mount,optional"`   // of the PKI secrets engine
+	CAFile    string `hcl:"ca_file,optional"` // of Vault's own API
 }
 
 const maxFile = 1 << 20 // bytes of a configuration file
@@ -193,8 +195,11 @@ func (f File) Check() error {
 		if r.Advertise != "" {
 			hostPort("raft.advertise", r.Advertise)
 		}
-		if r.ServerID == "" {
-			bad("raft.server_id", "is empty")
+		if err := keys.Server(r.ServerID).Check(); err != nil {
+			bad("raft.server_id", "%v", err)
+		}
+		if f.Vault == nil && f.Client == nil && !loopback(r.Listen) {
+			bad("raft.listen", "beyond this machine it needs a block vault or node_tls")
 		}
 		own := false
 		for _, p := range r.Peers {
@@ -217,6 +222,13 @@ func (f File) Check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// loopback reports whether an address can be reached from this machine only.
+func loopback(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 func (f File) checkNodes(bad func(field, format string, args ...any), hostPort, abs func(field, v string)) {

@@ -57,7 +57,7 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 	if err := f.raft(&cfg); err != nil {
 		return cfg, err
 	}
-	if err := f.nodeTLS(ctx, env, &cfg); err != nil {
+	if err := f.internalTLS(ctx, env, &cfg); err != nil {
 		return cfg, err
 	}
 	if err := f.directory(env, &cfg); err != nil {
