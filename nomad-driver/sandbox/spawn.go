@@ -173,12 +173,8 @@ func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep ui
 		return nil, errors.Join(fmt.Errorf("clone into new namespaces: %w", errno), unix.Close(sp[0]), unix.Close(pipe[0]))
 	}
 	// Non-blocking, so that waiting for its end takes a place in the poller and no thread.
-	nerr := unix.SetNonblock(int(s.pidfd), true)
-	c := &child{pid: int(pid), pidfd: os.NewFile(uintptr(s.pidfd), "pidfd"), status: os.NewFile(uintptr(pipe[0]), "status pipe")}
-	if err := unix.SetNonblock(sp[0], true); err != nil {
-		nerr = errors.Join(nerr, err)
-	}
-	c.boot = os.NewFile(uintptr(sp[0]), "boot socket")
+	nerr := errors.Join(unix.SetNonblock(int(s.pidfd), true), unix.SetNonblock(sp[0], true), unix.SetNonblock(pipe[0], true))
+	c := &child{pid: int(pid), pidfd: os.NewFile(uintptr(s.pidfd), "pidfd"), boot: os.NewFile(uintptr(sp[0]), "boot socket"), status: os.NewFile(uintptr(pipe[0]), "status pipe")}
 	if nerr != nil {
 		return c, fmt.Errorf("prepare descriptors: %w", nerr)
 	}

@@ -88,7 +88,6 @@ func Run(c Config) (exitCode int) {
 	}
 	terms := catchSignals()
 	s.workers = newWorkers()
-	prewarm(spareThread)
 
 	var mainID guest.ProcessID
 	if c.Boot.Main != nil {
@@ -102,6 +101,8 @@ func Run(c Config) (exitCode int) {
 	sv := newServer(s, func() { trim.Reset(trimAfter) })
 	go sv.serve(listener)
 	c.Started(mainID, nil)
+	// After the answer: threads take longer to make than all of the rest.
+	prewarm(spareThread)
 
 	code := make(chan int, 1)
 	go func() { code <- s.run(terms, sv, c.Exit) }()

@@ -18,13 +18,13 @@ func (s *supervisor) killSession(p *process) {
 	if p.hasEnded() {
 		return
 	}
+	_ = unix.Kill(int(p.id), unix.SIGKILL) // first, so that it does not get to act on the others' end
+	_ = unix.Kill(-int(p.id), unix.SIGKILL)
 	for range killPasses {
 		if killMembers(int(p.id)) == 0 {
 			break
 		}
 	}
-	_ = unix.Kill(-int(p.id), unix.SIGKILL) // ESRCH: none is left
-	_ = unix.Kill(int(p.id), unix.SIGKILL)
 }
 
 // killMembers kills all of a session but its leader and returns how many it found.

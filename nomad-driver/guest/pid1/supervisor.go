@@ -101,7 +101,7 @@ func (s *supervisor) prune() {
 	for len(s.ended) > 0 && (len(s.procs) > guest.MaxProcesses || s.ended[0].endedBefore(limit)) {
 		s.forget(s.ended[0])
 	}
-	if s.uncounted++; s.uncounted < 32 {
+	if s.uncounted++; s.uncounted < 8 {
 		return
 	}
 	s.uncounted = 0

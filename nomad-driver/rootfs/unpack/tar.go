@@ -228,7 +228,7 @@ func (w *writer) create(p string, h *tar.Header, r io.Reader, xattrs []tree.Xatt
 	}
 	delete(w.mtimes, p)
 	if h.Typeflag == tar.TypeLink {
-		return w.link(parent, name, p, mode, h)
+		return w.link(p, mode, h)
 	}
 	if mode != 0 {
 		// What came first is unlinked, never written through: it may have other names.
@@ -359,7 +359,7 @@ func symlink(parent int, name, p string, h *tar.Header) error {
 }
 
 // link makes a hard link. Its target is a file or symbolic link that is in the tree already.
-func (w *writer) link(parent int, name, p string, mode uint32, h *tar.Header) error {
+func (w *writer) link(p string, mode uint32, h *tar.Header) error {
 	target, err := w.path("hard link target", h.Linkname)
 	if err != nil {
 		return err
@@ -371,7 +371,7 @@ func (w *writer) link(parent int, name, p string, mode uint32, h *tar.Header) er
 		if strings.HasPrefix(target, p+"/") {
 			return fmt.Errorf("%w: the hard link %.200q replaces the directory that holds its target", ErrInvalid, p)
 		}
-		if _, err := w.replace(p, name); err != nil {
+		if _, err := w.replace(p, path.Base(p)); err != nil {
 			return err
 		}
 	}
@@ -396,7 +396,8 @@ func (w *writer) link(parent int, name, p string, mode uint32, h *tar.Header) er
 	case mode&unix.S_IFMT == unix.S_IFDIR:
 		return fmt.Errorf("%w: the hard link %.200q has a directory as its target", ErrInvalid, p)
 	}
-	if parent, name, err = w.dirs.parent(p); err != nil {
+	parent, name, err := w.dirs.parent(p)
+	if err != nil {
 		return err
 	}
 	return unix.Linkat(from, path.Base(target), parent, name, 0)
