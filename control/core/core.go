@@ -1,0 +1,230 @@
+// Package core puts the parts of a control server together: state, keys, fleet, templates, sandboxes and the reconciler.
+//
+// It owns their order of start and end. It serves nothing itself: package server does that with the parts.
+package core
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/reconcile"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/control/template"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Config says how a control server runs. Zero values mean the defaults of the parts.
+type Config struct {
+	DataDir   string           // required; holds raft/ and the bootstrap key
+	Directory health.Directory // required
+	Placer    placement.Placer // required
+
+	RaftAddr      string // host:port for the other servers; empty: a cluster of one without a listener
+	RaftAdvertise string
+	ServerID      string
+	Peers         []state.Peer
+	RaftTLS       *state.TLS
+
+	NodeTLS   func(health.Node) (*tls.Config, error) // to nodes over TCP
+	CheckNode func(nodeapi.Node) error               // versions of nodes that this server can work with
+
+	MaxLifetime    time.Duration // of a sandbox
+	DefaultTimeout time.Duration // of a sandbox
+	Retention      time.Duration // of ended sandboxes
+	MaxEnded       int           // ended sandboxes kept
+
+	Logger hclog.Logger
+	Now    func() time.Time
+
+	// Sandboxes, Pace and Nodes change the parts' own settings further, before they start. For tests and rare needs.
+	Sandboxes func(*lifecycle.Config)
+	Pace      func(*reconcile.Config)
+	Nodes     func(*fleet.Config)
+}
+
+// Core is a running control server without its HTTP side.
+type Core struct {
+	State     *state.Server
+	Auth      *auth.Service
+	Fleet     *fleet.Fleet
+	Templates *template.Service
+	Sandboxes *lifecycle.Service
+
+	// Bootstrap is the first API key, where this start made it. BootstrapFile holds it in any case, until somebody
+	// removes it.
+	Bootstrap     auth.Secret
+	Bootstrapped  bool // this start made it
+	BootstrapFile string
+
+	reconciler *reconcile.Reconciler
+}
+
+const (
+	raftDir       = "raft"
+	bootstrapFile = "bootstrap-key"
+	spreadEvery   = 15 * time.Second
+	leaderWait    = 30 * time.Second
+)
+
+// Open starts a control server: the state of DataDir is read, a leader is known, and where this server leads, the
+// bootstrap key exists. Nodes connect in the background. The caller closes it.
+func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
+	if cfg.DataDir == "" || cfg.Directory == nil || cfg.Placer == nil {
+		return nil, errors.New("core: data folder, directory and placer are required")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	c := &Core{BootstrapFile: filepath.Join(cfg.DataDir, bootstrapFile)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	lead := make(chan struct{}) // closed once the parts that a leader runs are there
+	st, err := state.Open(state.Config{
+		Dir: filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
+		Peers: cfg.Peers, TLS: cfg.RaftTLS, Logger: cfg.Logger.Named("state"),
+		OnLeader: func(ctx context.Context) {
+			select {
+			case <-lead:
+				c.lead(ctx)
+			case <-ctx.Done():
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.State = st
+	if err := c.build(cfg); err != nil {
+		return nil, err
+	}
+	wait, cancel := context.WithTimeout(ctx, leaderWait)
+	defer cancel()
+	if err := st.WaitLeader(wait); err != nil {
+		return nil, err
+	}
+	if st.Leads() {
+		if c.Bootstrap, c.Bootstrapped, err = c.Auth.Bootstrap(ctx, c.BootstrapFile); err != nil {
+			return nil, err
+		}
+	}
+	close(lead)
+	return c, nil
+}
+
+// build makes the parts on top of the state.
+func (c *Core) build(cfg Config) error {
+	run := newRun()
+	c.Auth = auth.New(c.State, cfg.Now)
+	var marked marker
+	fc := fleet.Config{
+		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
+	}
+	if cfg.Nodes != nil {
+		cfg.Nodes(&fc)
+	}
+	var err error
+	if c.Fleet, err = fleet.Open(fc); err != nil {
+		return err
+	}
+	if c.Templates, err = template.New(template.Config{
+		State: c.State, Fleet: c.Fleet, Logger: cfg.Logger.Named("template"), Now: cfg.Now,
+	}); err != nil {
+		return err
+	}
+	lc := lifecycle.Config{
+		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now,
+		Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
+	}
+	if cfg.Sandboxes != nil {
+		cfg.Sandboxes(&lc)
+	}
+	if c.Sandboxes, err = lifecycle.New(lc); err != nil {
+		return err
+	}
+	rc := reconcile.Config{
+		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
+		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded,
+	}
+	if cfg.Pace != nil {
+		cfg.Pace(&rc)
+	}
+	if c.reconciler, err = reconcile.New(rc); err != nil {
+		return err
+	}
+	marked.set(c.reconciler)
+	return nil
+}
+
+// lead is what the leader runs.
+func (c *Core) lead(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { c.reconciler.Run(ctx) })
+	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
+	wg.Wait()
+}
+
+// Close ends the parts in the order that lets each finish. Sandboxes go on.
+func (c *Core) Close() error {
+	var err error
+	if c.State != nil {
+		err = c.State.Close() // ends what the leader runs
+	}
+	if c.Fleet != nil {
+		c.Fleet.Close()
+	}
+	return err
+}
+
+// marker passes the fleet's changes to the reconciler, which is made after the fleet.
+type marker struct {
+	mu sync.Mutex
+	r  *reconcile.Reconciler
+}
+
+func (m *marker) set(r *reconcile.Reconciler) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.r = r
+}
+
+func (m *marker) onChange(_ api.NodeID, id api.SandboxID) {
+	m.mu.Lock()
+	r := m.r
+	m.mu.Unlock()
+	if r != nil && id != "" {
+		r.Mark(id)
+	}
+}
+
+// newRun names this run of the control service.
+func newRun() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails on Linux
+	return hex.EncodeToString(b[:])
+}
+
+// ConnectNodes returns once n nodes are connected, or with an error that names what is wrong with the others.
+func (c *Core) ConnectNodes(ctx context.Context, n int) error {
+	if err := c.Fleet.WaitNodes(ctx, n); err != nil {
+		return fmt.Errorf("wait for nodes: %w", err)
+	}
+	return nil
+}

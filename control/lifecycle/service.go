@@ -1,0 +1,77 @@
+// Package lifecycle makes, finds and ends sandboxes: every change of one passes through it or through package reconcile.
+//
+// It owns the order of steps of a change: intent into Raft first, then the placement and the node, then the fact into
+// Raft. It never speaks HTTP to clients, never asks a scheduler whether a sandbox runs (the node's own report counts), and
+// never decides who may do what beyond the tenant that a sandbox belongs to.
+package lifecycle
+
+import (
+	"context"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// API is what the service offers to an HTTP server. *Service implements it. Every error that a client may see is an
+// *api.Error somewhere in its chain. A sandbox of another tenant is not found.
+type API interface {
+	// Create makes a sandbox and returns once its node reports it running, with the timed steps of the way.
+	Create(ctx context.Context, p CreateParams) (state.Sandbox, []guest.Step, error)
+	// Get returns a sandbox, ended ones too while they are kept.
+	Get(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
+	List(ctx context.Context, f state.Filter, o state.Order, p state.Page) (state.List, error)
+	// Delete ends a sandbox and returns once it has ended. An ended one is not found.
+	Delete(ctx context.Context, tenant string, id api.SandboxID) error
+	// SetTimeout moves the deadline to now plus d, earlier or later.
+	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	// Refresh moves the deadline to now plus d, never to an earlier time.
+	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	// Connect is Refresh for a client that comes back; resumed tells whether the sandbox was paused.
+	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	Health(ctx context.Context, tenant string, id api.SandboxID) (Health, error)
+	// NodeFor returns the client of the node that runs the sandbox, for exec, files and events.
+	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
+}
+
+// Service implements API on the seams of its Config. It is safe for concurrent use and has no goroutines of its own.
+type Service struct {
+	cfg   Config
+	locks locks
+}
+
+var _ API = (*Service)(nil)
+
+// New returns a service.
+func New(cfg Config) (*Service, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	return &Service{cfg: cfg}, nil
+}
+
+// MaxLifetime returns the longest time that a sandbox may exist.
+func (s *Service) MaxLifetime() time.Duration { return s.cfg.MaxLifetime }
+
+// sandbox returns a tenant's sandbox. That of another tenant is not found.
+func (s *Service) sandbox(tenant string, id api.SandboxID) (state.Sandbox, error) {
+	sb, err := s.cfg.State.Sandbox(id)
+	if err != nil {
+		return state.Sandbox{}, stateError(id, err)
+	}
+	if sb.Tenant != tenant {
+		return state.Sandbox{}, notFound(id)
+	}
+	return sb, nil
+}
+
+// live is sandbox for changes: one that has ended is not found either.
+func (s *Service) live(tenant string, id api.SandboxID) (state.Sandbox, error) {
+	sb, err := s.sandbox(tenant, id)
+	if err == nil && sb.State.Ended() {
+		return state.Sandbox{}, notFound(id)
+	}
+	return sb, err
+}

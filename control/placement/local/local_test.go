@@ -1,0 +1,61 @@
+package local_test
+
+import (
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
+	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/placement/local"
+	"github.com/soulbox-dev/soulbox/control/placement/placementtest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func start(t *testing.T) (*fleettest.Node, *local.Placer) {
+	node := fleettest.New(t)
+	client := nodeapi.NewUnix(node.Socket)
+	t.Cleanup(client.Close)
+	placer := local.New(client)
+	t.Cleanup(placer.Close)
+	return node, placer
+}
+
+func TestPlacer_keepsContract(t *testing.T) {
+	placementtest.Run(t, func(t *testing.T) placementtest.Harness {
+		node, placer := start(t)
+		return placementtest.Harness{
+			Placer: placer, Template: "base", Made: node.Created,
+			Runs: func(id api.SandboxID) bool { _, ok := node.Running()[id]; return ok },
+			EndByItself: func(_ *testing.T, id api.SandboxID) {
+				node.End(id, nodeapi.Exit{Reason: nodeapi.ExitMainExited})
+			},
+		}
+	})
+}
+
+func TestPlacer_listsOnlyWhatTheControlServicePlaced(t *testing.T) {
+	node, placer := start(t)
+	node.Run(nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base", Owner: nodeapi.Owner{Kind: "nomad"}})
+	mine := api.NewSandboxID()
+	must.NoError(t, placer.Place(t.Context(), placement.Request{Node: nodeapi.CreateRequest{ID: mine, Template: "base"}}))
+	list, err := placer.List(t.Context())
+	must.NoError(t, err)
+	must.Len(t, 1, list)
+	must.Eq(t, mine, list[0].ID)
+}
+
+func TestPlacer_nodeThatIsDown(t *testing.T) {
+	node, placer := start(t)
+	node.Kill()
+	err := placer.Place(t.Context(), placement.Request{Node: nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}})
+	must.ErrorIs(t, err, nodeapi.ErrUnreachable)
+	must.Eq(t, 503, api.StatusOf(err))
+	must.Error(t, placer.Stop(t.Context(), api.NewSandboxID()))
+	_, err = placer.List(t.Context())
+	must.Error(t, err)
+}

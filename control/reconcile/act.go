@@ -1,0 +1,144 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+// do carries out one decision that concerns one sandbox. A failure is logged; the next pass decides anew.
+func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	defer cancel()
+	var err error
+	switch a.verb {
+	case adopt:
+		err = r.adopt(ctx, f, a.found)
+	case destroy:
+		err = r.destroy(ctx, f, tries)
+	case evict:
+		err = r.remove(ctx, a.found)
+	case deadline:
+		err = r.deadline(ctx, f, a.found)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
+	}
+}
+
+func (r *Reconciler) adopt(ctx context.Context, f facts, found fleet.Found) error {
+	_, err := r.cfg.State.Apply(ctx, &state.SandboxRunning{
+		ID: f.id, Node: found.Node, Digest: found.Sandbox.Digest, StartedAt: found.Sandbox.StartedAt.UTC(),
+	})
+	if errors.Is(err, state.ErrState) {
+		return nil // it changed meanwhile
+	}
+	if err == nil {
+		r.log.Info("sandbox adopted", "sandbox", f.id, "node", found.Node, "was", f.record.State)
+		r.Mark(f.id)
+	}
+	return err
+}
+
+// destroy ends a sandbox through the placer, which may need a moment. Where that did not help, its node is told directly.
+func (r *Reconciler) destroy(ctx context.Context, f facts, tries int) error {
+	if err := r.cfg.Placer.Stop(ctx, f.id); err != nil {
+		return err
+	}
+	if tries == 1 {
+		return nil
+	}
+	for _, found := range f.found {
+		if err := r.remove(ctx, found); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) remove(ctx context.Context, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	if err := node.Delete(ctx, found.Sandbox.ID); err != nil && !api.IsNotFound(err) {
+		return err
+	}
+	r.log.Info("sandbox removed from a node where it does not belong", "sandbox", found.Sandbox.ID, "node", found.Node)
+	return nil
+}
+
+// deadline tells a node the deadline that is recorded by now.
+func (r *Reconciler) deadline(ctx context.Context, f facts, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	now, err := r.cfg.State.Sandbox(f.id)
+	if err != nil || now.State != state.Running {
+		return nil // it changed meanwhile
+	}
+	_, err = node.SetDeadline(ctx, f.id, now.EndAt)
+	if api.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// endAll records ends in one command, then lets the placer forget those sandboxes.
+func (r *Reconciler) endAll(ctx context.Context, ends []state.End) {
+	if _, err := r.cfg.State.Apply(ctx, &state.SandboxEnd{Ends: ends}); err != nil {
+		r.log.Warn("ends not recorded yet", "sandboxes", len(ends), "error", err)
+		return
+	}
+	calls, ctx := errgroup.WithContext(ctx)
+	calls.SetLimit(parallel)
+	for _, e := range ends {
+		now, err := r.cfg.State.Sandbox(e.ID)
+		if err != nil || !now.State.Ended() {
+			continue // it changed before the decision reached the log, which counts for more
+		}
+		r.log.Info("sandbox ended", "sandbox", e.ID, "state", now.State, "reason", now.Reason)
+		delete(r.marks, e.ID)
+		if now.State == state.Lost {
+			continue // it may come back; what is left of it goes when its deadline has passed
+		}
+		calls.Go(func() error {
+			call, cancel := context.WithTimeout(ctx, r.cfg.CallTimeout)
+			defer cancel()
+			if err := r.cfg.Placer.Stop(call, e.ID); err != nil {
+				r.log.Warn("ended sandbox not cleaned up yet", "sandbox", e.ID, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = calls.Wait() // each call logs its own failure
+}
+
+// purge forgets sandboxes that ended long ago.
+func (r *Reconciler) purge(ctx context.Context) {
+	for ctx.Err() == nil {
+		ids, err := r.cfg.State.Purgeable(r.cfg.Now().Add(-r.cfg.Retention), r.cfg.MaxEnded, state.MaxBatch)
+		if err != nil {
+			r.log.Error("ended sandboxes cannot be read", "error", err)
+			return
+		}
+		if len(ids) == 0 {
+			return
+		}
+		res, err := r.cfg.State.Apply(ctx, &state.SandboxPurge{IDs: ids})
+		if err != nil {
+			r.log.Warn("ended sandboxes not forgotten yet", "error", err)
+			return
+		}
+		r.log.Debug("ended sandboxes forgotten", "sandboxes", res.Changed)
+		if res.Changed == 0 || len(ids) < state.MaxBatch {
+			return
+		}
+	}
+}

@@ -1,0 +1,245 @@
+package reconcile
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// facts are everything that a decision about one sandbox rests on.
+type facts struct {
+	now    time.Time
+	id     api.SandboxID
+	record *state.Sandbox   // nil: no record knows it
+	found  []fleet.Found    // what nodes report, live ones first; only owned by the control service
+	last   *nodeapi.Sandbox // as its node reported it stopped, before it forgot it
+	node   nodeFacts        // of record.Node
+	all    bool             // every node of the directory is connected
+	placed *placement.Placed
+	listed bool // placed was asked for: nil means not placed
+}
+
+// nodeFacts say what is known of a node.
+type nodeFacts struct {
+	connected bool
+	gone      bool   // the directory knows for sure that it does not work
+	why       string // of gone, or of not being connected
+}
+
+// verb is what to do about a sandbox.
+type verb int
+
+const (
+	leave    verb = iota
+	adopt         // record that it runs where it was found
+	end           // record that it ended, then let the placer forget it
+	destroy       // end it on the nodes
+	evict         // end copies on nodes where it does not belong
+	deadline      // tell the node its deadline
+)
+
+// deadlineSlack is how far a node's deadline may be from the recorded one.
+const deadlineSlack = 10 * time.Millisecond
+
+// action is a decision.
+type action struct {
+	verb  verb
+	end   state.End   // of end
+	found fleet.Found // of adopt, evict and deadline
+}
+
+// decide is the whole of what the reconciler knows about right and wrong. It waits out graces by the marks and has no
+// other effect.
+func (c *Config) decide(f facts, m marks) action {
+	switch {
+	case f.record == nil:
+		return c.unknown(f, m)
+	case f.record.State == state.Lost:
+		return c.lost(f, m)
+	case f.record.State.Ended():
+		if len(f.found) > 0 || f.placed != nil {
+			return action{verb: destroy}
+		}
+		return c.fine(f, m)
+	case f.record.State == state.Starting:
+		return c.starting(f, m)
+	case f.record.State == state.Stopping:
+		return c.stopping(f, m)
+	}
+	return c.running(f, m)
+}
+
+func (c *Config) fine(f facts, m marks) action {
+	delete(m, f.id)
+	return action{}
+}
+
+// unknown is a sandbox of the control service that no record knows: of a record that was purged, or of a state that was
+// lost. Its record always precedes a sandbox, so nobody can be about to write it.
+func (c *Config) unknown(f facts, m marks) action {
+	if len(f.found) == 0 && f.placed == nil {
+		return c.fine(f, m)
+	}
+	if m.age(f.id, "unknown", f.now) < c.OrphanGrace {
+		return action{}
+	}
+	return action{verb: destroy}
+}
+
+// lost is one that was given up. It is taken back where it turns out to live; its real end counts more than a guess.
+func (c *Config) lost(f facts, m marks) action {
+	if len(f.found) > 0 {
+		found := f.found[0]
+		if found.Sandbox.State == nodeapi.StateStopped {
+			return action{verb: end, end: f.stopped(found.Sandbox)}
+		}
+		if found.Connected && found.Sandbox.State == nodeapi.StateRunning && f.now.Before(f.record.EndAt) {
+			return action{verb: adopt, found: found}
+		}
+	}
+	if f.now.After(f.record.EndAt) && (len(f.found) > 0 || f.placed != nil) {
+		return action{verb: destroy}
+	}
+	return c.fine(f, m)
+}
+
+// starting is left to its create call as long as that can be alive. After it, the sandbox is finished where it runs, and
+// failed where it cannot come any more.
+func (c *Config) starting(f facts, m marks) action {
+	age := f.now.Sub(f.record.CreatedAt)
+	if f.record.Creator == c.Run && age < c.StartTimeout {
+		return c.fine(f, m)
+	}
+	if len(f.found) > 0 {
+		found := f.found[0]
+		switch {
+		case found.Sandbox.State == nodeapi.StateRunning && found.Connected:
+			return action{verb: adopt, found: found}
+		case found.Sandbox.State == nodeapi.StateStopped:
+			return action{verb: end, end: f.stopped(found.Sandbox)}
+		}
+	}
+	waiting := len(f.found) > 0 || !f.listed || !f.all || (f.placed != nil && f.placed.State != placement.Ended)
+	if waiting && age < c.StartTimeout {
+		return action{}
+	}
+	reason := "the control service that was creating it ended, and no node has it"
+	if waiting {
+		reason = fmt.Sprintf("it was not running within %s", c.StartTimeout)
+	}
+	return action{verb: end, end: f.ended(state.Failed, reason)}
+}
+
+// stopping is left to its delete call for a moment.
+func (c *Config) stopping(f facts, m marks) action {
+	if m.age(f.id, fmt.Sprint("stopping ", f.record.ModifyIndex), f.now) < c.StopGrace {
+		return action{}
+	}
+	for _, found := range f.found {
+		if found.Sandbox.State != nodeapi.StateStopped {
+			if lost, ok := c.nodeLost(f, m); ok {
+				return lost
+			}
+			return action{verb: destroy}
+		}
+	}
+	if len(f.found) == 0 && f.record.Node != "" && !f.node.connected {
+		lost, _ := c.nodeLost(f, m)
+		return lost
+	}
+	return action{verb: end, end: f.ended(state.Stopped, f.record.Reason)}
+}
+
+// running is as it should be where its node has it running, with the right deadline.
+func (c *Config) running(f facts, m marks) action {
+	var here *fleet.Found
+	for i, found := range f.found {
+		if found.Node == f.record.Node {
+			here = &f.found[i]
+		} else if found.Connected && found.Sandbox.State != nodeapi.StateStopped {
+			return action{verb: evict, found: found}
+		}
+	}
+	if !f.node.connected {
+		if lost, ok := c.nodeLost(f, m); ok {
+			return lost
+		}
+		return action{}
+	}
+	switch {
+	case here == nil && f.last != nil:
+		return action{verb: end, end: f.stopped(*f.last)}
+	case here == nil:
+		return action{verb: end, end: f.ended(state.Lost, fmt.Sprintf("node %s no longer has it", f.record.Node))}
+	case here.Sandbox.State == nodeapi.StateStopped:
+		return action{verb: end, end: f.stopped(here.Sandbox)}
+	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Deadline.Sub(f.record.EndAt).Abs() > deadlineSlack:
+		return action{verb: deadline, found: *here}
+	}
+	return c.fine(f, m)
+}
+
+// nodeLost decides about a sandbox whose node is not connected. A node that merely does not answer is not dead: its
+// sandboxes go on until the directory says that it is gone, or until their deadlines, which nodes keep by themselves.
+func (c *Config) nodeLost(f facts, m marks) (action, bool) {
+	if f.node.connected {
+		return action{}, false
+	}
+	if f.node.gone {
+		if m.age(f.id, "gone", f.now) >= c.LostAfter {
+			return action{verb: end, end: f.ended(state.Lost, fmt.Sprintf("node %s is gone: %s", f.record.Node, f.node.why))}, true
+		}
+		return action{}, true
+	}
+	if f.now.After(f.record.EndAt.Add(c.LostAfter)) {
+		return action{verb: end, end: f.ended(state.Lost,
+			fmt.Sprintf("its deadline has passed and node %s does not answer: %s", f.record.Node, f.node.why))}, true
+	}
+	return action{}, false
+}
+
+func (f facts) ended(s state.SandboxState, reason string) state.End {
+	return state.End{ID: f.id, State: s, Reason: reason, At: f.now.UTC(), IfIndex: f.record.ModifyIndex}
+}
+
+// stopped is the end that a node reports.
+func (f facts) stopped(sb nodeapi.Sandbox) state.End {
+	e := f.ended(state.Stopped, nodeapi.ExitStopped)
+	if !sb.EndedAt.IsZero() {
+		e.At = sb.EndedAt.UTC()
+	}
+	if x := sb.Exit; x != nil {
+		e.Reason = x.Reason
+		e.Exit = &state.Exit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Message: x.Message}
+		if x.Reason == nodeapi.ExitLost {
+			e.State = state.Lost
+		}
+	}
+	if sb.StartedAt.IsZero() {
+		e.State = state.Failed
+	}
+	if f.record.State == state.Stopping && f.record.Reason != "" {
+		e.Reason = f.record.Reason
+	}
+	return e
+}
+
+// factsOfNode says what is known of the node of a record.
+func factsOfNode(id api.NodeID, nodes map[api.NodeID]fleet.Node, stale bool) nodeFacts {
+	n, ok := nodes[id]
+	switch {
+	case !ok:
+		return nodeFacts{gone: !stale, why: "the directory of nodes does not list it"}
+	case n.Connected:
+		return nodeFacts{connected: true}
+	case n.Entry.Status == health.Critical && !stale:
+		return nodeFacts{gone: true, why: n.Entry.Reason}
+	}
+	return nodeFacts{why: n.Problem}
+}

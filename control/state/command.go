@@ -1,0 +1,142 @@
+package state
+
+import (
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// commandType is the first byte of a log entry. Numbers are never used again for something else.
+type commandType uint8
+
+const (
+	typeSandboxCreate   commandType = 1
+	typeSandboxRunning  commandType = 2
+	typeSandboxStopping commandType = 3
+	typeSandboxEnd      commandType = 4
+	typeSandboxDeadline commandType = 5
+	typeSandboxPurge    commandType = 6
+	typeKeyPut          commandType = 16
+	typeKeyDelete       commandType = 17
+	typeKeyBootstrap    commandType = 18
+	typeTemplatePut     commandType = 32
+	typeTemplateDelete  commandType = 33
+)
+
+// commands makes the empty command of each type.
+var commands = map[commandType]func() Command{
+	typeSandboxCreate:   func() Command { return new(SandboxCreate) },
+	typeSandboxRunning:  func() Command { return new(SandboxRunning) },
+	typeSandboxStopping: func() Command { return new(SandboxStopping) },
+	typeSandboxEnd:      func() Command { return new(SandboxEnd) },
+	typeSandboxDeadline: func() Command { return new(SandboxDeadline) },
+	typeSandboxPurge:    func() Command { return new(SandboxPurge) },
+	typeKeyPut:          func() Command { return new(KeyPut) },
+	typeKeyDelete:       func() Command { return new(KeyDelete) },
+	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
+	typeTemplatePut:     func() Command { return new(TemplatePut) },
+	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
+}
+
+// Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
+// values) is in it.
+type Command interface {
+	kind() commandType
+	check() error                      // before it enters the log
+	apply(tx *writeTx) (Result, error) // on every server, with the same outcome; an error changes nothing
+}
+
+// Result is what a command left behind: the record that it made or changed, where it was one.
+type Result struct {
+	Sandbox  Sandbox
+	Key      Key
+	Template Template
+	Changed  int // records that changed
+}
+
+// SandboxCreate records that a sandbox shall exist. An id that exists is ErrExists, with the sandbox in Result.
+type SandboxCreate struct {
+	Sandbox Sandbox `codec:"sandbox"`
+}
+
+// SandboxRunning records a node's report that a starting, or lost, sandbox runs. Repeating it changes nothing.
+type SandboxRunning struct {
+	ID        api.SandboxID `codec:"id"`
+	Node      api.NodeID    `codec:"node"`
+	Digest    string        `codec:"digest"`
+	StartedAt time.Time     `codec:"started_at"`
+}
+
+// SandboxStopping records that a sandbox shall end. Repeating it changes nothing; an ended one is ErrState.
+type SandboxStopping struct {
+	ID     api.SandboxID `codec:"id"`
+	Reason string        `codec:"reason"`
+}
+
+// SandboxEnd records that sandboxes ended. One that ended already stays as it is, but a lost one may turn out to have
+// stopped or failed.
+type SandboxEnd struct {
+	Ends []End `codec:"ends"` // 1 to MaxBatch
+}
+
+// End is the end of one sandbox.
+type End struct {
+	ID     api.SandboxID `codec:"id"`
+	State  SandboxState  `codec:"state"` // stopped, failed or lost
+	Reason string        `codec:"reason"`
+	At     time.Time     `codec:"at"`
+	Exit   *Exit         `codec:"exit"`
+	// IfIndex is the ModifyIndex that the decision was made on: another one by now leaves the sandbox as it is. 0: always.
+	IfIndex uint64 `codec:"if_index"`
+}
+
+// SandboxDeadline moves a deadline, never beyond the sandbox's MaxEndAt.
+type SandboxDeadline struct {
+	ID         api.SandboxID `codec:"id"`
+	EndAt      time.Time     `codec:"end_at"`
+	ExtendOnly bool          `codec:"extend_only"` // an earlier deadline than the current one changes nothing
+}
+
+// SandboxPurge forgets ended sandboxes. Others, and unknown ids, are left alone.
+type SandboxPurge struct {
+	IDs []api.SandboxID `codec:"ids"` // 1 to MaxBatch
+}
+
+// KeyPut records an API key, new or changed.
+type KeyPut struct {
+	Key Key `codec:"key"`
+}
+
+// KeyDelete revokes an API key of a tenant.
+type KeyDelete struct {
+	Tenant string `codec:"tenant"`
+	ID     string `codec:"id"`
+}
+
+// KeyBootstrap records the first API key. It works once in the life of a cluster: after that it is ErrExists.
+type KeyBootstrap struct {
+	Key Key `codec:"key"`
+}
+
+// TemplatePut records a template under its name, in place of one that had it.
+type TemplatePut struct {
+	Template Template `codec:"template"`
+}
+
+// TemplateDelete forgets a template's name.
+type TemplateDelete struct {
+	Tenant string `codec:"tenant"`
+	Name   string `codec:"name"`
+}
+
+func (*SandboxCreate) kind() commandType   { return typeSandboxCreate }
+func (*SandboxRunning) kind() commandType  { return typeSandboxRunning }
+func (*SandboxStopping) kind() commandType { return typeSandboxStopping }
+func (*SandboxEnd) kind() commandType      { return typeSandboxEnd }
+func (*SandboxDeadline) kind() commandType { return typeSandboxDeadline }
+func (*SandboxPurge) kind() commandType    { return typeSandboxPurge }
+func (*KeyPut) kind() commandType          { return typeKeyPut }
+func (*KeyDelete) kind() commandType       { return typeKeyDelete }
+func (*KeyBootstrap) kind() commandType    { return typeKeyBootstrap }
+func (*TemplatePut) kind() commandType     { return typeTemplatePut }
+func (*TemplateDelete) kind() commandType  { return typeTemplateDelete }

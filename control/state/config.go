@@ -1,0 +1,103 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// Peer is a control server of the first configuration of a cluster.
+type Peer struct {
+	ID   string
+	Addr string // host:port of its Raft listener
+}
+
+// Config says how a control server keeps its state.
+type Config struct {
+	// Dir holds the log and the snapshots. Empty: everything in memory, for tests.
+	Dir string
+	// ServerID names this server for its whole life. Empty: a random one that Dir keeps.
+	ServerID string
+	// Bind is the host:port to listen on for the other servers. Empty: no listener, a cluster of one.
+	Bind string
+	// Advertise is the host:port that the other servers reach; Bind where it is empty.
+	Advertise string
+	// Peers are the servers of a new cluster, this one included; every one of them is started with the same list. It
+	// counts only where Dir is fresh. Empty: this server alone.
+	Peers []Peer
+	// TLS protects the connections between the servers. nil: plain TCP, for a loopback or a test.
+	TLS *TLS
+	// OnLeader runs while this server leads and its tables hold everything that was ever committed. Its context ends with
+	// the leadership; it must return soon then.
+	OnLeader func(ctx context.Context)
+	Logger   hclog.Logger
+
+	// SegmentBytes is the size of one file of the log; 0 means 16 MiB.
+	SegmentBytes int
+	// SnapshotEntries is how many log entries may pass until a snapshot is made; 0 means 8192.
+	SnapshotEntries uint64
+
+	transport raft.Transport // tests: instead of Bind
+	fast      bool           // tests: short timeouts for a cluster of several
+}
+
+const (
+	defaultSegmentBytes    = 16 << 20
+	defaultSnapshotEntries = 8192
+	snapshotsKept          = 2
+	logCacheEntries        = 512
+	applyTimeout           = 5 * time.Second // until a command enters the log's queue
+	// aloneTimeout is the election timeout of a cluster of one: there is nobody whose heartbeats could be late.
+	aloneTimeout = 20 * time.Millisecond
+	fastTimeout  = 100 * time.Millisecond
+)
+
+func (c *Config) check() error {
+	if c.Logger == nil {
+		c.Logger = hclog.NewNullLogger()
+	}
+	if c.SegmentBytes == 0 {
+		c.SegmentBytes = defaultSegmentBytes
+	}
+	if c.SnapshotEntries == 0 {
+		c.SnapshotEntries = defaultSnapshotEntries
+	}
+	if len(c.Peers) > 1 && c.Bind == "" && c.transport == nil {
+		return errors.New("raft: several servers need an address to listen on")
+	}
+	if len(c.Peers) > 0 {
+		if c.ServerID == "" {
+			return errors.New("raft: a list of servers needs this server's own id")
+		}
+		found := false
+		for _, p := range c.Peers {
+			found = found || p.ID == c.ServerID
+		}
+		if !found {
+			return fmt.Errorf("raft: the list of servers lacks this server, %s", c.ServerID)
+		}
+	}
+	return nil
+}
+
+// raftConfig returns the settings of raft for a cluster of so many servers.
+func (c *Config) raftConfig(servers int, notify chan<- bool) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(c.ServerID)
+	rc.Logger = c.Logger.Named("raft")
+	rc.NotifyCh = notify
+	rc.ShutdownOnRemove = true
+	rc.BatchApplyCh = true
+	rc.SnapshotThreshold = c.SnapshotEntries
+	switch {
+	case servers == 1:
+		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = aloneTimeout, aloneTimeout, aloneTimeout
+	case c.fast:
+		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = fastTimeout, fastTimeout, fastTimeout
+	}
+	return rc
+}

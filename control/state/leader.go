@@ -1,0 +1,40 @@
+package state
+
+import "context"
+
+// followLeadership runs cfg.OnLeader while this server leads, until ctx ends. Every loss ends the run before the next gain
+// starts another.
+func (s *Server) followLeadership(ctx context.Context, notify <-chan bool) {
+	end := func() {}
+	defer func() { end() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case leads := <-notify:
+			end()
+			end = func() {}
+			if leads && s.cfg.OnLeader != nil {
+				end = s.startTerm(ctx)
+			}
+		}
+	}
+}
+
+// startTerm runs cfg.OnLeader in a goroutine of its own. The function that it returns ends and joins it.
+func (s *Server) startTerm(parent context.Context) func() {
+	ctx, cancel := context.WithCancel(parent)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.raft.Barrier(0).Error(); err != nil {
+			s.log.Warn("leadership lost before the log was applied", "error", err)
+			return
+		}
+		s.cfg.OnLeader(ctx)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}

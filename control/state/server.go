@@ -1,0 +1,229 @@
+package state
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// Server is one control server's part of the cluster: the tables, and Raft to change them.
+type Server struct {
+	*Store
+
+	cfg       Config
+	log       hclog.Logger
+	raft      *raft.Raft
+	stores    *stores
+	transport raft.Transport
+
+	cancel context.CancelFunc
+	leads  sync.WaitGroup // the goroutine that follows the leadership
+}
+
+// Open starts this server with the state that cfg.Dir holds. A fresh folder becomes a new cluster of cfg.Peers, or of this
+// server alone. It returns before a leader is known: see WaitLeader.
+func Open(cfg Config) (_ *Server, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	store, err := newStore()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Store: store, cfg: cfg, log: cfg.Logger}
+	if s.stores, err = openStores(&s.cfg); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.closeParts())
+		}
+	}()
+	if s.cfg.ServerID == "" {
+		if s.cfg.ServerID, err = serverID(cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if s.transport, err = openTransport(&s.cfg); err != nil {
+		return nil, err
+	}
+	if err := s.startRaft(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func openTransport(cfg *Config) (raft.Transport, error) {
+	if cfg.transport != nil {
+		return cfg.transport, nil
+	}
+	if cfg.Bind == "" {
+		_, t := raft.NewInmemTransport("local")
+		return t, nil
+	}
+	layer, err := listen(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: layer, MaxPool: 3, Timeout: 10 * time.Second, Logger: cfg.Logger.Named("raft-net"),
+	}), nil
+}
+
+// startRaft starts raft, as a new cluster where there is no state yet.
+func (s *Server) startRaft() error {
+	cache, err := raft.NewLogCache(logCacheEntries, s.stores.log)
+	if err != nil {
+		return fmt.Errorf("make log cache: %w", err)
+	}
+	exists, err := raft.HasExistingState(s.stores.log, s.stores.stable, s.stores.snaps)
+	if err != nil {
+		return fmt.Errorf("look for existing state: %w", err)
+	}
+	notify := make(chan bool, 16)
+	servers := max(1, len(s.cfg.Peers))
+	rc := s.cfg.raftConfig(servers, notify)
+	if !exists {
+		if err := raft.BootstrapCluster(rc, cache, s.stores.stable, s.stores.snaps, s.transport, s.firstConfiguration()); err != nil {
+			return fmt.Errorf("make new cluster: %w", err)
+		}
+	} else {
+		if servers, err = s.countServers(rc, cache); err != nil {
+			return err
+		}
+		rc = s.cfg.raftConfig(servers, notify)
+	}
+	if s.raft, err = raft.NewRaft(rc, &fsm{store: s.Store}, cache, s.stores.stable, s.stores.snaps, s.transport); err != nil {
+		return fmt.Errorf("start raft: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.leads.Go(func() { s.followLeadership(ctx, notify) })
+	return nil
+}
+
+// countServers returns how many servers the stored configuration has.
+func (s *Server) countServers(rc *raft.Config, log raft.LogStore) (int, error) {
+	c, err := raft.GetConfiguration(rc, skipFSM{}, log, s.stores.stable, s.stores.snaps, s.transport)
+	if err != nil {
+		return 0, fmt.Errorf("read cluster configuration: %w", err)
+	}
+	return max(1, len(c.Servers)), nil
+}
+
+func (s *Server) firstConfiguration() raft.Configuration {
+	if len(s.cfg.Peers) == 0 {
+		return raft.Configuration{Servers: []raft.Server{{
+			ID: raft.ServerID(s.cfg.ServerID), Address: s.transport.LocalAddr(),
+		}}}
+	}
+	var c raft.Configuration
+	for _, p := range s.cfg.Peers {
+		c.Servers = append(c.Servers, raft.Server{ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Addr)})
+	}
+	return c
+}
+
+// Apply makes one change on this server, which must lead, and returns what it left behind. ErrNoLeader means that nothing
+// was changed, ErrUnknownOutcome that nobody knows. A change that is on its way is not given up when ctx ends: Raft
+// answers within its own timeouts.
+func (s *Server) Apply(ctx context.Context, c Command) (Result, error) {
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
+	entry, err := encodeCommand(c)
+	if err != nil {
+		return Result{}, err
+	}
+	f := s.raft.Apply(entry, applyTimeout)
+	if err := f.Error(); err != nil {
+		return Result{}, raftError(err)
+	}
+	o, ok := f.Response().(outcome)
+	if !ok {
+		return Result{}, fmt.Errorf("raft answered with a %T", f.Response())
+	}
+	return o.result, o.err
+}
+
+// ServerID returns this server's own id.
+func (s *Server) ServerID() string { return s.cfg.ServerID }
+
+// RaftAddr returns the address on which the other servers reach this one.
+func (s *Server) RaftAddr() string { return string(s.transport.LocalAddr()) }
+
+// Leads reports whether this server believes to lead.
+func (s *Server) Leads() bool { return s.raft.State() == raft.Leader }
+
+// Leader returns the id and Raft address of the leader, empty where none is known.
+func (s *Server) Leader() (id, addr string) {
+	a, i := s.raft.LeaderWithID()
+	return string(i), string(a)
+}
+
+// WaitLeader returns once this server leads and its tables hold everything that was committed, or a leader elsewhere is
+// known; or with ctx's error.
+func (s *Server) WaitLeader(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if s.Leads() {
+			if s.raft.Barrier(applyTimeout).Error() == nil {
+				return nil
+			}
+		} else if id, _ := s.Leader(); id != "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for a leader: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// Snapshot makes a snapshot now and returns its bytes.
+func (s *Server) Snapshot() (io.ReadCloser, error) {
+	f := s.raft.Snapshot()
+	if err := f.Error(); err != nil {
+		return nil, fmt.Errorf("make snapshot: %w", err)
+	}
+	_, r, err := f.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open snapshot: %w", err)
+	}
+	return r, nil
+}
+
+// Stats returns raft's own figures.
+func (s *Server) Stats() map[string]string { return s.raft.Stats() }
+
+// Close hands the leadership over where there is somebody, and stops. Everything that was committed is on disk.
+func (s *Server) Close() error {
+	if s.Leads() && s.cfg.transport == nil && len(s.cfg.Peers) > 1 {
+		if err := s.raft.LeadershipTransfer().Error(); err != nil {
+			s.log.Warn("leadership not handed over", "error", err)
+		}
+	}
+	err := s.raft.Shutdown().Error()
+	s.cancel()
+	s.leads.Wait()
+	return errors.Join(err, s.closeParts())
+}
+
+func (s *Server) closeParts() error {
+	var err error
+	if c, ok := s.transport.(raft.WithClose); ok {
+		err = c.Close()
+	}
+	if s.stores != nil {
+		err = errors.Join(err, s.stores.close())
+	}
+	return err
+}

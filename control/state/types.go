@@ -1,0 +1,130 @@
+package state
+
+import (
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// DefaultTenant is the one tenant that exists until tenants are managed.
+const DefaultTenant = "default"
+
+// SandboxState is the state of a sandbox as the control service intends and knows it.
+type SandboxState string
+
+// The states. Stopped, failed and lost sandboxes have ended; their Reason says why. A lost one may be found again.
+const (
+	Starting SandboxState = "starting"
+	Running  SandboxState = "running"
+	Paused   SandboxState = "paused"
+	Stopping SandboxState = "stopping"
+	Stopped  SandboxState = "stopped"
+	Failed   SandboxState = "failed"
+	Lost     SandboxState = "lost"
+)
+
+// Ended reports whether a sandbox in state s holds no resources any more, as far as is known.
+func (s SandboxState) Ended() bool { return s == Stopped || s == Failed || s == Lost }
+
+// Valid reports whether s is one of the states.
+func (s SandboxState) Valid() bool {
+	switch s {
+	case Starting, Running, Paused, Stopping, Stopped, Failed, Lost:
+		return true
+	}
+	return false
+}
+
+// OnTimeout says what happens to a sandbox at its deadline.
+type OnTimeout string
+
+// The ways to end at a deadline.
+const (
+	OnTimeoutKill  OnTimeout = "kill"
+	OnTimeoutPause OnTimeout = "pause"
+)
+
+// Lifecycle is what a sandbox does by itself.
+type Lifecycle struct {
+	OnTimeout  OnTimeout `codec:"on_timeout"`
+	AutoResume bool      `codec:"auto_resume"`
+}
+
+// Sandbox is a sandbox that exists, is to exist, or existed a while ago. Values that leave the store share their maps and
+// slices with it: nobody changes them.
+type Sandbox struct {
+	ID       api.SandboxID `codec:"id"`
+	Tenant   string        `codec:"tenant"`
+	Template string        `codec:"template"` // as requested
+	Digest   string        `codec:"digest"`   // as resolved: sha256:<hex>
+	Node     api.NodeID    `codec:"node"`     // empty until a node has reported it
+	State    SandboxState  `codec:"state"`
+	Reason   string        `codec:"reason"` // why it ended, or is about to; for people
+
+	CreatedAt time.Time `codec:"created_at"` // when the create call was accepted
+	StartedAt time.Time `codec:"started_at"` // when the node had it running
+	EndAt     time.Time `codec:"end_at"`     // deadline; the node ends it then
+	MaxEndAt  time.Time `codec:"max_end_at"` // no deadline may lie after this
+	EndedAt   time.Time `codec:"ended_at"`   // when it stopped, failed or was lost
+
+	CPUMillis int64 `codec:"cpu_millis"` // thousandths of a core
+	MemoryMB  int64 `codec:"memory_mb"`  // MiB
+	DiskMB    int64 `codec:"disk_mb"`    // MiB
+
+	Metadata  map[string]string `codec:"metadata"`
+	EnvVars   map[string]string `codec:"env_vars"`
+	KeyID     string            `codec:"key_id"` // the API key that created it
+	Lifecycle Lifecycle         `codec:"lifecycle"`
+
+	AllowInternetAccess *bool  `codec:"allow_internet_access"`
+	Network             []byte `codec:"network"` // JSON as requested, kept for the answer
+
+	Exit *Exit `codec:"exit"` // how it ended, where the node knows
+
+	// Creator is the run of a control service that is making it. Another run that sees it starting finishes or fails it.
+	Creator string `codec:"creator"`
+
+	CreateIndex uint64 `codec:"create_index"` // Raft index of its first entry
+	ModifyIndex uint64 `codec:"modify_index"` // Raft index of its last change
+}
+
+// CPUCount returns the whole cores that CPUMillis needs, at least 1.
+func (s Sandbox) CPUCount() int { return max(1, int((s.CPUMillis+999)/1000)) }
+
+// Exit says how a sandbox ended, as its node reported it.
+type Exit struct {
+	Reason  string `codec:"reason"` // one of nodeapi's Exit* words
+	Code    int    `codec:"code"`
+	Signal  int    `codec:"signal"`
+	OOM     bool   `codec:"oom"`
+	Message string `codec:"message"`
+}
+
+// Key is an API key. The secret itself is nowhere: only its hash is kept.
+type Key struct {
+	ID          string    `codec:"id"` // 16 hexadecimal digits
+	Tenant      string    `codec:"tenant"`
+	Name        string    `codec:"name"`
+	Hash        []byte    `codec:"hash"` // SHA-256 of the secret's 32 bytes
+	CreatedAt   time.Time `codec:"created_at"`
+	CreatedBy   string    `codec:"created_by"` // key id, or "bootstrap"
+	CreateIndex uint64    `codec:"create_index"`
+	ModifyIndex uint64    `codec:"modify_index"`
+}
+
+// Template is a root file system that nodes hold under its digest.
+type Template struct {
+	Tenant      string    `codec:"tenant"`
+	Name        string    `codec:"name"`
+	Digest      string    `codec:"digest"` // sha256:<hex> over its canonical listing
+	Bytes       int64     `codec:"bytes"`
+	Files       int64     `codec:"files"`
+	Source      string    `codec:"source"` // what it was imported from, for people
+	User        string    `codec:"user"`
+	Cwd         string    `codec:"cwd"`
+	Env         []string  `codec:"env"`
+	CreatedAt   time.Time `codec:"created_at"`
+	UpdatedAt   time.Time `codec:"updated_at"`
+	CreateIndex uint64    `codec:"create_index"`
+	ModifyIndex uint64    `codec:"modify_index"`
+}
