@@ -7,7 +7,8 @@ type Boot struct {
 	Version   int    `json:"version"`
 	SandboxID string `json:"sandbox_id"`
 	Hostname  string `json:"hostname"`
-	// MountPoint is a directory of the host, visible before the pivot, on which the new root is attached.
+	// MountPoint is a directory of the host, visible before the pivot, on which the new root is attached; "." where PID 1
+	// was started in it, because nobody but the host's root may pass the directories above it.
 	MountPoint string   `json:"mount_point"`
 	User       string   `json:"user,omitempty"` // default user of processes; empty is root
 	Cwd        string   `json:"cwd,omitempty"`  // default working directory; empty is the user's home

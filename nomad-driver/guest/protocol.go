@@ -84,6 +84,7 @@ type Response struct {
 	File      *FileInfo     `json:"file,omitempty"`
 	Files     []FileInfo    `json:"files,omitempty"`
 	User      *UserInfo     `json:"user,omitempty"`
+	More      bool          `json:"more,omitempty"` // OpList, OpReadDir: another Response frame with the next part follows
 }
 
 // Error codes that a guest answers with.

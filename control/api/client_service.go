@@ -1,0 +1,54 @@
+package api
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+)
+
+// Health asks the service whether it is ready to serve. One that is not is an *Error with status 503.
+func (c *Client) Health(ctx context.Context) (ServiceHealth, error) {
+	var out ServiceHealth
+	return out, c.call(ctx, http.MethodGet, "/v1/health", nil, nil, &out)
+}
+
+// Version asks the service for its versions. It answers every client, however old.
+func (c *Client) Version(ctx context.Context) (VersionInfo, error) {
+	var out VersionInfo
+	return out, c.call(ctx, http.MethodGet, "/v1/version", nil, nil, &out)
+}
+
+// Nodes lists the nodes with their probes and health.
+func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	var out []Node
+	return out, c.call(ctx, http.MethodGet, "/v1/nodes", nil, nil, &out)
+}
+
+// Templates lists the templates by name.
+func (c *Client) Templates(ctx context.Context) ([]Template, error) {
+	var out []Template
+	return out, c.call(ctx, http.MethodGet, "/v1/templates", nil, nil, &out)
+}
+
+// Template returns one template by name or digest.
+func (c *Client) Template(ctx context.Context, nameOrDigest string) (Template, error) {
+	var out Template
+	return out, c.call(ctx, http.MethodGet, "/v1/templates/"+url.PathEscape(nameOrDigest), nil, nil, &out)
+}
+
+// ImportTemplate stores the root file system in the tar stream r under name, in place of one that had it. Sandboxes that
+// run keep theirs.
+func (c *Client) ImportTemplate(ctx context.Context, name string, r io.Reader, o ImportOptions) (Template, error) {
+	q := url.Values{}
+	if o.Source != "" {
+		q.Set("source", o.Source)
+	}
+	var out Template
+	return out, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), q, r, tarred, &out)
+}
+
+// DeleteTemplate removes a template's name. Sandboxes that run keep it.
+func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)
+}

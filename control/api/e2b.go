@@ -1,0 +1,122 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// The types of this file are those of the E2B contract, field by field: names, types and which of them may be missing are
+// the protocol's.
+
+// NewSandbox is the body of POST /sandboxes and POST /v2/sandboxes.
+type NewSandbox struct {
+	TemplateID          string            `json:"templateID"`
+	Timeout             *int64            `json:"timeout,omitempty"` // seconds
+	AutoPause           bool              `json:"autoPause,omitempty"`
+	AutoPauseMemory     *bool             `json:"autoPauseMemory,omitempty"`
+	AutoResume          *AutoResume       `json:"autoResume,omitempty"`
+	Secure              *bool             `json:"secure,omitempty"` // v1 only
+	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
+	Network             *NetworkConfig    `json:"network,omitempty"`
+	Metadata            map[string]string `json:"metadata,omitempty"`
+	EnvVars             map[string]string `json:"envVars,omitempty"`
+	MCP                 json.RawMessage   `json:"mcp,omitempty"`
+	IAM                 *IAM              `json:"iam,omitempty"`
+	VolumeMounts        []VolumeMount     `json:"volumeMounts,omitempty"`
+}
+
+// AutoResume is NewSandbox.AutoResume.
+type AutoResume struct {
+	Enabled *bool `json:"enabled"` // required
+}
+
+// NetworkConfig is NewSandbox.Network.
+type NetworkConfig struct {
+	AllowPublicTraffic *bool           `json:"allowPublicTraffic,omitempty"`
+	AllowOut           []string        `json:"allowOut,omitempty"`
+	DenyOut            []string        `json:"denyOut,omitempty"`
+	EgressProxy        json.RawMessage `json:"egressProxy,omitempty"`
+	MaskRequestHost    string          `json:"maskRequestHost,omitempty"`
+	Rules              json.RawMessage `json:"rules,omitempty"`
+	HTTPSPorts         []int           `json:"httpsPorts,omitempty"`
+}
+
+// IAM is NewSandbox.IAM.
+type IAM struct {
+	Tokens map[string]json.RawMessage `json:"tokens,omitempty"`
+}
+
+// VolumeMount is an element of NewSandbox.VolumeMounts.
+type VolumeMount struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+}
+
+// SandboxAccess is the contract's object "Sandbox": the answer of create, connect and resume.
+type SandboxAccess struct {
+	TemplateID         string    `json:"templateID"`
+	SandboxID          SandboxID `json:"sandboxID"`
+	ClientID           string    `json:"clientID"`
+	EnvdVersion        string    `json:"envdVersion"`
+	Alias              string    `json:"alias,omitempty"`
+	EnvdAccessToken    string    `json:"envdAccessToken,omitempty"`
+	TrafficAccessToken *string   `json:"trafficAccessToken"` // null where there is none
+	Domain             *string   `json:"domain"`             // null where there is none
+}
+
+// ListedSandbox is an element of GET /v2/sandboxes and GET /sandboxes.
+type ListedSandbox struct {
+	TemplateID   string            `json:"templateID"`
+	Alias        string            `json:"alias,omitempty"`
+	SandboxID    SandboxID         `json:"sandboxID"`
+	ClientID     string            `json:"clientID"`
+	StartedAt    time.Time         `json:"startedAt"`
+	EndAt        time.Time         `json:"endAt"`
+	CPUCount     int               `json:"cpuCount"`
+	MemoryMB     int64             `json:"memoryMB"`
+	DiskSizeMB   int64             `json:"diskSizeMB"`
+	Metadata     map[string]string `json:"metadata,omitempty"`
+	State        string            `json:"state"` // running or paused
+	EnvdVersion  string            `json:"envdVersion"`
+	VolumeMounts []VolumeMount     `json:"volumeMounts,omitempty"`
+}
+
+// SandboxDetail is the answer of GET /sandboxes/{id}.
+type SandboxDetail struct {
+	ListedSandbox
+	EnvdAccessToken     string          `json:"envdAccessToken,omitempty"`
+	AllowInternetAccess *bool           `json:"allowInternetAccess"` // null where it was not asked for
+	Domain              *string         `json:"domain"`
+	Network             json.RawMessage `json:"network,omitempty"`
+	Lifecycle           LifecycleDetail `json:"lifecycle"`
+}
+
+// LifecycleDetail is SandboxDetail.Lifecycle.
+type LifecycleDetail struct {
+	AutoResume bool   `json:"autoResume"`
+	OnTimeout  string `json:"onTimeout"` // kill or pause
+}
+
+// TimeoutRequest is the body of POST /sandboxes/{id}/timeout.
+type TimeoutRequest struct {
+	Timeout *int64 `json:"timeout"` // seconds from now; required
+}
+
+// RefreshRequest is the body of POST /sandboxes/{id}/refreshes. It may be missing.
+type RefreshRequest struct {
+	Duration *int64 `json:"duration,omitempty"` // seconds from now, at most MaxRefreshSeconds
+}
+
+// ConnectRequest is the body of POST /sandboxes/{id}/connect and its v2 form, where it may be missing.
+type ConnectRequest struct {
+	Timeout *int64 `json:"timeout,omitempty"` // seconds from now; required in v1
+	Memory  *bool  `json:"memory,omitempty"`
+}
+
+// Defaults and limits of the contract, in seconds.
+const (
+	DefaultTimeoutSeconds   = 300 // POST /v2/sandboxes, /v2/…/connect and POST /v1/sandboxes
+	DefaultTimeoutV1Seconds = 15  // POST /sandboxes
+	DefaultRefreshSeconds   = 15
+	MaxRefreshSeconds       = 3600
+)

@@ -1,0 +1,127 @@
+package api
+
+import "time"
+
+// CreateRequest is the body of POST /v1/sandboxes. Missing fields mean the service's and the template's defaults.
+type CreateRequest struct {
+	// ID makes the request idempotent: repeated with the same id it answers with the sandbox that exists. See NewSandboxID.
+	ID        SandboxID         `json:"id,omitempty"`
+	Template  string            `json:"template"`             // a name, or a digest "sha256:…"
+	Timeout   *int64            `json:"timeout,omitempty"`    // seconds until its deadline; default DefaultTimeoutSeconds
+	CPU       *float64          `json:"cpu,omitempty"`        // cores; not together with CPUMillis
+	CPUMillis *int64            `json:"cpu_millis,omitempty"` // thousandths of a core
+	MemoryMB  *int64            `json:"memory_mb,omitempty"`  // MiB
+	DiskMB    *int64            `json:"disk_mb,omitempty"`    // MiB
+	PIDs      *int64            `json:"pids,omitempty"`       // processes and threads
+	User      string            `json:"user,omitempty"`       // default user of its processes
+	Cwd       string            `json:"cwd,omitempty"`        // default directory of its processes
+	Hostname  string            `json:"hostname,omitempty"`
+	Profile   string            `json:"profile,omitempty"` // default or strict
+	Env       map[string]string `json:"env,omitempty"`     // environment of all its processes
+	Metadata  map[string]string `json:"metadata,omitempty"`
+	// Command is its own command: the sandbox ends with it, and GET …/logs is its output. TTY gives it a terminal.
+	Command             []string `json:"command,omitempty"`
+	TTY                 bool     `json:"tty,omitempty"`
+	AllowInternetAccess *bool    `json:"allow_internet_access,omitempty"`
+}
+
+// Created is the answer of POST /v1/sandboxes.
+type Created struct {
+	Sandbox
+	Steps []Step `json:"steps"` // the timed steps of its start
+}
+
+// Step is one timed step of a start.
+type Step struct {
+	Name  string        `json:"name"`
+	Nanos time.Duration `json:"nanos"`
+}
+
+// Sandbox is a sandbox as GET /v1/sandboxes/{id} shows it.
+type Sandbox struct {
+	ID                  SandboxID         `json:"id"`
+	Template            string            `json:"template"` // as requested
+	Digest              string            `json:"template_digest,omitempty"`
+	Node                NodeID            `json:"node_id,omitempty"` // empty until a node has reported it
+	State               string            `json:"state"`             // starting, running, paused, stopping, stopped, failed, lost
+	Reason              string            `json:"reason,omitempty"`  // why it ended or is about to
+	CreatedAt           time.Time         `json:"created_at"`
+	StartedAt           time.Time         `json:"started_at,omitzero"`
+	EndAt               time.Time         `json:"end_at,omitzero"`     // its deadline
+	MaxEndAt            time.Time         `json:"max_end_at,omitzero"` // no deadline may lie after this
+	EndedAt             time.Time         `json:"ended_at,omitzero"`
+	CPUMillis           int64             `json:"cpu_millis"` // thousandths of a core
+	MemoryMB            int64             `json:"memory_mb"`  // MiB
+	DiskMB              int64             `json:"disk_mb"`    // MiB
+	Metadata            map[string]string `json:"metadata,omitempty"`
+	KeyID               string            `json:"key_id,omitempty"` // the API key that created it
+	OnTimeout           string            `json:"on_timeout"`       // kill or pause
+	AutoResume          bool              `json:"auto_resume"`
+	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
+	Exit                *SandboxExit      `json:"exit,omitempty"`
+}
+
+// SandboxExit says how a sandbox ended.
+type SandboxExit struct {
+	Reason  string `json:"reason"` // main_exited, stopped, deadline, killed, lost_with_reboot
+	Code    int    `json:"code"`   // exit code of its own command; 128+Signal where Signal is set
+	Signal  int    `json:"signal,omitempty"`
+	OOM     bool   `json:"oom,omitempty"` // the kernel's out-of-memory killer ended a process of it
+	Message string `json:"message,omitempty"`
+}
+
+// ListOptions choose sandboxes for Client.ListSandboxes. The zero value is the first page of all that have not ended, newest first.
+type ListOptions struct {
+	Metadata     map[string]string // all pairs must be equal
+	States       []string          // empty: all but the ended ones
+	Template     string
+	StartedAfter time.Time
+	Ascending    bool   // oldest first
+	Limit        int    // 1 to 1000; 0: 100
+	NextToken    string // SandboxList.NextToken of the page before
+}
+
+// SandboxList is the answer of GET /v1/sandboxes.
+type SandboxList struct {
+	Sandboxes    []Sandbox `json:"sandboxes"`
+	NextToken    string    `json:"next_token,omitempty"` // missing on the last page
+	TotalRunning int       `json:"total_running"`        // running ones that match, on all pages
+}
+
+// SandboxHealth is the answer of GET /v1/sandboxes/{id}/health. The status of an unhealthy one is 503, and the fields of
+// Error stand beside these.
+type SandboxHealth struct {
+	Status        string    `json:"status"` // HealthOK or HealthUnhealthy
+	SandboxID     SandboxID `json:"sandbox_id"`
+	UptimeSeconds int64     `json:"uptime_seconds"`
+	Version       string    `json:"version"` // SoulBox version inside it, else of the service
+	State         string    `json:"state"`
+	Node          NodeID    `json:"node_id,omitempty"`
+	Reason        string    `json:"reason,omitempty"` // why it is not healthy
+}
+
+// Values of Status in SandboxHealth and ServiceHealth.
+const (
+	HealthOK        = "ok"
+	HealthUnhealthy = "unhealthy"
+)
+
+// OK reports whether the sandbox is healthy.
+func (h SandboxHealth) OK() bool { return h.Status == HealthOK }
+
+// Stats are the kernel's counters of a sandbox at one moment. Measured names the fields that its kernel has.
+type Stats struct {
+	Time        time.Time `json:"time"`
+	CPUNanos    uint64    `json:"cpu_nanos"`
+	UserNanos   uint64    `json:"user_nanos"`
+	SystemNanos uint64    `json:"system_nanos"`
+	Throttled   uint64    `json:"throttled_periods"`
+	ThrottledNs uint64    `json:"throttled_nanos"`
+	MemoryBytes uint64    `json:"memory_bytes"` // without the page cache that can be dropped
+	MemoryCache uint64    `json:"memory_cache_bytes"`
+	MemoryMax   uint64    `json:"memory_max_bytes"` // high-water mark
+	MemoryLimit uint64    `json:"memory_limit_bytes"`
+	PIDs        uint64    `json:"pids"`
+	OOMKills    uint64    `json:"oom_kills"`
+	Measured    []string  `json:"measured"`
+}

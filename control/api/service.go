@@ -1,0 +1,79 @@
+package api
+
+import "time"
+
+// Headers of every request of this package's client. A service refuses one that is too old and tells what it needs; a
+// request without them is served.
+const (
+	ClientVersionHeader = "SoulBox-Client-Version" // semantic version
+	APIVersionHeader    = "SoulBox-API-Version"    // number
+	RequestIDHeader     = "X-Request-Id"           // of every answer; a client may choose it
+)
+
+// ServiceHealth is the answer of GET /v1/health.
+type ServiceHealth struct {
+	Status        string `json:"status"` // HealthOK or HealthUnhealthy
+	UptimeSeconds int64  `json:"uptime_seconds"`
+	Version       string `json:"version"`
+	Reason        string `json:"reason,omitempty"` // why it is not healthy
+}
+
+// VersionInfo is the answer of GET /v1/version.
+type VersionInfo struct {
+	Version       string `json:"version"`
+	Commit        string `json:"commit,omitempty"`
+	APIVersion    int    `json:"api_version"`
+	MinAPIVersion int    `json:"min_api_version"`
+	MinClient     string `json:"min_client"` // oldest client that is served
+}
+
+// Node is a machine that sandboxes run on, as GET /v1/nodes shows it.
+type Node struct {
+	ID          NodeID    `json:"id"`
+	Name        string    `json:"name"`
+	Address     string    `json:"address"`
+	Version     string    `json:"version"`
+	APIVersion  int       `json:"api_version"`
+	Connected   bool      `json:"connected"` // the service has a connection to it
+	Healthy     bool      `json:"healthy"`
+	Reason      string    `json:"reason,omitempty"`    // why it is not healthy or not connected
+	Directory   string    `json:"directory,omitempty"` // what health checks say: passing, critical, unknown
+	Kernel      string    `json:"kernel"`
+	CPUs        int       `json:"cpus"`
+	MemoryBytes int64     `json:"memory_bytes"`
+	DiskBytes   int64     `json:"disk_bytes"`
+	DiskFree    int64     `json:"disk_free_bytes"`
+	Running     int       `json:"running"`
+	MaxSandbox  int       `json:"max_sandboxes"`
+	StartedAt   time.Time `json:"started_at,omitzero"`
+	Probes      []Probe   `json:"probes"`
+	Templates   []string  `json:"templates"` // names that it holds
+}
+
+// Probe is the answer of one kernel feature probe of a node.
+type Probe struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Value  string `json:"value,omitempty"`
+	Reason string `json:"reason,omitempty"` // why not, and the minimum version
+	Needed bool   `json:"needed"`           // without it no sandbox can start
+}
+
+// Event is one line of GET /v1/events: a sandbox of the caller's tenant as it is after a change. Changes that follow each
+// other fast may come as one. A stream starts with an EventSync.
+type Event struct {
+	Index   uint64    `json:"index"` // grows
+	Time    time.Time `json:"time"`
+	Type    string    `json:"type"` // EventSync, EventChanged, EventRemoved, EventBeat
+	Sandbox *Sandbox  `json:"sandbox,omitempty"`
+	// Sandboxes are all that exist, where Type is EventSync.
+	Sandboxes []Sandbox `json:"sandboxes,omitempty"`
+}
+
+// Values of Event.Type.
+const (
+	EventSync    = "sync"
+	EventChanged = "changed"
+	EventRemoved = "removed" // forgotten, some time after it ended
+	EventBeat    = "beat"    // at least every 15 s
+)

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/posener/complete"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/cli/session"
+	"github.com/soulbox-dev/soulbox/control/cli/settings"
+)
+
+// connection is how a command reaches the service: the general options, and the client that they make.
+type connection struct {
+	env     *Env
+	address string
+	apiKey  string
+
+	once    sync.Once
+	sources settings.Sources
+	err     error
+	api     *api.Client
+	key     settings.Value // the API key in use
+	release func()         // gives signals back to the program
+}
+
+func (c *connection) options(o *options) {
+	o.String(&c.address, "address", "<addr>", "Address of the control service, as a URL or host:port. Overrides the environment variable "+
+		settings.EnvAddress+" and the setting address. Default = "+settings.DefaultAddress+".", complete.PredictAnything)
+	o.String(&c.apiKey, "api-key", "<key>", "API key. Overrides the environment variable "+settings.EnvAPIKey+
+		" and the setting api_key. Other users of this machine can see it in the list of processes: prefer the variable.", complete.PredictAnything)
+}
+
+// settings loads what is set where, once.
+func (c *connection) settings() (settings.Sources, error) {
+	c.once.Do(func() {
+		c.sources = settings.Sources{
+			Flags: map[string]string{settings.Address: c.address, settings.APIKey: c.apiKey},
+			Env:   c.env.Getenv,
+		}
+		path, err := settings.Path(c.env.Getenv)
+		if err == nil {
+			c.sources.File, err = settings.Load(path)
+		} else if c.env.Getenv(settings.EnvAddress) != "" || c.address != "" {
+			err = nil // no home, as in a service's environment: the rest is enough
+		}
+		if c.env.DevFile != "" {
+			c.sources.Dev = settings.LoadDev(c.env.DevFile)
+		}
+		c.err = err
+	})
+	return c.sources, c.err
+}
+
+// client returns the client of the service.
+func (c *connection) client() (*api.Client, error) {
+	if c.api != nil {
+		return c.api, nil
+	}
+	s, err := c.settings()
+	if err != nil {
+		return nil, err
+	}
+	if s.File.Loose {
+		fmt.Fprintf(c.env.Stderr, "Warning: %s holds an API key and others can read it: chmod 600 %s\n", s.File.Path, filepath.Clean(s.File.Path))
+	}
+	addr, err := s.Get(settings.Address)
+	if err != nil {
+		return nil, err
+	}
+	if c.key, err = s.Get(settings.APIKey); err != nil {
+		return nil, err
+	}
+	c.api, err = api.New(api.Config{Address: addr.Value, APIKey: c.key.Value, UserAgent: "soulbox-cli/" + version.Version})
+	return c.api, err
+}
+
+func (c *connection) close() {
+	if c.api != nil {
+		c.api.Close()
+	}
+}
+
+// template returns the template of new sandboxes where neither a flag nor a project names one.
+func (c *connection) template() (string, error) {
+	s, err := c.settings()
+	if err != nil {
+		return "", err
+	}
+	v, err := s.Get(settings.Template)
+	return v.Value, err
+}
+
+// screen returns stderr where it is a terminal: there, and only there, is progress shown.
+func (e *Env) screen() (fd fileWriter, ok bool) { return terminalOf(e.Stderr) }
+
+// fileWriter is a writer that is a file, as os.Stderr.
+type fileWriter interface {
+	Write([]byte) (int, error)
+	Fd() uintptr
+}
+
+func terminalOf(w any) (fileWriter, bool) {
+	f, ok := w.(fileWriter)
+	if !ok || !session.IsTerminalFd(f.Fd()) {
+		return nil, false
+	}
+	return f, true
+}

@@ -1,0 +1,168 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/posener/complete"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/cli/session"
+)
+
+// Exit codes of exec for its own failures, as shells and other programs that run programs have them.
+const (
+	exitFailed   = 125 // the command was not started, or the connection was lost
+	exitNotFound = 127 // there is no such command
+)
+
+func execCommand(env *Env) *command {
+	var (
+		input, tty bool
+		user, cwd  string
+		escape     = "~"
+		vars       map[string]string
+	)
+	return &command{
+		synopsis: "Run a command in a sandbox",
+		usage:    "[options] <id> [--] <command> [args]",
+		about: `
+Runs a command in a sandbox, with its output here, and ends with its exit code,
+or with 128 and the number of the signal that ended it. The code is 127 where
+there is no such command and 125 where it could not be run or the connection
+was lost. The command ends with the connection.
+
+    $ soulbox exec <id> -- python3 -c 'print(6*7)'
+    $ soulbox exec -it <id> bash
+    $ tar c src | soulbox exec -i <id> -- tar x
+
+With -t, Ctrl-C and all other keys go to the command. ~. at the start of a line
+ends the connection. Without -t, the signals that this program gets go to the
+command; the third Ctrl-C ends the connection.`,
+		remote:  true,
+		literal: true,
+		flags: func(o *options) {
+			o.Switch(&input, "i", "Pass this program's standard input to the command.")
+			o.Switch(&tty, "t", "Give the command a terminal. -it is -i and -t.")
+			o.alias("it", &input, &tty)
+			o.alias("ti", &input, &tty)
+			o.String(&user, "user", "<name>", "User to run it as: a name or number, with :group if need be.", nil)
+			o.String(&cwd, "cwd", "<path>", "Working directory.", nil)
+			o.Pairs(&vars, "env", "Environment variable. May be given many times. Without a value, that of this shell is taken.", func(k string) (string, bool) {
+				v := env.Getenv(k)
+				return v, v != ""
+			})
+			o.Func("escape", "<char>", `Character that, at the start of a line and followed by a dot, ends the connection; "none" for none. Default = ~.`,
+				complete.PredictSet("none"), func(s string) error {
+					if s != "none" && len(s) != 1 {
+						return fmt.Errorf("%.40q is not one character", s)
+					}
+					escape = s
+					return nil
+				})
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			if len(args) > 1 && args[1] == "--" {
+				args = slices.Delete(slices.Clone(args), 1, 2)
+			}
+			switch {
+			case len(args) == 0:
+				return usagef("which sandbox? The command needs its id")
+			case len(args) == 1:
+				return usagef("which command? It follows the id")
+			}
+			ids, err := sandboxIDs(args[:1], 1, 1)
+			if err != nil {
+				return err
+			}
+			if tty && input && !session.IsTerminal(env.Stdin) {
+				return errors.New("-it needs a terminal, and standard input is none: leave out -t")
+			}
+			s := session.Session{Stdout: env.Stdout, Stderr: env.Stderr, TTY: tty}
+			if input {
+				s.Stdin = env.Stdin
+			}
+			if len(escape) == 1 {
+				s.Escape = escape[0]
+			}
+			req := api.ExecRequest{Argv: args[1:], Cwd: cwd, User: user, TTY: tty, Stdin: input, KillOnDetach: true}
+			for _, k := range slices.Sorted(maps.Keys(vars)) {
+				req.Env = append(req.Env, k+"="+vars[k])
+			}
+			if tty {
+				s.Screen = screenOf(env)
+				if size, ok := session.Size(s.Screen); ok {
+					req.Size = &size
+				}
+				if term := env.Getenv("TERM"); term != "" && vars["TERM"] == "" {
+					req.Env = append(req.Env, "TERM="+term)
+				}
+			}
+			return execIn(ctx, conn, ids[0], req, &s)
+		},
+	}
+}
+
+// execIn runs the command. Its exit code is the error.
+func execIn(ctx context.Context, conn *connection, id api.SandboxID, req api.ExecRequest, s *session.Session) error {
+	client, err := conn.client()
+	if err != nil {
+		return err
+	}
+	// ctx ends with a signal: until the command runs a signal ends this program, from then on it is the command's.
+	live, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, cancel)
+	stream, err := client.Exec(live, id, req)
+	if err != nil {
+		return fmt.Errorf("exec in sandbox %s: %w", id, err)
+	}
+	if !stop() {
+		_ = stream.Close()
+		return ctx.Err()
+	}
+	s.Stream = stream
+	exit, err := s.RunThen(live, conn.release)
+	var sig *session.SignalError
+	switch {
+	case errors.Is(err, session.ErrDetached):
+		fmt.Fprintf(conn.env.Stderr, "\r\nConnection to sandbox %s closed.\r\n", id)
+		return exitCode(exitFailed)
+	case errors.As(err, &sig):
+		return exitCode(128 + int(sig.Signal))
+	case err != nil:
+		return fmt.Errorf("exec in sandbox %s: %w", id, err)
+	}
+	if exit.OOM {
+		fmt.Fprintln(conn.env.Stderr, "The sandbox ran out of memory and the kernel ended the command.")
+	}
+	if code := session.ExitCode(exit); code != 0 {
+		return exitCode(code)
+	}
+	return nil
+}
+
+// execFailure is the exit code for a command that did not run.
+func execFailure(err error) int {
+	var e *api.Error
+	if errors.As(err, &e) && e.ErrorCode == api.CodeCommand {
+		return exitNotFound
+	}
+	return exitFailed
+}
+
+// screenOf is the terminal whose size counts: that of the input, else of the output.
+func screenOf(env *Env) *os.File {
+	if session.IsTerminal(env.Stdin) {
+		return env.Stdin
+	}
+	if f, ok := env.Stdout.(*os.File); ok && session.IsTerminal(f) {
+		return f
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+func sandboxCommand(*Env) *command {
+	return &command{
+		synopsis: "Make, find and end sandboxes",
+		usage:    "<subcommand> [options] [args]",
+		about: `
+Groups the commands for sandboxes.
+
+Make one, run a program in it and end it:
+
+    $ soulbox sandbox create -template=base
+    $ soulbox exec -it <id> bash
+    $ soulbox sandbox destroy <id>
+
+See the help of each subcommand for more.`,
+	}
+}
+
+// sandboxIDs checks the ids that a command was given: at least least of them, at most most where it is positive.
+func sandboxIDs(args []string, least, most int) ([]api.SandboxID, error) {
+	switch {
+	case len(args) < least:
+		return nil, usagef("which sandbox? The command needs its id")
+	case most > 0 && len(args) > most:
+		return nil, usagef("the command takes %d arguments, not %d", most, len(args))
+	}
+	var ids []api.SandboxID
+	for _, a := range args {
+		id, err := api.ParseSandboxID(a)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// states are the states of a sandbox, as -state takes them.
+var states = []string{"starting", "running", "paused", "stopping", "stopped", "failed", "lost"}
+
+func cores(millis int64) string {
+	if millis == 0 {
+		return none
+	}
+	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.3f", float64(millis)/1000), "0"), ".")
+}
+
+func mebibytes(n int64) string {
+	if n == 0 {
+		return none
+	}
+	return fmt.Sprintf("%d MiB", n)
+}
+
+func pairs(m map[string]string) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		list = append(list, k+"="+m[k])
+	}
+	return strings.Join(list, ", ")
+}
+
+// describe is a sandbox for people.
+func describe(s api.Sandbox, now time.Time) [][]string {
+	rows := [][]string{
+		{"ID", s.ID.String()},
+		{"State", s.State},
+	}
+	if s.Reason != "" {
+		rows = append(rows, []string{"Reason", s.Reason})
+	}
+	if e := s.Exit; e != nil {
+		rows = append(rows, []string{"Exit", exitText(*e)})
+	}
+	rows = append(rows,
+		[]string{"Template", s.Template},
+		[]string{"Digest", s.Digest},
+		[]string{"Node", s.Node.String()},
+		[]string{"CPU", cores(s.CPUMillis)},
+		[]string{"Memory", mebibytes(s.MemoryMB)},
+		[]string{"Created", when(s.CreatedAt)},
+	)
+	if s.EndedAt.IsZero() {
+		rows = append(rows, []string{"Ends", until(s.EndAt, now)})
+	} else {
+		rows = append(rows, []string{"Ended", when(s.EndedAt)})
+	}
+	if len(s.Metadata) > 0 {
+		rows = append(rows, []string{"Metadata", pairs(s.Metadata)})
+	}
+	return rows
+}
+
+func exitText(e api.SandboxExit) string {
+	text := fmt.Sprintf("%s, code %d", e.Reason, e.Code)
+	if e.Signal != 0 {
+		text = fmt.Sprintf("%s, signal %d", e.Reason, e.Signal)
+	}
+	if e.OOM {
+		text += ", out of memory"
+	}
+	if e.Message != "" {
+		text += ": " + e.Message
+	}
+	return text
+}

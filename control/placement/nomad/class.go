@@ -1,0 +1,63 @@
+package nomad
+
+import (
+	"fmt"
+	"math/bits"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// class is a size of sandbox, as Nomad's scheduler counts it. All sandboxes of a class are dispatched from one parent job.
+// Sizes are rounded up to classes, so that their number, and with it that of parent jobs, stays small whatever sizes
+// clients ask for. The limits that the node enforces are the exact ones of the request.
+type class struct {
+	cpuMillis int64
+	memoryMB  int64
+}
+
+const (
+	mib = 1 << 20
+
+	defaultCPUMillis = 1000
+	defaultMemoryMB  = 512
+	minMemoryMB      = 16
+)
+
+// classOf returns the class that holds l. A limit of zero, the node's default, counts as one core and 512 MiB.
+func classOf(l nodeapi.Limits) class {
+	cpu, mem := l.CPUMillis, (l.MemoryBytes+mib-1)/mib
+	if cpu <= 0 {
+		cpu = defaultCPUMillis
+	}
+	if mem <= 0 {
+		mem = defaultMemoryMB
+	}
+	return class{cpuMillis: roundCPU(cpu), memoryMB: roundMemory(mem)}
+}
+
+// roundCPU rounds up to 50 thousandths of a core up to one core, to a quarter up to four, and to whole cores above.
+func roundCPU(millis int64) int64 {
+	switch {
+	case millis <= 1000:
+		return roundUp(millis, 50)
+	case millis <= 4000:
+		return roundUp(millis, 250)
+	}
+	return roundUp(millis, 1000)
+}
+
+// roundMemory rounds up to an eighth of the next lower power of two: at most 12.5 % are reserved in vain.
+func roundMemory(mb int64) int64 {
+	if mb <= minMemoryMB {
+		return minMemoryMB
+	}
+	power := int64(1) << (bits.Len64(uint64(mb)) - 1)
+	return roundUp(mb, max(power/8, 1))
+}
+
+func roundUp(n, step int64) int64 { return (n + step - 1) / step * step }
+
+// jobID names the class's parent job.
+func (c class) jobID(prefix string) string {
+	return fmt.Sprintf("%s-%dc-%dm", prefix, c.cpuMillis, c.memoryMB)
+}

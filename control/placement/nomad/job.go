@@ -1,0 +1,77 @@
+package nomad
+
+import (
+	"time"
+
+	nomadapi "github.com/hashicorp/nomad/api"
+)
+
+// The words that the driver shares with this package.
+const (
+	// PayloadFile is the file of the task's local directory into which Nomad writes a dispatch's payload: the sandbox's
+	// nodeapi.CreateRequest as JSON.
+	PayloadFile = "sandbox.json"
+	// MetaSandboxID is the meta key of a dispatched job that holds the sandbox's id.
+	MetaSandboxID = "sandbox_id"
+	// DriverName is the name of the task driver.
+	DriverName = "soulbox"
+
+	taskName = "sandbox"
+)
+
+// lostAfter is how long Nomad waits for a client that it does not hear of before it places its allocations anew. A sandbox
+// is its memory and files: a second one is no replacement. Only the control service ends it or makes a new one, so this is
+// longer than any sandbox lives.
+const lostAfter = 365 * 24 * time.Hour
+
+// parent returns the parameterized job of a class. Everything that a client of SoulBox chooses is in the payload and
+// nowhere in the job, so that no request can become a part of a job specification.
+//
+// The job is of type batch, because Nomad replaces what it drains of a service and lets a batch allocation run until the
+// drain's deadline, then ends it for good.
+func (p *Placer) parent(c class) *nomadapi.Job {
+	id := c.jobID(p.cfg.Prefix)
+	task := &nomadapi.Task{
+		Name:            taskName,
+		Driver:          p.cfg.Driver,
+		Config:          p.cfg.taskConfig,
+		DispatchPayload: &nomadapi.DispatchPayloadConfig{File: PayloadFile},
+		KillTimeout:     &p.cfg.KillTimeout,
+		Resources: &nomadapi.Resources{
+			CPU:      new(int(max(1, c.cpuMillis*int64(p.cfg.MHzPerCore)/1000))),
+			MemoryMB: new(int(c.memoryMB)),
+		},
+		// Nomad starts a log collector of its own (50 ms, 67 MB) for each task that does not say so.
+		LogConfig: &nomadapi.LogConfig{Disabled: new(true), MaxFiles: new(1), MaxFileSizeMB: new(1)},
+	}
+	group := &nomadapi.TaskGroup{
+		Name:  new(taskName),
+		Count: new(1),
+		Tasks: []*nomadapi.Task{task},
+		RestartPolicy: &nomadapi.RestartPolicy{
+			Attempts: new(0), Mode: new(nomadapi.RestartPolicyModeFail), Interval: new(time.Hour), Delay: new(time.Second),
+		},
+		ReschedulePolicy: &nomadapi.ReschedulePolicy{
+			Attempts: new(0), Unlimited: new(false), Interval: new(time.Hour),
+			Delay: new(5 * time.Second), DelayFunction: new("constant"), MaxDelay: new(time.Duration(0)),
+		},
+		EphemeralDisk: &nomadapi.EphemeralDisk{SizeMB: new(10), Sticky: new(false), Migrate: new(false)},
+		Disconnect: &nomadapi.DisconnectStrategy{
+			LostAfter: new(lostAfter), Replace: new(false), Reconcile: new(nomadapi.ReconcileOptionKeepOriginal),
+		},
+	}
+	return &nomadapi.Job{
+		ID: &id, Name: &id,
+		Region: optional(p.cfg.Region), Namespace: optional(p.cfg.Namespace), NodePool: optional(p.cfg.NodePool),
+		Type: new(nomadapi.JobTypeBatch), Priority: new(p.cfg.Priority), Datacenters: p.cfg.Datacenters,
+		ParameterizedJob: &nomadapi.ParameterizedJobConfig{Payload: "required", MetaRequired: []string{MetaSandboxID}},
+		TaskGroups:       []*nomadapi.TaskGroup{group},
+	}
+}
+
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}

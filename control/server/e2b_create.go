@@ -1,0 +1,127 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"net/http"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+// e2bCreateV1 is POST /sandboxes.
+func (s *Server) e2bCreateV1(w http.ResponseWriter, r *http.Request) error {
+	return s.e2bCreate(w, r, api.DefaultTimeoutV1Seconds)
+}
+
+// e2bCreateV2 is POST /v2/sandboxes.
+func (s *Server) e2bCreateV2(w http.ResponseWriter, r *http.Request) error {
+	return s.e2bCreate(w, r, api.DefaultTimeoutSeconds)
+}
+
+func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, defaultTimeout int64) error {
+	var req api.NewSandbox
+	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+		return err
+	}
+	p, err := e2bParams(req, defaultTimeout)
+	if err != nil {
+		return err
+	}
+	p.Caller = caller(r)
+	sb, _, err := s.cfg.Lifecycle.Create(r.Context(), p)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, e2bAccess(sb))
+	return nil
+}
+
+// e2bParams checks a create of the contract and translates it.
+func e2bParams(req api.NewSandbox, defaultTimeout int64) (lifecycle.CreateParams, error) {
+	var p lifecycle.CreateParams
+	if req.TemplateID == "" {
+		return p, invalid("templateID is missing")
+	}
+	timeout, err := e2bSeconds("timeout", req.Timeout, defaultTimeout, 1, math.MaxInt32)
+	if err != nil {
+		return p, err
+	}
+	if err := e2bRefuse(req); err != nil {
+		return p, err
+	}
+	p = lifecycle.CreateParams{
+		Template: req.TemplateID, Timeout: timeout, Metadata: req.Metadata, EnvVars: req.EnvVars,
+		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
+		AllowInternetAccess: req.AllowInternetAccess,
+	}
+	if req.Network != nil {
+		if p.Network, err = json.Marshal(req.Network); err != nil {
+			return p, invalid("network: %s", err)
+		}
+	}
+	return p, nil
+}
+
+// e2bSeconds returns a number of seconds between low and high, or def where there is none.
+func e2bSeconds(field string, v *int64, def, low, high int64) (time.Duration, error) {
+	if v == nil {
+		v = &def
+	}
+	if *v < low || *v > high {
+		return 0, invalid("%s is %d, %d to %d seconds are allowed", field, *v, low, high)
+	}
+	return time.Duration(*v) * time.Second, nil
+}
+
+// e2bRefuse refuses what this version would have to ignore, where the user would take it for granted. A sandbox has no
+// network at all yet: to forbid the internet or public traffic is true without further doing, to allow a part of it is not.
+func e2bRefuse(req api.NewSandbox) error {
+	switch {
+	case req.AutoResume != nil && req.AutoResume.Enabled == nil:
+		return invalid("autoResume.enabled is missing")
+	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory && !req.AutoPause:
+		return invalid("autoPauseMemory is false, which only goes with autoPause")
+	case req.AutoPause:
+		return unsupported("autoPause", "sandboxes cannot be paused yet, this one would be killed at its timeout")
+	case req.AutoResume != nil && *req.AutoResume.Enabled:
+		return unsupported("autoResume", "sandboxes cannot be paused yet, so none can be resumed")
+	case given(req.MCP):
+		return unsupported("mcp", "no MCP gateway is started in sandboxes yet")
+	case req.IAM != nil && len(req.IAM.Tokens) > 0:
+		return unsupported("iam", "no tokens are issued to sandboxes yet")
+	case len(req.VolumeMounts) > 0:
+		return unsupported("volumeMounts", "there are no volumes yet")
+	case req.Network == nil:
+		return nil
+	}
+	n := req.Network
+	switch {
+	case len(n.AllowOut) > 0:
+		return unsupported("network.allowOut", noRules)
+	case len(n.DenyOut) > 0:
+		return unsupported("network.denyOut", noRules)
+	case given(n.EgressProxy):
+		return unsupported("network.egressProxy", noRules)
+	case given(n.Rules) && !bytes.Equal(bytes.TrimSpace(n.Rules), []byte("{}")):
+		return unsupported("network.rules", noRules)
+	case n.MaskRequestHost != "":
+		return unsupported("network.maskRequestHost", noPorts)
+	case len(n.HTTPSPorts) > 0:
+		return unsupported("network.httpsPorts", noPorts)
+	}
+	return nil
+}
+
+const (
+	noRules = "sandboxes have no network yet, so no rule for it can be kept"
+	noPorts = "ports of sandboxes cannot be reached from outside yet"
+)
+
+// given reports whether a field was sent, and not as null.
+func given(raw json.RawMessage) bool {
+	return len(raw) > 0 && !bytes.Equal(raw, []byte("null"))
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+const (
+	eventBeat = 15 * time.Second       // without another event
+	eventGap  = 100 * time.Millisecond // at least between two looks at the tables: fast changes come as one
+)
+
+// events is GET /v1/events: newline-delimited JSON of api.Event, from all sandboxes of the tenant on.
+func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
+	if s.cfg.Watcher == nil {
+		return api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service has no event stream")
+	}
+	sandboxes, index, changed, err := s.cfg.Watcher.Watch(tenant(r))
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	enc := json.NewEncoder(s.liveWriter(w))
+	first := api.Event{Index: index, Time: time.Now().UTC(), Type: api.EventSync, Sandboxes: make([]api.Sandbox, 0, len(sandboxes))}
+	seen := map[api.SandboxID]uint64{}
+	for _, sb := range sandboxes {
+		first.Sandboxes = append(first.Sandboxes, sandboxView(sb))
+		seen[sb.ID] = sb.ModifyIndex
+	}
+	if enc.Encode(first) != nil {
+		return nil
+	}
+	beat := time.NewTicker(eventBeat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-s.closing.Done():
+			return nil
+		case <-beat.C:
+			if enc.Encode(api.Event{Index: index, Time: time.Now().UTC(), Type: api.EventBeat}) != nil {
+				return nil
+			}
+			continue
+		case <-changed:
+		}
+		if sandboxes, index, changed, err = s.cfg.Watcher.Watch(tenant(r)); err != nil {
+			return nil //nolint:nilerr // the stream is under way: its end tells the client to come again
+		}
+		for _, ev := range changes(seen, sandboxes, index) {
+			if enc.Encode(ev) != nil {
+				return nil
+			}
+		}
+		select {
+		case <-r.Context().Done():
+			return nil
+		case <-s.closing.Done():
+			return nil
+		case <-time.After(eventGap):
+		}
+	}
+}
+
+// changes returns what is new or gone since the last look, whose indexes are in seen, and brings seen up to date.
+func changes(seen map[api.SandboxID]uint64, now []state.Sandbox, index uint64) []api.Event {
+	var out []api.Event
+	at := time.Now().UTC()
+	here := make(map[api.SandboxID]struct{}, len(now))
+	for _, sb := range now {
+		here[sb.ID] = struct{}{}
+		if old, ok := seen[sb.ID]; ok && old == sb.ModifyIndex {
+			continue
+		}
+		seen[sb.ID] = sb.ModifyIndex
+		view := sandboxView(sb)
+		out = append(out, api.Event{Index: index, Time: at, Type: api.EventChanged, Sandbox: &view})
+	}
+	for id := range seen {
+		if _, ok := here[id]; !ok {
+			delete(seen, id)
+			out = append(out, api.Event{Index: index, Time: at, Type: api.EventRemoved, Sandbox: &api.Sandbox{ID: id}})
+		}
+	}
+	return out
+}

@@ -1,0 +1,309 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// The keys of the two tenants of every test.
+const (
+	keyA = "sb_00000000000000aa_00000000000000000000000000000000000000000000000000000000000000aa"
+	keyB = "e2b_00000000000000bb00000000000000000000000000000000000000000000000000000000000000bb"
+)
+
+const (
+	testID  api.SandboxID = "iaaaaaaaaaaaaaaaaaaaa"
+	otherID api.SandboxID = "ibbbbbbbbbbbbbbbbbbbb"
+)
+
+var testTime = time.Date(2026, 11, 23, 20, 0, 0, 0, time.UTC)
+
+// fakeAuth knows keyA and keyB.
+type fakeAuth struct{}
+
+func (fakeAuth) Verify(key string) (auth.Identity, error) {
+	switch key {
+	case keyA:
+		return auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"}, nil
+	case keyB:
+		return auth.Identity{KeyID: "00000000000000bb", Tenant: "b", Name: "key of b"}, nil
+	}
+	return auth.Identity{}, api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized, "the API key is not valid")
+}
+
+// fakeLifecycle keeps sandboxes in memory, and notes what it was asked.
+type fakeLifecycle struct {
+	mu        sync.Mutex
+	sandboxes map[api.SandboxID]state.Sandbox
+	node      *nodeapi.Client
+	health    lifecycle.Health
+	err       error // of the next call
+	panics    any   // of the next create
+	block     bool  // create waits for the end of its context
+
+	created  []lifecycle.CreateParams
+	lists    []listCall
+	timeouts []timeoutCall
+	nextList state.List
+}
+
+type listCall struct {
+	Filter state.Filter
+	Order  state.Order
+	Page   state.Page
+}
+
+type timeoutCall struct {
+	Op string
+	ID api.SandboxID
+	D  time.Duration
+}
+
+var _ Lifecycle = (*fakeLifecycle)(nil)
+
+func (f *fakeLifecycle) takeErr() error {
+	err := f.err
+	f.err = nil
+	return err
+}
+
+func (f *fakeLifecycle) find(tenant string, id api.SandboxID) (state.Sandbox, error) {
+	sb, ok := f.sandboxes[id]
+	if !ok || sb.Tenant != tenant {
+		return state.Sandbox{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "sandbox %s not found", id)
+	}
+	return sb, f.takeErr()
+}
+
+func (f *fakeLifecycle) Create(ctx context.Context, p lifecycle.CreateParams) (state.Sandbox, []guest.Step, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.panics != nil {
+		panic(f.panics)
+	}
+	if f.block {
+		<-ctx.Done()
+		return state.Sandbox{}, nil, ctx.Err()
+	}
+	f.created = append(f.created, p)
+	if err := f.takeErr(); err != nil {
+		return state.Sandbox{}, nil, err
+	}
+	sb := state.Sandbox{
+		ID: testID, Tenant: p.Caller.Tenant, Template: p.Template, Digest: "sha256:00", Node: "node-1", State: state.Running,
+		CreatedAt: testTime, StartedAt: testTime.Add(time.Second), EndAt: testTime.Add(p.Timeout), MaxEndAt: testTime.Add(24 * time.Hour),
+		CPUMillis: 1500, MemoryMB: 512, DiskMB: 1024, Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID,
+		Lifecycle: p.Lifecycle, AllowInternetAccess: p.AllowInternetAccess, Network: p.Network,
+	}
+	f.sandboxes[sb.ID] = sb
+	return sb, []guest.Step{{Name: "place", Nanos: 1000}, {Name: "start", Nanos: 2000}}, nil
+}
+
+func (f *fakeLifecycle) Get(_ context.Context, tenant string, id api.SandboxID) (state.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.find(tenant, id)
+}
+
+func (f *fakeLifecycle) List(_ context.Context, fl state.Filter, o state.Order, p state.Page) (state.List, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lists = append(f.lists, listCall{fl, o, p})
+	l := f.nextList
+	f.nextList = state.List{}
+	return l, f.takeErr()
+}
+
+func (f *fakeLifecycle) Delete(_ context.Context, tenant string, id api.SandboxID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, err := f.find(tenant, id); err != nil {
+		return err
+	}
+	delete(f.sandboxes, id)
+	return nil
+}
+
+func (f *fakeLifecycle) timeout(op, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.timeouts = append(f.timeouts, timeoutCall{op, id, d})
+	return f.find(tenant, id)
+}
+
+func (f *fakeLifecycle) SetTimeout(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+	return f.timeout("set", tenant, id, d)
+}
+
+func (f *fakeLifecycle) Refresh(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+	return f.timeout("refresh", tenant, id, d)
+}
+
+func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, bool, error) {
+	sb, err := f.timeout("connect", tenant, id, d)
+	return sb, sb.State == state.Paused, err
+}
+
+func (f *fakeLifecycle) Health(_ context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.find(tenant, id)
+	return f.health, err
+}
+
+func (f *fakeLifecycle) NodeFor(_ context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.find(tenant, id)
+	return f.node, err
+}
+
+// sandbox returns a running sandbox of tenant a.
+func sandbox(id api.SandboxID) state.Sandbox {
+	yes := true
+	return state.Sandbox{
+		ID: id, Tenant: "a", Template: "base", Digest: "sha256:00", Node: "node-1", State: state.Running,
+		CreatedAt: testTime, StartedAt: testTime.Add(time.Second), EndAt: testTime.Add(time.Minute), MaxEndAt: testTime.Add(time.Hour),
+		CPUMillis: 1500, MemoryMB: 512, DiskMB: 1024, Metadata: map[string]string{"k": "v"},
+		EnvVars: map[string]string{"SECRET": "hunter2"}, KeyID: "00000000000000aa",
+		Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill}, AllowInternetAccess: &yes,
+	}
+}
+
+// harness is a server with fakes behind it.
+type harness struct {
+	t    *testing.T
+	srv  *Server
+	http *httptest.Server
+	life *fakeLifecycle
+	log  *logBuffer
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newHarness starts a server. change may alter its configuration.
+func newHarness(t *testing.T, change ...func(*Config)) *harness {
+	t.Helper()
+	h := &harness{t: t, life: &fakeLifecycle{sandboxes: map[api.SandboxID]state.Sandbox{}}, log: &logBuffer{}}
+	cfg := Config{
+		Lifecycle: h.life, Auth: fakeAuth{},
+		Logger: hclog.New(&hclog.LoggerOptions{Output: h.log, Level: hclog.Trace}),
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	srv, err := New(cfg)
+	must.NoError(t, err)
+	h.srv = srv
+	h.http = httptest.NewServer(srv.Handler())
+	t.Cleanup(func() {
+		srv.close()
+		h.http.Close()
+		srv.streams.Wait()
+	})
+	return h
+}
+
+// client returns a Go client with tenant a's key.
+func (h *harness) client() *api.Client {
+	h.t.Helper()
+	c, err := api.New(api.Config{Address: h.http.URL, APIKey: keyA})
+	must.NoError(h.t, err)
+	h.t.Cleanup(c.Close)
+	return c
+}
+
+// answer is what came back.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// object returns the body as a JSON object.
+func (a answer) object(t *testing.T) map[string]any {
+	t.Helper()
+	var m map[string]any
+	must.NoError(t, json.Unmarshal([]byte(a.body), &m), must.Sprintf("body %q", a.body))
+	return m
+}
+
+// mustFail checks that an answer is an error in the one shape.
+func (a answer) mustFail(t *testing.T, status int, code string) string {
+	t.Helper()
+	must.Eq(t, status, a.status, must.Sprintf("body %q", a.body))
+	must.Eq(t, "application/json", a.header.Get("Content-Type"))
+	m := a.object(t)
+	must.Eq(t, any(float64(status)), m["code"])
+	must.Eq(t, any(code), m["error_code"])
+	msg, _ := m["message"].(string)
+	must.NotEq(t, "", msg)
+	return msg
+}
+
+// do makes a request with tenant a's key, unless a header says otherwise: pairs of name and value; "" removes.
+func (h *harness) do(method, path, body string, header ...string) answer {
+	h.t.Helper()
+	var r io.Reader
+	if body != "" {
+		r = struct{ io.Reader }{bytes.NewReader([]byte(body))} // its length is not known: chunked
+	}
+	req, err := http.NewRequestWithContext(h.t.Context(), method, h.http.URL+path, r)
+	must.NoError(h.t, err)
+	req.Header.Set("X-API-Key", keyA)
+	for i := 0; i+1 < len(header); i += 2 {
+		if header[i+1] == "" {
+			req.Header.Del(header[i])
+			continue
+		}
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := h.http.Client().Do(req)
+	must.NoError(h.t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	must.NoError(h.t, err)
+	return answer{resp.StatusCode, resp.Header, string(b)}
+}
+
+// keysOf returns the sorted keys of an object.
+func keysOf(m map[string]any) []string {
+	var out []string
+	for k := range m {
+		out = append(out, k)
+	}
+	sortStrings(out)
+	return out
+}

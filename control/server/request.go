@@ -1,0 +1,95 @@
+package server
+
+import (
+	"bufio"
+	"crypto/rand"
+	"net"
+	"net/http"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+)
+
+// request is what the chain knows of a request.
+type request struct {
+	id     string
+	route  string // pattern; empty where none matched
+	caller auth.Identity
+}
+
+type requestKey struct{}
+
+func requestOf(r *http.Request) *request {
+	if req, ok := r.Context().Value(requestKey{}).(*request); ok {
+		return req
+	}
+	return &request{}
+}
+
+func requestID(r *http.Request) string { return requestOf(r).id }
+
+func caller(r *http.Request) auth.Identity { return requestOf(r).caller }
+
+func tenant(r *http.Request) string { return caller(r).Tenant }
+
+// chooseRequestID takes the client's own id where it is a harmless word, else makes one.
+func chooseRequestID(r *http.Request) string {
+	id := r.Header.Get(api.RequestIDHeader)
+	if len(id) == 0 || len(id) > 64 {
+		return rand.Text()
+	}
+	for i := range len(id) {
+		c := id[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+			return rand.Text()
+		}
+	}
+	return redact(id)
+}
+
+// recorder is the ResponseWriter of every request: it notes what was answered.
+type recorder struct {
+	http.ResponseWriter
+	status   int // 0: nothing written yet
+	bytes    int64
+	problem  string // error_code of the answer
+	hijacked bool
+}
+
+// recorderOf returns the recorder under w.
+func recorderOf(w http.ResponseWriter) *recorder {
+	if rec, ok := w.(*recorder); ok {
+		return rec
+	}
+	return &recorder{ResponseWriter: w}
+}
+
+func (w *recorder) note(e *api.Error) { w.problem = e.ErrorCode }
+
+func (w *recorder) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *recorder) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Hijack implements http.Hijacker.
+func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.hijacked, w.status = true, http.StatusSwitchingProtocols
+	}
+	return conn, rw, err
+}
+
+// Unwrap is for http.ResponseController: deadlines and flushes go to the connection itself.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

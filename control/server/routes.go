@@ -1,0 +1,92 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// handle answers a request, or returns an error before it has written anything.
+type handle func(w http.ResponseWriter, r *http.Request) error
+
+// route is one endpoint.
+type route struct {
+	pattern string
+	handle  handle
+	open    bool // served without a key, and to clients of every version
+	stream  bool // has no time limit as a whole
+}
+
+// routes returns all endpoints, those of the E2B contract first.
+func (s *Server) routes() []route {
+	return []route{
+		{pattern: "GET /health", handle: s.e2bHealth, open: true},
+		{pattern: "POST /sandboxes", handle: s.e2bCreateV1},
+		{pattern: "POST /v2/sandboxes", handle: s.e2bCreateV2},
+		{pattern: "GET /sandboxes", handle: s.e2bListV1},
+		{pattern: "GET /v2/sandboxes", handle: s.e2bListV2},
+		{pattern: "GET /sandboxes/{id}", handle: s.e2bGet},
+		{pattern: "DELETE /sandboxes/{id}", handle: s.e2bDelete},
+		{pattern: "POST /sandboxes/{id}/timeout", handle: s.e2bTimeout},
+		{pattern: "POST /sandboxes/{id}/refreshes", handle: s.e2bRefresh},
+		{pattern: "POST /sandboxes/{id}/connect", handle: s.e2bConnectV1},
+		{pattern: "POST /v2/sandboxes/{id}/connect", handle: s.e2bConnectV2},
+
+		{pattern: "GET /v1/health", handle: s.health, open: true},
+		{pattern: "GET /v1/version", handle: s.version, open: true},
+		{pattern: "GET /v1/metrics", handle: s.showMetrics},
+		{pattern: "GET /v1/nodes", handle: s.nodes},
+		{pattern: "GET /v1/events", handle: s.events, stream: true},
+
+		{pattern: "POST /v1/sandboxes", handle: s.create},
+		{pattern: "GET /v1/sandboxes", handle: s.list},
+		{pattern: "GET /v1/sandboxes/{id}", handle: s.get},
+		{pattern: "DELETE /v1/sandboxes/{id}", handle: s.delete},
+		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth},
+		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats},
+		{pattern: "GET /v1/sandboxes/{id}/logs", handle: s.logs, stream: true},
+
+		{pattern: "POST /v1/sandboxes/{id}/exec", handle: s.exec, stream: true},
+		{pattern: "POST /v1/sandboxes/{id}/attach", handle: s.attach, stream: true},
+		{pattern: "POST /v1/sandboxes/{id}/processes", handle: s.startProcess},
+		{pattern: "GET /v1/sandboxes/{id}/processes", handle: s.processes},
+		{pattern: "POST /v1/sandboxes/{id}/signal", handle: s.signal},
+		{pattern: "POST /v1/sandboxes/{id}/stdin", handle: s.stdin},
+		{pattern: "POST /v1/sandboxes/{id}/resize", handle: s.resize},
+
+		{pattern: "GET /v1/sandboxes/{id}/files", handle: s.readFile, stream: true},
+		{pattern: "PUT /v1/sandboxes/{id}/files", handle: s.writeFile, stream: true},
+		{pattern: "DELETE /v1/sandboxes/{id}/files", handle: s.removeFile},
+		{pattern: "GET /v1/sandboxes/{id}/stat", handle: s.statFile},
+		{pattern: "GET /v1/sandboxes/{id}/dir", handle: s.readDir},
+		{pattern: "POST /v1/sandboxes/{id}/dir", handle: s.makeDir},
+		{pattern: "POST /v1/sandboxes/{id}/rename", handle: s.renameFile},
+		{pattern: "GET /v1/sandboxes/{id}/archive", handle: s.readArchive, stream: true},
+		{pattern: "PUT /v1/sandboxes/{id}/archive", handle: s.writeArchive, stream: true},
+
+		{pattern: "GET /v1/templates", handle: s.templates},
+		{pattern: "GET /v1/templates/{name}", handle: s.template},
+		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true},
+		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate},
+	}
+}
+
+// unknown answers what no route matches: 405 with the methods that the path has, else 404.
+func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
+	var allowed []string
+	probe := r.Clone(r.Context())
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		probe.Method = m
+		if _, pattern := s.mux.Handler(probe); pattern != "/" && pattern != "" {
+			allowed = append(allowed, m)
+		}
+	}
+	if len(allowed) == 0 {
+		s.fail(w, r, api.Errorf(http.StatusNotFound, codeNoRoute, "there is nothing at this path"))
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.fail(w, r, api.Errorf(http.StatusMethodNotAllowed, codeNoMethod,
+		"the method %.20q is not served at this path, but %s", r.Method, strings.Join(allowed, ", ")))
+}

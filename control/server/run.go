@@ -1,0 +1,57 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// maxHeaderBytes bounds a request's header. Answered with 431.
+const maxHeaderBytes = 64 << 10
+
+// Run serves on the listeners until ctx ends, then ends streams at once, lets other requests finish for DrainTimeout, and
+// returns nil. It closes the listeners. A listener that fails ends all with its error. Run once.
+func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	if len(listeners) == 0 {
+		return errors.New("server: no listener")
+	}
+	srv := &http.Server{
+		Handler:           s.handler,
+		ReadHeaderTimeout: s.cfg.HeaderTimeout,
+		WriteTimeout:      s.cfg.CallTimeout + s.cfg.WriteTimeout, // streams move it on with every write
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+	}
+	failed := make(chan error, len(listeners))
+	var wg sync.WaitGroup
+	for _, l := range listeners {
+		s.log.Info("serving the API", "address", l.Addr().String())
+		wg.Go(func() {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.close()
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
+	defer cancel()
+	if stopErr := srv.Shutdown(drain); stopErr != nil {
+		s.log.Warn("requests were cut off", "error", stopErr)
+		err = errors.Join(err, srv.Close())
+	}
+	wg.Wait()
+	s.streams.Wait()
+	return err
+}

@@ -1,0 +1,144 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/go-metrics"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Lifecycle is what the server needs of the sandboxes; lifecycle.Service is one. It is called from many goroutines, with
+// the context of a request: it may take as long as it needs and stops when the context ends. Every error that a client may
+// see is an *api.Error in its chain; a sandbox of another tenant is not found.
+type Lifecycle interface {
+	Create(ctx context.Context, p lifecycle.CreateParams) (state.Sandbox, []guest.Step, error)
+	Get(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
+	List(ctx context.Context, f state.Filter, o state.Order, p state.Page) (state.List, error)
+	Delete(ctx context.Context, tenant string, id api.SandboxID) error
+	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)
+	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
+}
+
+var _ Lifecycle = lifecycle.API(nil)
+
+// Authenticator tells whose key it is. It is called for every request and answers from memory. An error is an *api.Error
+// with status 401, also for the empty key.
+type Authenticator interface {
+	Verify(key string) (auth.Identity, error)
+}
+
+// Templates is what the server needs of the templates. Errors are as those of Lifecycle.
+type Templates interface {
+	// Import stores the root file system in the tar stream r under name, in place of one that had it. source is for people.
+	Import(ctx context.Context, caller auth.Identity, name, source string, r io.Reader) (state.Template, error)
+	List(ctx context.Context, tenant string) ([]state.Template, error)
+	Get(ctx context.Context, tenant, nameOrDigest string) (state.Template, error)
+	Delete(ctx context.Context, tenant, name string) error
+}
+
+// Fleet shows the nodes; fleet.Fleet is one. It answers from memory.
+type Fleet interface {
+	Nodes() []fleet.Node
+}
+
+// Watcher shows the sandboxes of a tenant and when they change. It answers from memory.
+type Watcher interface {
+	// Watch returns all sandboxes of the tenant that are kept, ended ones too, the index that they show, and a channel that
+	// is closed after the next change of any of them. The channel may also be closed without one.
+	Watch(tenant string) (sandboxes []state.Sandbox, index uint64, changed <-chan struct{}, err error)
+}
+
+// Config of a Server. Lifecycle and Auth are required; a resource whose part is nil answers 501.
+type Config struct {
+	Lifecycle Lifecycle
+	Auth      Authenticator
+	Templates Templates
+	Fleet     Fleet
+	Watcher   Watcher
+	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.
+	Metrics *Metrics
+	// Ready returns why the service cannot serve, or nil. It is asked by every health check. nil: always ready.
+	Ready  func() error
+	Logger hclog.Logger
+
+	CallTimeout   time.Duration // of a request that is no stream; 3 min
+	HeaderTimeout time.Duration // until a request's header is complete; 10 s
+	BodyTimeout   time.Duration // until a JSON body is complete, and between two reads of an upload; 30 s
+	WriteTimeout  time.Duration // for one write to a client that streams; 60 s
+	DrainTimeout  time.Duration // for requests that are under way when Run ends; 10 s
+}
+
+// Server serves the API. Make it with New.
+type Server struct {
+	cfg     Config
+	log     hclog.Logger
+	metrics *Metrics
+	started time.Time
+	mux     *http.ServeMux
+	handler http.Handler
+
+	closing context.Context // ends when Run begins to end; streams stop then
+	close   context.CancelFunc
+	streams sync.WaitGroup // connections that were taken over from net/http
+}
+
+// New returns a server that is ready to be asked for its Handler or to Run.
+func New(cfg Config) (*Server, error) {
+	if cfg.Lifecycle == nil || cfg.Auth == nil {
+		return nil, errors.New("server: Lifecycle and Auth are required")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics()
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = func() error { return nil }
+	}
+	for _, d := range []struct {
+		v *time.Duration
+		d time.Duration
+	}{
+		{&cfg.CallTimeout, 3 * time.Minute}, {&cfg.HeaderTimeout, 10 * time.Second}, {&cfg.BodyTimeout, 30 * time.Second},
+		{&cfg.WriteTimeout, time.Minute}, {&cfg.DrainTimeout, 10 * time.Second},
+	} {
+		if *d.v < 0 {
+			return nil, fmt.Errorf("server: negative timeout %s", *d.v)
+		}
+		if *d.v == 0 {
+			*d.v = d.d
+		}
+	}
+	s := &Server{cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics, started: time.Now(), mux: http.NewServeMux()}
+	s.closing, s.close = context.WithCancel(context.Background())
+	for _, rt := range s.routes() {
+		s.mux.Handle(rt.pattern, s.endpoint(rt))
+	}
+	s.mux.HandleFunc("/", s.unknown)
+	s.handler = s.chain(s.mux)
+	return s, nil
+}
+
+// Handler returns the whole API as a handler.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+// Metrics returns the sink that GET /v1/metrics shows.
+func (s *Server) Metrics() metrics.MetricSink { return s.metrics }

@@ -1,0 +1,313 @@
+package nomad
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	nomadapi "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/e2e/binaries"
+	"github.com/soulbox-dev/soulbox/e2e/host"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
+	"github.com/soulbox-dev/soulbox/tools/stack"
+)
+
+// agent is a real Nomad agent, server and client in one, with the driver as its plugin.
+type agent struct {
+	dir    string
+	http   string
+	api    *nomadapi.Client
+	socket string // of the node daemon that the plugin starts
+
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// startAgent runs Nomad with the plugin and waits until the driver is healthy and the template base is on the node.
+func startAgent(t *testing.T) *agent {
+	t.Helper()
+	// Unix sockets must fit into 107 bytes: the test's own folder may be too deep.
+	dir, err := os.MkdirTemp("", "sbe2e")
+	must.NoError(t, err)
+	a := &agent{dir: dir, socket: filepath.Join(dir, "run", "node.sock")}
+	ports := freePorts(t, 3)
+	a.http = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	for _, sub := range []string{"plugins", "run", "data", "node"} {
+		must.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o700))
+	}
+	must.NoError(t, os.Symlink(binary(t, "nomad-driver-soulbox"), filepath.Join(dir, "plugins", "nomad-driver-soulbox")))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad.hcl"), []byte(a.config(t, ports)), 0o600))
+	a.api, err = nomadapi.NewClient(&nomadapi.Config{Address: "http://" + a.http})
+	must.NoError(t, err)
+	a.start(t)
+	t.Cleanup(func() { a.stop(t) })
+	a.waitDriver(t)
+	a.importBase(t)
+	return a
+}
+
+func (a *agent) config(t *testing.T, ports []int) string {
+	t.Helper()
+	return fmt.Sprintf(`
+data_dir   = %q
+plugin_dir = %q
+bind_addr  = "127.0.0.1"
+disable_update_check = true
+log_level  = "INFO"
+ports { 
+  http = %d
+  rpc  = %d
+  serf = %d
+}
+advertise {
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}
+server {
+  enabled          = true
+  bootstrap_expect = 1
+}
+client {
+  enabled = true
+  options = {
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+    "driver.allowlist"     = "soulbox"
+  }
+}
+plugin "nomad-driver-soulbox" {
+  config {
+    socket    = %q
+    node_log  = %q
+    node_args = ["-state-dir", %q, "-run-dir", %q, "-init", %q, "-cgroup-parent", %q, "-id-range-base", "%d"]
+  }
+}
+`, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), ports[0], ports[1], ports[2],
+		a.socket, filepath.Join(a.dir, "node.log"), filepath.Join(a.dir, "node"), filepath.Join(a.dir, "run"),
+		binary(t, "soulbox-init"), filepath.Base(a.dir), 1<<29)
+}
+
+// host is what the node may leave behind.
+func (a *agent) host() host.Node {
+	return host.Node{StateDir: filepath.Join(a.dir, "node"), RunDir: filepath.Join(a.dir, "run"), CgroupParent: filepath.Base(a.dir)}
+}
+
+// importBase puts the template base into the node's store.
+func (a *agent) importBase(t *testing.T) {
+	t.Helper()
+	tar, err := base.Build(t.Context(), base.Options{})
+	must.NoError(t, err)
+	f, err := os.Open(tar)
+	must.NoError(t, err)
+	defer f.Close()
+	_, err = nodeapi.NewUnix(a.socket).ImportTemplate(t.Context(), "base", f)
+	must.NoError(t, err)
+}
+
+// binary returns the path of one of our programs, or of Nomad.
+func binary(t *testing.T, name string) string {
+	t.Helper()
+	if name == "nomad" {
+		path, err := stack.Find(name)
+		must.NoError(t, err)
+		return path
+	}
+	return filepath.Join(binaries.Dir(t), name)
+}
+
+// start launches the agent, again after a kill.
+func (a *agent) start(t *testing.T) {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(a.dir, "nomad.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	must.NoError(t, err)
+	defer log.Close()
+	a.cmd = exec.Command(binary(t, "nomad"), "agent", "-config", filepath.Join(a.dir, "nomad.hcl"))
+	a.cmd.Stdout, a.cmd.Stderr = log, log
+	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	must.NoError(t, a.cmd.Start())
+	a.done = make(chan struct{})
+	go func(cmd *exec.Cmd, done chan struct{}) { defer close(done); _ = cmd.Wait() }(a.cmd, a.done)
+}
+
+// kill ends the agent as a crash would.
+func (a *agent) kill(t *testing.T) {
+	t.Helper()
+	must.NoError(t, a.cmd.Process.Kill())
+	<-a.done
+}
+
+func (a *agent) stop(t *testing.T) {
+	if t.Failed() {
+		for _, log := range []string{"nomad.log", "node.log"} {
+			b, _ := os.ReadFile(filepath.Join(a.dir, log))
+			t.Logf("%s:\n%s", log, tail(string(b), 6000))
+		}
+	}
+	_ = a.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-a.done:
+	case <-time.After(30 * time.Second):
+		_ = a.cmd.Process.Kill()
+		<-a.done
+	}
+	a.stopNode(t)
+	if err := os.RemoveAll(a.dir); err != nil {
+		t.Errorf("remove the agent's folder: %v", err)
+	}
+}
+
+// stopNode ends what is left of the node: its sandboxes, then the daemon, which nobody else would end.
+func (a *agent) stopNode(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	client := nodeapi.NewUnix(a.socket)
+	node, err := client.Node(ctx)
+	if err != nil {
+		t.Errorf("node daemon at the end of the test: %v", err)
+		return
+	}
+	all, err := client.List(ctx)
+	if err != nil {
+		t.Errorf("list at the end of the test: %v", err)
+	}
+	for _, sb := range all {
+		_, err := client.Stop(ctx, sb.ID, nodeapi.StopRequest{})
+		if err := client.Delete(ctx, sb.ID); err != nil {
+			t.Errorf("delete %s: %v", sb.ID, err)
+		}
+		_ = err // it may have ended by itself
+	}
+	if err := syscall.Kill(node.PID, syscall.SIGTERM); err != nil {
+		t.Errorf("stop the node daemon: %v", err)
+	}
+	poll(t, "the node daemon to end", func() error {
+		if err := syscall.Kill(node.PID, 0); err == nil {
+			if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", node.PID)); err == nil && !strings.Contains(string(stat), ") Z ") {
+				return fmt.Errorf("process %d is there", node.PID)
+			}
+		}
+		return nil
+	})
+}
+
+func (a *agent) waitDriver(t *testing.T) {
+	t.Helper()
+	poll(t, "the driver to be healthy", func() error {
+		nodes, _, err := a.api.Nodes().List(nil)
+		if err != nil {
+			return err
+		}
+		if len(nodes) != 1 || nodes[0].Status != "ready" {
+			return fmt.Errorf("nodes: %+v", nodes)
+		}
+		d := nodes[0].Drivers["soulbox"]
+		if d == nil || !d.Healthy {
+			return fmt.Errorf("driver: %+v", d)
+		}
+		return nil
+	})
+}
+
+// cli runs the real nomad command line and returns what it printed.
+func (a *agent) cli(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := a.tryCLI(t, args...)
+	if err != nil {
+		t.Fatalf("nomad %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (a *agent) tryCLI(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	cmd := a.command(t, args...)
+	b, err := cmd.CombinedOutput()
+	return string(b), err
+}
+
+func (a *agent) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(binary(t, "nomad"), args...)
+	cmd.Env = append(os.Environ(), "NOMAD_ADDR=http://"+a.http, "NOMAD_CLI_NO_COLOR=1")
+	return cmd
+}
+
+// alloc returns the one allocation of a job that is in the wanted client status.
+func (a *agent) alloc(t *testing.T, job, status string) *nomadapi.Allocation {
+	t.Helper()
+	var id string
+	poll(t, "an allocation of "+job+" that is "+status, func() error {
+		allocs, _, err := a.api.Jobs().Allocations(job, true, nil)
+		if err != nil {
+			return err
+		}
+		for _, al := range allocs {
+			if al.ClientStatus == status {
+				id = al.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("allocations: %s", describe(allocs))
+	})
+	al, _, err := a.api.Allocations().Info(id, nil)
+	must.NoError(t, err)
+	return al
+}
+
+func describe(allocs []*nomadapi.AllocationListStub) string {
+	var s []string
+	for _, al := range allocs {
+		for name, state := range al.TaskStates {
+			s = append(s, fmt.Sprintf("%s %s/%s: %s", al.ClientStatus, al.ID[:8], name, events(state)))
+		}
+	}
+	return strings.Join(s, "; ")
+}
+
+func events(state *nomadapi.TaskState) string {
+	var s []string
+	for _, e := range state.Events {
+		s = append(s, e.Type+": "+e.DisplayMessage)
+	}
+	return strings.Join(s, " | ")
+}
+
+func freePorts(t *testing.T, n int) []int {
+	t.Helper()
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+// poll waits until check has no error. The bound is for a test that hangs, not for speed.
+func poll(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(90 * time.Second)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("wait for %s: %v", what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }

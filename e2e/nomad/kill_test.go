@@ -1,0 +1,111 @@
+package nomad
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// TestKill_losesNothing kills each part alone, as a crash would, while a sandbox runs: the sandbox goes on, is not made a
+// second time, and still answers to Nomad afterwards.
+func TestKill_losesNothing(t *testing.T) {
+	a := startAgent(t)
+	a.cli(t, "job", "run", "-detach", jobFile)
+	alloc := a.alloc(t, "sandbox", "running")
+	before := a.sandboxes(t)
+	must.SliceLen(t, 1, before)
+
+	for _, tc := range []struct {
+		name string
+		kill func(t *testing.T)
+	}{
+		{"plugin", func(t *testing.T) { killPID(t, a.pluginPID(t)) }},
+		{"node daemon", func(t *testing.T) {
+			node, err := nodeapi.NewUnix(a.socket).Node(t.Context())
+			must.NoError(t, err)
+			killPID(t, node.PID)
+		}},
+		{"nomad client", func(t *testing.T) { a.kill(t); a.start(t); a.waitDriver(t) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tc.kill(t)
+			poll(t, "exec to work again", func() error {
+				out, err := a.tryCLI(t, "alloc", "exec", "-t=false", alloc.ID, "cat", "/proc/sys/kernel/hostname")
+				if err != nil || out != "sandbox\n" {
+					return fmt.Errorf("%v: %s", err, out)
+				}
+				return nil
+			})
+			after := a.sandboxes(t)
+			must.SliceLen(t, 1, after)
+			must.Eq(t, before[0].ID, after[0].ID)
+			must.Eq(t, before[0].PID, after[0].PID, must.Sprint("the same PID 1 is there"))
+			must.Eq(t, nodeapi.StateRunning, after[0].State)
+		})
+	}
+	t.Run("an end that nobody saw is told with its exit code", func(t *testing.T) {
+		_, _, err := a.api.Jobs().Register(batchJob("unseen", command("bash", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 9"), ""), nil)
+		must.NoError(t, err)
+		unseen := a.alloc(t, "unseen", "running")
+		a.kill(t)
+		var id nodeapi.Sandbox
+		for _, sb := range a.sandboxes(t) {
+			if sb.Owner.AllocID == unseen.ID {
+				id = sb
+			}
+		}
+		_, err = nodeapi.NewUnix(a.socket).WriteFile(t.Context(), id.ID, "/tmp/go", strings.NewReader(""), nodeapi.FileOptions{})
+		must.NoError(t, err)
+		ended, err := nodeapi.NewUnix(a.socket).Wait(t.Context(), id.ID)
+		must.NoError(t, err)
+		must.Eq(t, 9, ended.Exit.Code)
+		a.start(t)
+		a.waitDriver(t)
+		must.StrContains(t, events(a.alloc(t, "unseen", "failed").TaskStates["main"]), "Exit Code: 9")
+	})
+	for _, job := range []string{"sandbox", "unseen"} {
+		a.cli(t, "job", "stop", "-purge", "-detach", job)
+	}
+	poll(t, "all to be complete", func() error {
+		a.cli(t, "system", "gc")
+		if left := a.sandboxes(t); len(left) != 0 {
+			return fmt.Errorf("sandboxes: %+v", left)
+		}
+		return nil
+	})
+	a.host().NothingLeft(t)
+}
+
+// pluginPID finds the plugin's process: the agent's plugin binary without the word node.
+func (a *agent) pluginPID(t *testing.T) int {
+	t.Helper()
+	pids, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must.NoError(t, err)
+	for _, file := range pids {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		argv := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		if len(argv) == 1 && argv[0] == filepath.Join(a.dir, "plugins", "nomad-driver-soulbox") {
+			pid, err := strconv.Atoi(strings.Split(file, "/")[2])
+			must.NoError(t, err)
+			return pid
+		}
+	}
+	t.Fatal("the plugin does not run")
+	return 0
+}
+
+func killPID(t *testing.T, pid int) {
+	t.Helper()
+	must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+}

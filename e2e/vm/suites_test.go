@@ -1,0 +1,68 @@
+package vm
+
+import (
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// suites are the test packages that run on the kernel of the field, each with the tests that must have passed there: those
+// that a development kernel may have to leave out.
+var suites = []struct {
+	pkg  string // below the module's folder
+	run  string // -test.run
+	must []string
+}{
+	{"nomad-driver/disk", "Limiter", []string{
+		"TestLimiter_conformance/quota/bytes", "TestLimiter_conformance/quota/inodes", "TestLimiter_conformance/quota/release",
+	}},
+}
+
+func TestSuites_passOnTheKernelOfTheField(t *testing.T) {
+	c := machine(t)
+	c.Modules = []string{"loop", "veth"}
+	c.MemoryMB = 3072
+	for _, s := range suites {
+		name := path.Base(s.pkg)
+		c.Files["/suites/"+name+".test"] = compileTests(t, c.WorkDir, name, s.pkg)
+		c.Jobs = append(c.Jobs, Job{
+			Name: name, Dir: "/data/tmp",
+			Argv: []string{"/suites/" + name + ".test", "-test.v", "-test.timeout=10m", "-test.run=" + s.run},
+		})
+	}
+	results, err := Run(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(results) != len(suites) {
+		t.Fatalf("got %d results, want %d", len(results), len(suites))
+	}
+	for i, s := range suites {
+		t.Run(path.Base(s.pkg), func(t *testing.T) {
+			if results[i].Code != 0 {
+				t.Errorf("ended with %d", results[i].Code)
+			}
+			for _, name := range s.must {
+				if !strings.Contains(results[i].Output, "--- PASS: "+name+" ") {
+					t.Errorf("%s did not pass", name)
+				}
+			}
+		})
+	}
+}
+
+// compileTests builds a package's static test binary.
+func compileTests(t *testing.T, dir, name, pkg string) string {
+	t.Helper()
+	out := filepath.Join(dir, name+".test")
+	cmd := exec.Command("go", "test", "-c", "-trimpath", "-o", out, "./"+pkg)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile the tests of %s: %v: %s", pkg, err, b)
+	}
+	return out
+}

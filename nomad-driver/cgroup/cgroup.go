@@ -1,0 +1,43 @@
+// Package cgroup puts one sandbox into control groups of its own: limits, freezing, killing, counters. It works on cgroup
+// v1 (also the hybrid layout) and on cgroup v2, and tells which it found.
+//
+// It owns every directory below its parent ("soulbox" by default) in each hierarchy and nothing else there. It knows
+// nothing of namespaces, of guests or of the node. Package sandbox is its user.
+package cgroup
+
+import (
+	"errors"
+	"time"
+)
+
+// Limits of one group. Zero means no limit.
+type Limits struct {
+	CPUMillis   int64 // hard limit in thousandths of a core
+	CPUWeight   int64 // 1..10000 as cgroup v2's cpu.weight; 100 is the kernel's default
+	MemoryBytes int64 // hard limit; swap is not available on top of it where the kernel can say so
+	PIDs        int64 // processes and threads
+}
+
+// Stats are a group's counters at one moment. Measured names the fields (as snake_case) that the kernel has. The fields
+// are those of the node API's Stats, in the same order, so that one converts to the other.
+type Stats struct {
+	Time        time.Time
+	CPUNanos    uint64
+	UserNanos   uint64
+	SystemNanos uint64
+	Throttled   uint64
+	ThrottledNs uint64
+	MemoryBytes uint64 // without the page cache that can be dropped
+	MemoryCache uint64
+	MemoryMax   uint64 // high-water mark
+	MemoryLimit uint64 // 0: none
+	PIDs        uint64
+	OOMKills    uint64
+	Measured    []string
+}
+
+// ErrNotExist is in the chain of errors about a group that is not there (any more).
+var ErrNotExist = errors.New("control group does not exist")
+
+// ErrUnsupported is in the chain of errors about a limit or an action that this kernel's controllers do not offer.
+var ErrUnsupported = errors.New("not supported by this kernel's control groups")

@@ -1,0 +1,251 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// v1 are the hierarchies of cgroup v1. Several controllers may share one.
+type v1 struct {
+	dirs map[string]string // controller → root of its hierarchy
+	all  []string          // the roots, each once; that of the freezer first
+}
+
+var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices"}
+
+// v1Devices are all the devices that a process of a sandbox may open: null, zero, full, random, urandom, tty, ptmx and
+// the terminals of devpts. There is nothing in /dev besides them; this is the second wall.
+var v1Devices = []string{"c 1:3 rw", "c 1:5 rw", "c 1:7 rw", "c 1:8 rw", "c 1:9 rw", "c 5:0 rw", "c 5:2 rw", "c 136:* rw"}
+
+const (
+	v1Period = 100_000 // µs
+	userHZ   = 100     // ticks a second of cpuacct.stat, the same on every Linux
+)
+
+func newV1(root string) (*v1, error) {
+	h := &v1{dirs: make(map[string]string)}
+	for _, c := range v1Controllers {
+		dir, err := filepath.EvalSymlinks(filepath.Join(root, c)) // "cpu" may be a link to "cpu,cpuacct"
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil {
+			continue
+		}
+		h.dirs[c] = dir
+		if !slices.Contains(h.all, dir) {
+			h.all = append(h.all, dir)
+		}
+	}
+	if h.dirs["freezer"] == "" {
+		return nil, fmt.Errorf("no control groups in %s: neither cgroup.controllers (v2) nor freezer (v1) is there", root)
+	}
+	return h, nil
+}
+
+func (h *v1) version() int    { return 1 }
+func (h *v1) roots() []string { return h.all }
+
+func (h *v1) prepareParent(parent string) error {
+	if h.dirs["memory"] == "" {
+		return nil
+	}
+	// The only mode of Linux 5.11 and later; before, a choice to make while there are no children.
+	dir := filepath.Join(h.dirs["memory"], parent)
+	if v, err := readUint(dir, "memory.use_hierarchy"); err != nil || v == 1 {
+		return nil //nolint:nilerr // no such file: nothing to choose
+	}
+	return writeInt(dir, "memory.use_hierarchy", 1)
+}
+
+func (h *v1) entry(group string) (*Entry, error) {
+	e := &Entry{}
+	for _, root := range h.all {
+		f, err := os.OpenFile(filepath.Join(root, group, "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			return nil, errors.Join(err, e.Close())
+		}
+		e.Tasks = append(e.Tasks, f)
+	}
+	return e, nil
+}
+
+func (h *v1) dir(controller, group string) (string, error) {
+	root := h.dirs[controller]
+	if root == "" {
+		return "", fmt.Errorf("controller %s is not mounted: %w", controller, ErrUnsupported)
+	}
+	return filepath.Join(root, group), nil
+}
+
+func (h *v1) setLimits(group string, l Limits) error {
+	if l.CPUMillis > 0 {
+		dir, err := h.dir("cpu", group)
+		if err != nil {
+			return err
+		}
+		if err := writeInt(dir, "cpu.cfs_period_us", v1Period); err != nil {
+			return err
+		}
+		if err := writeInt(dir, "cpu.cfs_quota_us", max(l.CPUMillis*v1Period/1000, 1000)); err != nil {
+			return err
+		}
+	}
+	if l.CPUWeight > 0 {
+		dir, err := h.dir("cpu", group)
+		if err != nil {
+			return err
+		}
+		// The defaults of both versions, weight 100 and 1024 shares, mean the same.
+		if err := writeInt(dir, "cpu.shares", min(max(l.CPUWeight*1024/100, 2), 262_144)); err != nil {
+			return err
+		}
+	}
+	if l.MemoryBytes > 0 {
+		dir, err := h.dir("memory", group)
+		if err != nil {
+			return err
+		}
+		if err := v1Memory(dir, l.MemoryBytes); err != nil {
+			return err
+		}
+	}
+	if l.PIDs > 0 {
+		dir, err := h.dir("pids", group)
+		if err != nil {
+			return err
+		}
+		if err := writeInt(dir, "pids.max", l.PIDs); err != nil {
+			return err
+		}
+	}
+	return h.limitDevices(group)
+}
+
+// v1Memory sets the limit of memory and that of memory and swap together to the same. The second must never be below the
+// first, so the order depends on the direction.
+func v1Memory(dir string, limit int64) error {
+	swap := func() error {
+		err := writeInt(dir, "memory.memsw.limit_in_bytes", limit)
+		if errors.Is(err, ErrUnsupported) {
+			return writeInt(dir, "memory.swappiness", 0)
+		}
+		return err
+	}
+	err := writeInt(dir, "memory.limit_in_bytes", limit)
+	if errors.Is(err, unix.EINVAL) {
+		if err = swap(); err == nil {
+			err = writeInt(dir, "memory.limit_in_bytes", limit)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	return swap()
+}
+
+func (h *v1) limitDevices(group string) error {
+	dir, err := h.dir("devices", group)
+	if err != nil {
+		return nil //nolint:nilerr // the second wall only: /dev holds nothing else
+	}
+	if err := write(dir, "devices.deny", "a"); err != nil {
+		return err
+	}
+	for _, d := range v1Devices {
+		if err := write(dir, "devices.allow", d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *v1) setFrozen(group string, frozen bool) (bool, error) {
+	state := "THAWED"
+	if frozen {
+		state = "FROZEN"
+	}
+	dir := filepath.Join(h.dirs["freezer"], group)
+	// Written each time: a process forked while the group was freezing is caught by the next write.
+	if err := write(dir, "freezer.state", state); err != nil {
+		return false, err
+	}
+	b, err := read(dir, "freezer.state")
+	return string(b) == state+"\n", err
+}
+
+// kill stops the group, so that nothing forks away, signals everything and lets it go, to die.
+func (h *v1) kill(group string) error {
+	dir := filepath.Join(h.dirs["freezer"], group)
+	if err := write(dir, "freezer.state", "FROZEN"); err != nil && !errors.Is(err, ErrNotExist) {
+		return err
+	}
+	var errs []error
+	for _, root := range h.all {
+		pids, err := readPIDs(filepath.Join(root, group, "cgroup.procs"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill %d: %w", pid, err))
+			}
+		}
+	}
+	if err := write(dir, "freezer.state", "THAWED"); err != nil && !errors.Is(err, ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (h *v1) oomKills(group string) (uint64, error) {
+	dir, err := h.dir("memory", group)
+	if err != nil {
+		return 0, err
+	}
+	t, err := readTable(dir, "memory.oom_control")
+	return t["oom_kill"], err
+}
+
+func (h *v1) stats(group string) (Stats, error) {
+	var s Stats
+	r := reader{s: &s}
+	if dir, err := h.dir("cpuacct", group); err == nil {
+		r.number(&s.CPUNanos, "cpu_nanos", dir, "cpuacct.usage", 1)
+		if t := r.table(dir, "cpuacct.stat"); t != nil {
+			r.field(&s.UserNanos, "user_nanos", t, "user", 1e9/userHZ)
+			r.field(&s.SystemNanos, "system_nanos", t, "system", 1e9/userHZ)
+		}
+	}
+	if dir, err := h.dir("cpu", group); err == nil {
+		if t := r.table(dir, "cpu.stat"); t != nil {
+			r.field(&s.Throttled, "throttled_periods", t, "nr_throttled", 1)
+			r.field(&s.ThrottledNs, "throttled_nanos", t, "throttled_time", 1)
+		}
+	}
+	if dir, err := h.dir("memory", group); err == nil {
+		r.number(&s.MemoryBytes, "memory_bytes", dir, "memory.usage_in_bytes", 1)
+		if t := r.table(dir, "memory.stat"); t != nil {
+			r.field(&s.MemoryCache, "memory_cache_bytes", t, "total_cache", 1)
+			s.MemoryBytes -= min(s.MemoryBytes, t["total_inactive_file"])
+		}
+		r.number(&s.MemoryMax, "memory_max_bytes", dir, "memory.max_usage_in_bytes", 1)
+		r.number(&s.MemoryLimit, "memory_limit_bytes", dir, "memory.limit_in_bytes", 1)
+		if s.MemoryLimit >= 1<<62 { // no limit: the largest page count in bytes
+			s.MemoryLimit = 0
+		}
+		if t := r.table(dir, "memory.oom_control"); t != nil {
+			r.field(&s.OOMKills, "oom_kills", t, "oom_kill", 1)
+		}
+	}
+	if dir, err := h.dir("pids", group); err == nil {
+		r.number(&s.PIDs, "pids", dir, "pids.current", 1)
+	}
+	return s, r.err
+}

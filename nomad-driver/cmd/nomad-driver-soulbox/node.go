@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/hcl/v2/hclsimple"
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// nodeFile is the HCL configuration file of the daemon. Every attribute is optional.
+type nodeFile struct {
+	StateDir      string       `hcl:"state_dir,optional"`
+	RunDir        string       `hcl:"run_dir,optional"`
+	Socket        string       `hcl:"socket,optional"`
+	Address       string       `hcl:"address,optional"`
+	InitPath      string       `hcl:"init_path,optional"`
+	CgroupParent  string       `hcl:"cgroup_parent,optional"`
+	NodeID        string       `hcl:"node_id,optional"`
+	NodeName      string       `hcl:"node_name,optional"`
+	MaxSandboxes  int          `hcl:"max_sandboxes,optional"`
+	IDRangeBase   int64        `hcl:"id_range_base,optional"`
+	DiskReserve   int64        `hcl:"disk_reserve_bytes,optional"`
+	KeepStopped   string       `hcl:"keep_stopped,optional"`
+	KeepCount     int          `hcl:"keep_count,optional"`
+	DeadlineGrace string       `hcl:"deadline_grace,optional"`
+	LogLevel      string       `hcl:"log_level,optional"`
+	LogJSON       bool         `hcl:"log_json,optional"`
+	Defaults      *limitsBlock `hcl:"defaults,block"`
+	TLS           *tlsBlock    `hcl:"tls,block"`
+}
+
+// limitsBlock is what a sandbox gets where its request does not say.
+type limitsBlock struct {
+	CPUMillis   int64 `hcl:"cpu_millis,optional"`
+	CPUWeight   int64 `hcl:"cpu_weight,optional"`
+	MemoryBytes int64 `hcl:"memory_bytes,optional"`
+	PIDs        int64 `hcl:"pids,optional"`
+	TmpBytes    int64 `hcl:"tmp_bytes,optional"`
+	NoFile      int64 `hcl:"nofile,optional"`
+}
+
+type tlsBlock struct {
+	CAFile      string   `hcl:"ca_file"`
+	CertFile    string   `hcl:"cert_file"`
+	KeyFile     string   `hcl:"key_file"`
+	ClientNames []string `hcl:"client_names,optional"`
+}
+
+// runNode is the subcommand "node". It returns the exit code.
+func runNode(args []string) int {
+	cfg, err := nodeConfig(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "nomad-driver-soulbox node:", err)
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	n, err := node.New(cfg)
+	if err == nil {
+		err = n.Run(ctx)
+	}
+	if err != nil {
+		cfg.Logger.Error("the node ends", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// nodeConfig reads the flags and the file that they name. Flags win.
+func nodeConfig(args []string) (node.Config, error) {
+	fs := flag.NewFlagSet("nomad-driver-soulbox node", flag.ContinueOnError)
+	path := fs.String("config", "", "HCL configuration `file`")
+	var f nodeFile
+	var tls tlsBlock
+	fs.StringVar(&f.StateDir, "state-dir", "", "`directory` for records, templates and layers (default "+node.DefaultStateDir+")")
+	fs.StringVar(&f.RunDir, "run-dir", "", "`directory` for sockets (default "+node.DefaultRunDir+")")
+	fs.StringVar(&f.Socket, "socket", "", "`path` of the API's unix socket (default node.sock in the run directory)")
+	fs.StringVar(&f.Address, "address", "", "`host:port` of the API over TCP, which needs the tls flags (default none)")
+	fs.StringVar(&tls.CAFile, "tls-ca", "", "`file` with the CA of the certificates that clients must have")
+	fs.StringVar(&tls.CertFile, "tls-cert", "", "`file` with the node's certificate")
+	fs.StringVar(&tls.KeyFile, "tls-key", "", "`file` with the node's key")
+	fs.StringVar(&f.InitPath, "init", "", "`path` of soulbox-init (default beside this program, then /usr/libexec/soulbox)")
+	fs.StringVar(&f.CgroupParent, "cgroup-parent", "", "`name` of the control group for sandboxes (default "+node.DefaultCgroupParent+")")
+	fs.StringVar(&f.NodeID, "node-id", "", "`id` of the node (default: made at the first start)")
+	fs.StringVar(&f.NodeName, "node-name", "", "`name` of the node (default: the host's)")
+	fs.IntVar(&f.MaxSandboxes, "max-sandboxes", 0, fmt.Sprintf("how many may run at the same time (default %d)", node.DefaultMaxSandboxes))
+	fs.Int64Var(&f.IDRangeBase, "id-range-base", 0, fmt.Sprintf("first host `id` that sandboxes get (default %d)", node.DefaultIDRangeBase))
+	fs.StringVar(&f.LogLevel, "log-level", "", "trace, debug, info, warn or error (default info)")
+	fs.BoolVar(&f.LogJSON, "log-json", false, "write the log as JSON")
+	if err := fs.Parse(args); err != nil {
+		return node.Config{}, err
+	}
+	if fs.NArg() > 0 {
+		return node.Config{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if *path != "" {
+		file := nodeFile{}
+		if err := hclsimple.DecodeFile(*path, nil, &file); err != nil {
+			return node.Config{}, err
+		}
+		f = f.over(file)
+	}
+	if tls.CAFile != "" || tls.CertFile != "" || tls.KeyFile != "" {
+		f.TLS = &tls
+	}
+	return f.config()
+}
+
+// over returns f, with file's values where f has none.
+func (f nodeFile) over(file nodeFile) nodeFile {
+	for _, s := range []struct{ to, from *string }{
+		{&file.StateDir, &f.StateDir}, {&file.RunDir, &f.RunDir}, {&file.Socket, &f.Socket}, {&file.Address, &f.Address},
+		{&file.InitPath, &f.InitPath}, {&file.CgroupParent, &f.CgroupParent}, {&file.NodeID, &f.NodeID},
+		{&file.NodeName, &f.NodeName}, {&file.LogLevel, &f.LogLevel},
+	} {
+		if *s.from != "" {
+			*s.to = *s.from
+		}
+	}
+	if f.MaxSandboxes != 0 {
+		file.MaxSandboxes = f.MaxSandboxes
+	}
+	if f.IDRangeBase != 0 {
+		file.IDRangeBase = f.IDRangeBase
+	}
+	file.LogJSON = file.LogJSON || f.LogJSON
+	return file
+}
+
+func (f nodeFile) config() (node.Config, error) {
+	level := hclog.Info
+	if f.LogLevel != "" {
+		if level = hclog.LevelFromString(f.LogLevel); level == hclog.NoLevel {
+			return node.Config{}, fmt.Errorf("log_level %q is none of trace, debug, info, warn, error", f.LogLevel)
+		}
+	}
+	if f.IDRangeBase < 0 || f.IDRangeBase > 1<<32-1 {
+		return node.Config{}, fmt.Errorf("id_range_base %d is no user id", f.IDRangeBase)
+	}
+	cfg := node.Config{
+		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath,
+		CgroupParent: f.CgroupParent, ID: api.NodeID(f.NodeID), Name: f.NodeName, Version: version.Version,
+		MaxSandboxes: f.MaxSandboxes, IDRangeBase: uint32(f.IDRangeBase), DiskReserve: f.DiskReserve, KeepCount: f.KeepCount,
+		Logger: hclog.New(&hclog.LoggerOptions{Name: "soulbox-node", Level: level, JSONFormat: f.LogJSON, Output: os.Stderr}),
+	}
+	for _, d := range []struct {
+		name, s string
+		to      *time.Duration
+	}{{"keep_stopped", f.KeepStopped, &cfg.KeepStopped}, {"deadline_grace", f.DeadlineGrace, &cfg.DeadlineGrace}} {
+		if d.s == "" {
+			continue
+		}
+		v, err := time.ParseDuration(d.s)
+		if err != nil {
+			return node.Config{}, fmt.Errorf("%s %q is no duration", d.name, d.s)
+		}
+		*d.to = v
+	}
+	if f.Defaults != nil {
+		cfg.Defaults = nodeapi.Limits(*f.Defaults)
+	}
+	if f.TLS != nil {
+		cfg.TLS = node.TLS(*f.TLS)
+	}
+	return cfg, nil
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/node"
+)
+
+func TestNodeConfig_flagsWinOverTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.hcl")
+	must.NoError(t, os.WriteFile(path, []byte(`
+state_dir      = "/file/state"
+run_dir        = "/file/run"
+max_sandboxes  = 7
+keep_stopped   = "2h"
+defaults {
+  memory_bytes = 134217728
+}
+tls {
+  ca_file      = "/ca"
+  cert_file    = "/cert"
+  key_file     = "/key"
+  client_names = ["control.soulbox"]
+}
+`), 0o600))
+	cfg, err := nodeConfig([]string{"-config", path, "-state-dir", "/flag/state"})
+	must.NoError(t, err)
+	must.Eq(t, "/flag/state", cfg.StateDir)
+	must.Eq(t, "/file/run", cfg.RunDir)
+	must.Eq(t, 7, cfg.MaxSandboxes)
+	must.Eq(t, 2*time.Hour, cfg.KeepStopped)
+	must.Eq(t, 128<<20, cfg.Defaults.MemoryBytes)
+	must.Eq(t, node.TLS{CAFile: "/ca", CertFile: "/cert", KeyFile: "/key", ClientNames: []string{"control.soulbox"}}, cfg.TLS)
+}
+
+func TestNodeConfig_badInput(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	for _, tc := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"unknown attribute", []string{"-config", file("a.hcl", `state_folder = "/x"`)}, "state_folder"},
+		{"bad level", []string{"-log-level", "loud"}, "log_level"},
+		{"bad duration", []string{"-config", file("b.hcl", `keep_stopped = "soon"`)}, "keep_stopped"},
+		{"negative id", []string{"-id-range-base", "-1"}, "id_range_base"},
+		{"argument", []string{"extra"}, "extra"},
+		{"missing file", []string{"-config", filepath.Join(dir, "none.hcl")}, "none.hcl"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := nodeConfig(tc.args)
+			must.ErrorContains(t, err, tc.want)
+		})
+	}
+}

@@ -1,0 +1,50 @@
+// Command soulbox-init is PID 1 of a sandbox. Only a node starts it, with a boot socket as descriptor 3.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/pid1"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "soulbox-init", version, "is PID 1 of a sandbox: only a SoulBox node starts it")
+		os.Exit(2)
+	}
+	os.Exit(run())
+}
+
+func run() int {
+	w, err := boot.Run()
+	if err != nil {
+		return 125
+	}
+	return pid1.Run(pid1.Config{
+		Boot:     &w.Boot,
+		Version:  version,
+		Listener: w.Listener,
+		Exit:     w.Exit,
+		Started: func(main guest.ProcessID, err error) {
+			// Where the node is gone already, nobody is left to tell: the sandbox goes on and is found by its next start.
+			if err == nil {
+				_ = w.Reply(main)
+				return
+			}
+			code := boot.CodeBoot
+			var body *frame.ErrorBody
+			if errors.As(err, &body) {
+				code = body.Code
+			}
+			_ = w.Fail(code, err)
+		},
+	})
+}

@@ -1,0 +1,305 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/nomad/plugins/drivers"
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// handleVersion is the version of the state in a task handle. RecoverTask takes every released one.
+const handleVersion = 1
+
+// taskState is the driver's state in a task handle.
+type taskState struct {
+	SandboxID string `codec:"sandbox_id"`
+}
+
+// startTimeout bounds one create on the node, a first import of nothing included: templates are there before tasks are.
+const startTimeout = 2 * time.Minute
+
+// StartTask creates the task's sandbox. A repeated start of the same task finds the sandbox of the first.
+func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drivers.DriverNetwork, error) {
+	if _, _, ok := d.tasks.get(cfg.ID); ok {
+		return nil, nil, fmt.Errorf("task %s is started already", cfg.ID)
+	}
+	if n := cfg.NetworkIsolation; n != nil && n.Mode == drivers.NetIsolationModeGroup {
+		return nil, nil, errors.New("network mode bridge is not supported: a sandbox has a network of its own")
+	}
+	if len(cfg.Devices) > 0 {
+		return nil, nil, errors.New("device blocks are not supported: a sandbox has no devices of the host")
+	}
+	req, err := request(cfg, time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, startTimeout)
+	defer cancel()
+	node, err := d.connect(ctx)
+	if err != nil {
+		return nil, nil, recoverable(err)
+	}
+	sb, err := node.Create(ctx, req)
+	if err != nil {
+		return nil, nil, startError(err)
+	}
+	handle := drivers.NewTaskHandle(handleVersion)
+	handle.Config = cfg
+	handle.State = drivers.TaskStateRunning
+	if err := handle.SetDriverState(taskState{SandboxID: sb.ID.String()}); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("task handle: %w", err), node.Delete(ctx, sb.ID))
+	}
+	d.tasks.put(cfg.ID, cfg.Name, sb.ID)
+	d.emit(cfg, fmt.Sprintf("Sandbox %s is running", sb.ID), map[string]string{
+		"sandbox_id": sb.ID.String(), "template": sb.Template, "template_digest": sb.Digest,
+	})
+	return handle, nil, nil
+}
+
+// emit sends a task event; the event stream is advice for people, so an error is only logged.
+func (d *Driver) emit(cfg *drivers.TaskConfig, message string, annotations map[string]string) {
+	err := d.events.EmitEvent(&drivers.TaskEvent{
+		TaskID: cfg.ID, TaskName: cfg.Name, AllocID: cfg.AllocID,
+		Timestamp: time.Now(), Message: message, Annotations: annotations,
+	})
+	if err != nil {
+		d.logger.Warn("emit task event", "task_id", cfg.ID, "error", err)
+	}
+}
+
+// RecoverTask finds a task's sandbox again after a restart of the client or of the plugin, running or ended.
+func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
+	if handle == nil || handle.Config == nil {
+		return errors.New("task handle is empty")
+	}
+	if handle.Version != handleVersion {
+		return fmt.Errorf("task handle: version %d is not served, only %d", handle.Version, handleVersion)
+	}
+	if _, _, ok := d.tasks.get(handle.Config.ID); ok {
+		return nil
+	}
+	var state taskState
+	if err := handle.GetDriverState(&state); err != nil {
+		return fmt.Errorf("task handle: %w", err)
+	}
+	id, err := api.ParseSandboxID(state.SandboxID)
+	if err != nil {
+		return fmt.Errorf("task handle: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, nodeStartTimeout)
+	defer cancel()
+	node, err := d.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := node.Get(ctx, id); err != nil {
+		return fmt.Errorf("recover task %s: %w", handle.Config.ID, err)
+	}
+	d.tasks.put(handle.Config.ID, handle.Config.Name, id)
+	return nil
+}
+
+// WaitTask tells how the task ended, once it has. Many may wait.
+func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.ExitResult, error) {
+	id, err := d.known(taskID)
+	if err != nil {
+		return nil, err
+	}
+	ch := make(chan *drivers.ExitResult, 1)
+	go func() { // ends with the sandbox, the caller or the plugin
+		defer close(ch)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(d.ctx, cancel)()
+		if result := d.wait(ctx, id); result != nil {
+			ch <- result
+		}
+	}()
+	return ch, nil
+}
+
+// wait outlasts restarts of the daemon, which it starts again where nobody else does. It returns nil when ctx ends.
+func (d *Driver) wait(ctx context.Context, id api.SandboxID) *drivers.ExitResult {
+	const pause = 500 * time.Millisecond
+	for ctx.Err() == nil {
+		node, err := d.connect(ctx)
+		if err == nil {
+			var sb nodeapi.Sandbox
+			if sb, err = node.Wait(ctx, id); err == nil {
+				return exitResult(sb)
+			}
+		}
+		if api.IsNotFound(err) {
+			return &drivers.ExitResult{ExitCode: -1, Err: fmt.Errorf("sandbox %s is gone from the node", id)}
+		}
+		d.logger.Debug("wait for sandbox", "sandbox_id", id, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return nil
+}
+
+func exitResult(sb nodeapi.Sandbox) *drivers.ExitResult {
+	if sb.Exit == nil {
+		return &drivers.ExitResult{ExitCode: -1, Err: fmt.Errorf("sandbox %s stopped without an exit record", sb.ID)}
+	}
+	r := &drivers.ExitResult{ExitCode: sb.Exit.Code, Signal: sb.Exit.Signal, OOMKilled: sb.Exit.OOM}
+	switch sb.Exit.Reason {
+	case nodeapi.ExitDeadline:
+		r.Err = errors.New("sandbox reached its deadline")
+	case nodeapi.ExitLost:
+		r.ExitCode, r.Err = -1, errors.New("sandbox was lost when the machine restarted")
+	}
+	return r
+}
+
+// StopTask ends the task with a signal, then by force. An unknown task is no error: Nomad cannot tell it from others over
+// the plugin border and would retry for minutes.
+func (d *Driver) StopTask(taskID string, timeout time.Duration, signal string) error {
+	number, err := signalNumber(signal, unix.SIGTERM)
+	if err != nil {
+		return err
+	}
+	node, id, err := d.locate(taskID)
+	if err != nil || id == "" {
+		return err
+	}
+	_, err = node.Stop(d.ctx, id, nodeapi.StopRequest{Signal: int(number), Timeout: timeout})
+	return ignoreNotFound(err)
+}
+
+// DestroyTask removes the task's sandbox. It works for tasks that this plugin does not know, by the node's records.
+func (d *Driver) DestroyTask(taskID string, force bool) error {
+	node, id, err := d.locate(taskID)
+	if err != nil || id == "" {
+		return err
+	}
+	sb, err := node.Get(d.ctx, id)
+	if err != nil {
+		d.tasks.remove(taskID)
+		return ignoreNotFound(err)
+	}
+	if sb.State != nodeapi.StateStopped {
+		if !force {
+			return fmt.Errorf("task %s is running: destroy it with force", taskID)
+		}
+		if _, err := node.Stop(d.ctx, id, nodeapi.StopRequest{Signal: int(unix.SIGKILL)}); ignoreNotFound(err) != nil {
+			return err
+		}
+	}
+	if err := ignoreNotFound(node.Delete(d.ctx, id)); err != nil {
+		return err
+	}
+	d.tasks.remove(taskID)
+	return nil
+}
+
+// locate returns the node and the task's sandbox; an empty id where the node has none.
+func (d *Driver) locate(taskID string) (*nodeapi.Client, api.SandboxID, error) {
+	node, err := d.connect(d.ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	id, found, err := d.find(d.ctx, node, taskID)
+	if err != nil || !found {
+		return nil, "", err
+	}
+	return node, id, nil
+}
+
+// InspectTask tells a task's state.
+func (d *Driver) InspectTask(taskID string) (*drivers.TaskStatus, error) {
+	id, name, ok := d.tasks.get(taskID)
+	if !ok {
+		return nil, drivers.ErrTaskNotFound
+	}
+	node, err := d.connect(d.ctx)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := node.Get(d.ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	status := &drivers.TaskStatus{
+		ID: taskID, Name: name,
+		State:       drivers.TaskStateRunning,
+		StartedAt:   sb.StartedAt,
+		CompletedAt: sb.EndedAt,
+		DriverAttributes: map[string]string{
+			"sandbox_id": sb.ID.String(), "template_digest": sb.Digest, "profile": sb.Profile,
+		},
+	}
+	if sb.State == nodeapi.StateStopped {
+		status.State, status.ExitResult = drivers.TaskStateExited, exitResult(sb)
+	}
+	return status, nil
+}
+
+// SignalTask sends a signal to the task's main process.
+func (d *Driver) SignalTask(taskID, signal string) error {
+	id, err := d.known(taskID)
+	if err != nil {
+		return err
+	}
+	number, err := signalNumber(signal, 0)
+	if err != nil {
+		return err
+	}
+	node, err := d.connect(d.ctx)
+	if err != nil {
+		return err
+	}
+	return node.Signal(d.ctx, id, nodeapi.SignalRequest{Signal: int(number)})
+}
+
+// signalNumber reads "SIGUSR1" or "usr1"; empty is fallback, and an error where fallback is 0.
+func signalNumber(name string, fallback syscall.Signal) (syscall.Signal, error) {
+	if name == "" && fallback != 0 {
+		return fallback, nil
+	}
+	full := strings.ToUpper(name)
+	if !strings.HasPrefix(full, "SIG") {
+		full = "SIG" + full
+	}
+	if n := unix.SignalNum(full); n != 0 {
+		return n, nil
+	}
+	return 0, fmt.Errorf("signal %q is unknown", name)
+}
+
+func ignoreNotFound(err error) error {
+	if api.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// startError tells Nomad whether its restart policy may help: not where the request itself is at fault.
+func startError(err error) error {
+	if s := api.StatusOf(err); s >= 400 && s < 500 && s != http.StatusTooManyRequests {
+		return err
+	}
+	return recoverable(err)
+}
+
+// recoverableError is the one kind of error that crosses the plugin border with its meaning (Nomad's structs.Recoverable).
+type recoverableError struct{ error }
+
+func recoverable(err error) error { return recoverableError{err} }
+
+// IsRecoverable makes Nomad apply the task's restart policy.
+func (recoverableError) IsRecoverable() bool { return true }
+
+func (e recoverableError) Unwrap() error { return e.error }

@@ -1,0 +1,276 @@
+package pid1
+
+import (
+	"encoding/json"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+)
+
+const (
+	// maxConns is how many conversations go on at the same time; further ones are told to come back.
+	maxConns = 1024
+	// requestWait is how long a connection may take to say what it wants.
+	requestWait = 10 * time.Second
+)
+
+// backend does what requests ask for. It is the supervisor; tests of the dispatcher have one that touches nothing. Requests
+// have passed check. The methods with a conn answer by themselves; the others' results are sent by the dispatcher. All may
+// be called from many goroutines at once.
+type backend interface {
+	info() guest.Info
+	start(c *conn, s *guest.Start)
+	attach(c *conn, a *guest.Attach)
+	signalTo(r *guest.SignalRequest) error
+	stdin(c *conn, r *guest.StdinRequest) error
+	resizeTo(r *guest.ResizeRequest) error
+	wait(c *conn, pid guest.ProcessID) (*guest.ProcessInfo, error)
+	list() []guest.ProcessInfo
+	lookupUser(spec string) (*guest.UserInfo, error)
+	shutdown(p *guest.ShutdownParams) error
+	fileOps
+}
+
+// fileOps are the file operations of a backend.
+type fileOps interface {
+	open(*guest.FileRequest) (opened, error)
+	stat(*guest.FileRequest) (guest.FileInfo, error)
+	readDir(*guest.FileRequest) ([]guest.FileInfo, error)
+	mkdir(*guest.FileRequest) (guest.FileInfo, error)
+	remove(*guest.FileRequest) error
+	rename(*guest.FileRequest) error
+	symlink(*guest.FileRequest) error
+}
+
+// server accepts conversations.
+type server struct {
+	b     backend
+	idle  func() // called when the last conversation has ended
+	mu    sync.Mutex
+	left  *sync.Cond // conns has become smaller
+	conns int
+}
+
+func newServer(b backend, idle func()) *server {
+	s := &server{b: b, idle: idle}
+	s.left = sync.NewCond(&s.mu)
+	return s
+}
+
+// serve accepts connections until the listener is closed. It owns f.
+func (s *server) serve(f *os.File) {
+	defer f.Close()
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		fd := -1
+		var aerr error
+		err := rc.Read(func(l uintptr) bool {
+			fd, _, aerr = unix.Accept4(int(l), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return aerr != unix.EAGAIN
+		})
+		if err != nil {
+			return
+		}
+		switch aerr {
+		case nil:
+		case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ENOBUFS:
+			time.Sleep(10 * time.Millisecond) // there is nothing to wait for that tells when there is one again
+			continue
+		default:
+			continue
+		}
+		c, err := newConn(fd)
+		if err != nil {
+			continue
+		}
+		go s.converse(c)
+	}
+}
+
+// converse has one conversation.
+func (s *server) converse(c *conn) {
+	defer c.f.Close()
+	s.mu.Lock()
+	s.conns++
+	n := s.conns
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.conns--
+		last := s.conns == 0
+		s.left.Broadcast()
+		s.mu.Unlock()
+		if last && s.idle != nil {
+			s.idle()
+		}
+	}()
+	if n > maxConns {
+		c.fail(fail(guest.CodeLimit, "more than %d conversations with this guest", maxConns))
+		return
+	}
+	c.f.SetDeadline(time.Now().Add(requestWait))
+	var req guest.Request
+	if err := frame.NewReader(c.f).ReadJSON(frame.Request, &req); err != nil {
+		c.fail(fail(guest.CodeBadRequest, "request: %v", err))
+		return
+	}
+	c.f.SetDeadline(time.Time{})
+	if err := check(&req); err != nil {
+		c.fail(failBody(err))
+		return
+	}
+	s.dispatch(c, &req)
+}
+
+// drainConns waits until no conversation is left, at most for d.
+func (s *server) drainConns(d time.Duration) {
+	deadline := time.Now().Add(d)
+	t := time.AfterFunc(d, func() {
+		s.mu.Lock()
+		s.left.Broadcast()
+		s.mu.Unlock()
+	})
+	defer t.Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.conns > 0 && time.Now().Before(deadline) {
+		s.left.Wait()
+	}
+}
+
+// dispatch has a checked request done.
+func (s *server) dispatch(c *conn, req *guest.Request) {
+	var resp guest.Response
+	var err error
+	switch req.Op {
+	case guest.OpInfo:
+		i := s.b.info()
+		resp.Info = &i
+	case guest.OpStart:
+		s.b.start(c, req.Start)
+		return
+	case guest.OpAttach:
+		s.b.attach(c, req.Attach)
+		return
+	case guest.OpSignal:
+		err = s.b.signalTo(req.Signal)
+	case guest.OpStdin:
+		err = s.b.stdin(c, req.Stdin)
+	case guest.OpResize:
+		err = s.b.resizeTo(req.Resize)
+	case guest.OpWait:
+		resp.Process, err = s.b.wait(c, req.Wait.PID)
+	case guest.OpList:
+		sendParts(c, s.b.list(), func(part []guest.ProcessInfo) guest.Response { return guest.Response{Processes: part} })
+		return
+	case guest.OpLookupUser:
+		resp.User, err = s.b.lookupUser(req.User)
+	case guest.OpShutdown:
+		err = s.b.shutdown(req.Shutdown)
+	default:
+		s.dispatchFile(c, req)
+		return
+	}
+	answer(c, resp, err)
+}
+
+func (s *server) dispatchFile(c *conn, req *guest.Request) {
+	var resp guest.Response
+	var i guest.FileInfo
+	var err error
+	switch req.Op {
+	case guest.OpOpen:
+		sendOpened(c, s.b, req.File)
+		return
+	case guest.OpReadDir:
+		list, err := s.b.readDir(req.File)
+		if err != nil {
+			c.fail(failBody(err))
+			return
+		}
+		sendParts(c, list, func(part []guest.FileInfo) guest.Response { return guest.Response{Files: part} })
+		return
+	case guest.OpStat:
+		i, err = s.b.stat(req.File)
+		resp.File = &i
+	case guest.OpMkdir:
+		i, err = s.b.mkdir(req.File)
+		resp.File = &i
+	case guest.OpRemove:
+		err = s.b.remove(req.File)
+	case guest.OpRename:
+		err = s.b.rename(req.File)
+	case guest.OpSymlink:
+		err = s.b.symlink(req.File)
+	}
+	answer(c, resp, err)
+}
+
+func answer(c *conn, resp guest.Response, err error) {
+	if err != nil {
+		c.fail(failBody(err))
+		return
+	}
+	resp.Version = guest.ProtocolVersion
+	_ = frame.WriteJSON(c.f, frame.Response, resp)
+}
+
+// sendParts sends a list in as many Response frames as it takes.
+func sendParts[T any](c *conn, list []T, wrap func([]T) guest.Response) {
+	for first := true; first || len(list) > 0; first = false {
+		n := min(len(list), 1000)
+		var body []byte
+		for ; ; n = max(n/4, 1) {
+			resp := wrap(list[:n])
+			resp.Version, resp.More = guest.ProtocolVersion, n < len(list)
+			var err error
+			if body, err = json.Marshal(resp); err != nil {
+				c.fail(fail(guest.CodeInternal, "encode the answer: %v", err))
+				return
+			}
+			if len(body) <= frame.MaxPayload || n <= 1 {
+				break
+			}
+		}
+		if frame.Write(c.f, frame.Response, body) != nil {
+			return
+		}
+		list = list[n:]
+	}
+}
+
+func sendOpened(c *conn, b backend, req *guest.FileRequest) {
+	o, err := b.open(req)
+	if err != nil {
+		c.fail(failBody(err))
+		return
+	}
+	defer unix.Close(o.fd)
+	body, err := json.Marshal(guest.Response{Version: guest.ProtocolVersion, File: &o.info})
+	if err != nil {
+		c.fail(fail(guest.CodeInternal, "encode the answer: %v", err))
+		return
+	}
+	var msg frameBytes
+	if err := frame.Write(&msg, frame.Response, body); err != nil {
+		c.fail(fail(guest.CodeInternal, "%v", err))
+		return
+	}
+	_ = c.sendFD(msg, o.fd)
+}
+
+// frameBytes takes a frame down.
+type frameBytes []byte
+
+func (b *frameBytes) Write(p []byte) (int, error) {
+	*b = append(*b, p...)
+	return len(p), nil
+}

@@ -1,0 +1,165 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
+)
+
+// recordVersion is the version of record that this code writes. It reads every version from 1 on.
+const recordVersion = 1
+
+const (
+	maxRecordBytes = 4 << 20
+	recordSuffix   = ".json"
+	tempPrefix     = ".tmp-"
+)
+
+// record is what a node keeps on disk of one sandbox: what it takes to find it again and to answer for it.
+type record struct {
+	Version int             `json:"version"`
+	Sandbox nodeapi.Sandbox `json:"sandbox"`
+	// Request is the SHA-256 of the create request, by which a repeated one is told from another with the same id. The
+	// request itself is not kept: its environment may hold secrets.
+	Request  string              `json:"request"`
+	IDBase   uint32              `json:"id_base"`
+	Ref      sandbox.Ref         `json:"ref"`
+	Logs     *nodeapi.LogTargets `json:"logs,omitempty"`
+	Stop     *stopIntent         `json:"stop,omitempty"`
+	Released bool                `json:"released,omitempty"` // nothing of it is left on the machine
+}
+
+// stopIntent is a stop that was asked for and is not finished.
+type stopIntent struct {
+	Reason string    `json:"reason"`
+	Signal int       `json:"signal,omitempty"`
+	KillAt time.Time `json:"kill_at"`
+}
+
+// decodeRecord reads a record and checks what the rest of the node relies on.
+func decodeRecord(b []byte) (*record, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	if r.Version < 1 || r.Version > recordVersion {
+		return nil, fmt.Errorf("version %d, this daemon reads 1 to %d", r.Version, recordVersion)
+	}
+	id, err := api.ParseSandboxID(string(r.Sandbox.ID))
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case id != r.Sandbox.ID:
+		return nil, fmt.Errorf("sandbox id %q has a suffix", r.Sandbox.ID)
+	case r.Ref.ID != id && !r.Released:
+		return nil, fmt.Errorf("sandbox %s refers to %q", id, r.Ref.ID)
+	case r.Sandbox.State != nodeapi.StateRunning && r.Sandbox.State != nodeapi.StateStopping && r.Sandbox.State != nodeapi.StateStopped:
+		return nil, fmt.Errorf("sandbox %s has state %q", id, r.Sandbox.State)
+	case r.Sandbox.State == nodeapi.StateStopped && r.Sandbox.Exit == nil:
+		return nil, fmt.Errorf("sandbox %s is stopped and has no exit", id)
+	case r.Released && r.Sandbox.State != nodeapi.StateStopped:
+		return nil, fmt.Errorf("sandbox %s is released and %s", id, r.Sandbox.State)
+	}
+	return &r, nil
+}
+
+// records is the folder of records, one file each. A write is atomic (temporary file and rename), so that a daemon that is
+// killed leaves the old or the new record; syncer makes it durable against a power cut soon after. See DESIGN.md.
+type records struct {
+	dir  string
+	sync *syncer
+}
+
+func (r *records) path(id api.SandboxID) string {
+	return filepath.Join(r.dir, string(id)+recordSuffix)
+}
+
+// put writes a record. The caller sees to it that no other put or remove of the same id runs at the same time.
+func (r *records) put(rec *record) error {
+	rec.Version = recordVersion
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
+	}
+	path := r.path(rec.Sandbox.ID)
+	temp := filepath.Join(r.dir, tempPrefix+string(rec.Sandbox.ID))
+	if err := os.WriteFile(temp, append(b, '\n'), 0o600); err != nil {
+		_ = os.Remove(temp)
+		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		_ = os.Remove(temp)
+		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
+	}
+	r.sync.changed(path)
+	return nil
+}
+
+// remove removes a record. One that is not there is no error.
+func (r *records) remove(id api.SandboxID) error {
+	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("record of %s: %w", id, err)
+	}
+	r.sync.changed(r.dir)
+	return nil
+}
+
+// load reads all records. Files that are no good are returned by name with the reason, and so are not lost silently;
+// temporary files of a killed daemon are removed.
+func (r *records) load() (good []*record, bad map[string]error, err error) {
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("records: %w", err)
+	}
+	bad = map[string]error{}
+	for _, e := range entries {
+		name := e.Name()
+		path := filepath.Join(r.dir, name)
+		if strings.HasPrefix(name, tempPrefix) {
+			if err := os.Remove(path); err != nil {
+				return nil, nil, fmt.Errorf("records: %w", err)
+			}
+			continue
+		}
+		id, ok := strings.CutSuffix(name, recordSuffix)
+		if !ok {
+			continue
+		}
+		rec, err := readRecord(path)
+		if err == nil && string(rec.Sandbox.ID) != id {
+			err = fmt.Errorf("is of sandbox %s", rec.Sandbox.ID)
+		}
+		if err != nil {
+			bad[path] = err
+			continue
+		}
+		good = append(good, rec)
+	}
+	return good, bad, nil
+}
+
+func readRecord(path string) (*record, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxRecordBytes {
+		return nil, fmt.Errorf("is larger than %d bytes", maxRecordBytes)
+	}
+	return decodeRecord(b)
+}

@@ -1,0 +1,165 @@
+package node
+
+import (
+	"errors"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
+)
+
+func TestExitOf(t *testing.T) {
+	id := api.NewSandboxID()
+	stop := &stopIntent{Reason: nodeapi.ExitDeadline}
+	for _, tc := range []struct {
+		name string
+		exit sandbox.Exit
+		stop *stopIntent
+		want nodeapi.Exit
+	}{
+		{"main exits", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 3, 0)}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 3}},
+		{"main is signalled", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 139, 11)}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 139, Signal: 11}},
+		{"main is killed for memory", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 137, 9), OOM: true}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 137, Signal: 9, OOM: true}},
+		{"stopped", sandbox.Exit{Record: exitRecord(id, guest.ReasonShutdown, 143, 15)}, stop, nodeapi.Exit{Reason: nodeapi.ExitDeadline, Code: 143, Signal: 15}},
+		{"main ends before the stop", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 0, 0)}, stop, nodeapi.Exit{Reason: nodeapi.ExitMainExited}},
+		{"killed by a stop", sandbox.Exit{Waited: true, Code: 137, Signal: 9}, stop, nodeapi.Exit{Reason: nodeapi.ExitDeadline, Code: 137, Signal: 9}},
+		{"killed from outside", sandbox.Exit{Waited: true, Code: 143, Signal: 15}, nil, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 143, Signal: 15, Message: "its PID 1 was killed"}},
+		{"killed, seen by a later daemon", sandbox.Exit{}, nil, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, Message: "its PID 1 was killed"}},
+		{"out of memory", sandbox.Exit{OOM: true}, nil, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, OOM: true, Message: "the kernel ended it for lack of memory"}},
+		{"reboot", sandbox.Exit{Rebooted: true}, nil, nodeapi.Exit{Reason: nodeapi.ExitLost, Code: -1, Message: "the machine restarted under it"}},
+		{"reboot after the end", sandbox.Exit{Rebooted: true, Record: exitRecord(id, guest.ReasonMainExited, 5, 0)}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 5}},
+	} {
+		t.Run(tc.name, func(t *testing.T) { must.Eq(t, tc.want, *exitOf(tc.exit, tc.stop)) })
+	}
+}
+
+func TestStop_asksThenKills(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	sb, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	got, err := n.client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{Signal: 2, Timeout: time.Minute})
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.Exit{Reason: nodeapi.ExitStopped, Code: 130, Signal: 2}, *got.Exit)
+
+	deaf, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	n.rt.instance(deaf.ID).deaf = true
+	start := time.Now()
+	got, err = n.client.Stop(t.Context(), deaf.ID, nodeapi.StopRequest{Timeout: 50 * time.Millisecond, Reason: "because"})
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.Exit{Reason: "because", Code: 137, Signal: 9}, *got.Exit)
+	must.Between(t, 50*time.Millisecond, time.Since(start), 5*time.Second)
+
+	again, err := n.client.Stop(t.Context(), deaf.ID, nodeapi.StopRequest{})
+	must.NoError(t, err)
+	must.Eq(t, got, again)
+}
+
+func TestStop_secondOneMayBeQuicker(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	sb, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	n.rt.instance(sb.ID).deaf = true
+	slow := make(chan nodeapi.Sandbox, 1)
+	go func() {
+		s, err := n.client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{Timeout: time.Hour, Reason: "slow"})
+		must.NoError(t, err)
+		slow <- s
+	}()
+	waitUntil(t, "stopping", func() bool { s, _ := n.Get(sb.ID); return s.State == nodeapi.StateStopping })
+	_, err = n.client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{Reason: "quick"})
+	must.NoError(t, err)
+	must.Eq(t, "slow", (<-slow).Exit.Reason)
+}
+
+func TestStop_badInput(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	sb, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	for _, r := range []nodeapi.StopRequest{{Signal: 65}, {Signal: -1}, {Timeout: -1}, {Timeout: 48 * time.Hour}, {Reason: "a\nb"}} {
+		_, err := n.client.Stop(t.Context(), sb.ID, r)
+		must.Eq(t, http.StatusBadRequest, api.StatusOf(err))
+	}
+	_, err = n.client.Stop(t.Context(), api.NewSandboxID(), nodeapi.StopRequest{})
+	must.True(t, api.IsNotFound(err))
+}
+
+func TestWait_manyCallers(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	sb, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			s, err := n.client.Wait(t.Context(), sb.ID)
+			must.NoError(t, err)
+			must.Eq(t, 42, s.Exit.Code)
+		})
+	}
+	n.rt.instance(sb.ID).end(sandbox.Exit{Record: exitRecord(sb.ID, guest.ReasonMainExited, 42, 0)})
+	wg.Wait()
+}
+
+func TestDeadline_endsTheSandbox(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	req := createRequest()
+	req.Deadline = time.Now().Add(time.Hour)
+	sb, err := n.client.Create(t.Context(), req)
+	must.NoError(t, err)
+	_, err = n.client.SetDeadline(t.Context(), sb.ID, time.Now().Add(30*time.Millisecond))
+	must.NoError(t, err)
+	got, err := n.client.Wait(t.Context(), sb.ID)
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.ExitDeadline, got.Exit.Reason)
+	_, err = n.client.SetDeadline(t.Context(), sb.ID, time.Time{})
+	var e *api.Error
+	must.True(t, errors.As(err, &e))
+	must.Eq(t, api.CodeNotRunning, e.ErrorCode)
+}
+
+func TestDelete_waitsForTheRemoval(t *testing.T) {
+	n := startNode(t, testConfig(shortDir(t)), nil)
+	sb, err := n.client.Create(t.Context(), createRequest())
+	must.NoError(t, err)
+	i := n.rt.instance(sb.ID)
+	i.releaseErr = errors.New("busy")
+	deleted := make(chan error, 1)
+	go func() { deleted <- n.client.Delete(t.Context(), sb.ID) }()
+	waitUntil(t, "stopped", func() bool { s, err := n.Get(sb.ID); return err == nil && s.State == nodeapi.StateStopped })
+	must.MapLen(t, 1, n.ids.taken, must.Sprint("ids must not be given away before the removal"))
+	i.mu.Lock()
+	i.releaseErr = nil
+	i.mu.Unlock()
+	must.NoError(t, <-deleted)
+	must.MapEmpty(t, n.ids.taken)
+	must.True(t, api.IsNotFound(n.client.Delete(t.Context(), sb.ID)))
+}
+
+func TestPrune_byAgeAndCount(t *testing.T) {
+	cfg := testConfig(shortDir(t))
+	cfg.KeepCount = 2
+	n := startNode(t, cfg, nil)
+	var ids []api.SandboxID
+	for range 4 {
+		sb, err := n.client.Create(t.Context(), createRequest())
+		must.NoError(t, err)
+		_, err = n.client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{})
+		must.NoError(t, err)
+		ids = append(ids, sb.ID)
+	}
+	n.prune(time.Now())
+	waitUntil(t, "two records", func() bool { return len(n.List()) == 2 })
+	for _, id := range ids[2:] {
+		_, err := n.Get(id)
+		must.NoError(t, err)
+	}
+	n.prune(time.Now().Add(DefaultKeepStopped))
+	waitUntil(t, "no records", func() bool { return len(n.List()) == 0 })
+}

@@ -1,0 +1,72 @@
+package node
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
+)
+
+func (n *Node) getTemplates(w http.ResponseWriter, _ *http.Request) error {
+	list := n.templates.List()
+	if list == nil {
+		list = []nodeapi.Template{}
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+func (n *Node) getTemplate(w http.ResponseWriter, r *http.Request) error {
+	t, err := n.templates.Lookup(r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, t)
+	return nil
+}
+
+// putTemplate imports the body. The query may override what the image says of its processes: user, cwd, env (repeated).
+func (n *Node) putTemplate(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	o := store.ImportOptions{User: q.Get("user"), Cwd: q.Get("cwd"), Ref: q.Get("ref"), Env: q["env"]}
+	body := idleReader{r: r.Body, rc: http.NewResponseController(w)}
+	t, err := n.templates.Import(r.Context(), r.PathValue("name"), body, o)
+	if err != nil {
+		return badArchive(err)
+	}
+	n.log.Info("template imported", "name", t.Name, "digest", t.Digest, "bytes", t.Bytes, "files", t.Files)
+	n.hub.publish(nodeapi.EventTemplate, "", nil)
+	writeJSON(w, http.StatusOK, t)
+	return nil
+}
+
+func (n *Node) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
+	if err := n.templates.Remove(r.Context(), r.PathValue("name")); err != nil {
+		return err
+	}
+	n.hub.publish(nodeapi.EventTemplate, "", nil)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// exportTemplate sends a template as tar; see getArchive for errors in the middle.
+func (n *Node) exportTemplate(w http.ResponseWriter, r *http.Request) error {
+	name := r.PathValue("name")
+	t, err := n.templates.Lookup(name)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/x-tar")
+	w.Header().Set("SoulBox-Digest", strings.TrimSpace(t.Digest))
+	w.Header().Set("Trailer", nodeapi.ErrorTrailer)
+	w.WriteHeader(http.StatusOK)
+	out := idleWriter{w: w, rc: http.NewResponseController(w)}
+	// By digest: the name may move meanwhile.
+	if err := n.templates.Export(r.Context(), t.Digest, out); err != nil && r.Context().Err() == nil {
+		b, _ := json.Marshal(apiError(err))
+		w.Header().Set(nodeapi.ErrorTrailer, string(b))
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+// Package base makes the base template: a small Debian with a user, a shell, Python, Node, git and curl.
+//
+// It owns what is in that template and the cache of it. It makes a tar and nothing else; a template store takes it from there.
+package base
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed" // customize.sh
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Name is the name under which the template is imported where nothing else is said.
+const Name = "base"
+
+// suite is the Debian release. The mirror is mmdebstrap's own default for it.
+const suite = "trixie"
+
+var packages = []string{
+	"bash", "ca-certificates", "curl", "git", "less", "libnss-myhostname", "ncurses-bin", "netbase", "nodejs", "procps",
+	"python3", "python3-pip", "python3-venv", "sudo", "unzip", "xz-utils",
+}
+
+// dpkgOptions leave out what nobody reads in a sandbox. They hold for packages that are installed later as well.
+var dpkgOptions = []string{
+	"path-exclude=/usr/share/man/*",
+	"path-exclude=/usr/share/info/*",
+	"path-exclude=/usr/share/doc/*",
+	"path-include=/usr/share/doc/*/copyright",
+	"path-exclude=/usr/share/locale/*",
+	"path-include=/usr/share/locale/locale.alias",
+}
+
+//go:embed customize.sh
+var customize string
+
+// Options of Build. The zero value builds quietly into the user's cache.
+type Options struct {
+	Dir      string    // of the cache; empty is soulbox/base in the user's cache directory
+	Progress io.Writer // gets a line for each step of a build; nil is nowhere
+	Refresh  bool      // build even if a tar is there, for the packages of today
+}
+
+// Pins is a short hash over everything that this program decides about the template; the packages' own versions are those of
+// the day of the build. There is one tar in the cache for each.
+func Pins() string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%s\n%s\n%s\n%s", suite, runtime.GOARCH, strings.Join(packages, ","), strings.Join(dpkgOptions, ","), customize)
+	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+// Cached returns the path of the tar and whether it is there.
+func Cached(dir string) (string, bool, error) {
+	dir, err := cacheDir(dir)
+	if err != nil {
+		return "", false, err
+	}
+	path := filepath.Join(dir, Name+"-"+Pins()+".tar")
+	st, err := os.Stat(path)
+	return path, err == nil && st.Mode().IsRegular(), nil
+}
+
+func cacheDir(dir string) (string, error) {
+	if dir != "" {
+		return filepath.Abs(dir)
+	}
+	user, err := os.UserCacheDir()
+	if err != nil {
+		// A service has no home.
+		if os.Geteuid() != 0 {
+			return "", fmt.Errorf("cache of the base template: %w", err)
+		}
+		user = "/var/cache"
+	}
+	return filepath.Join(user, "soulbox", "base"), nil
+}
+
+// Build returns the path of the template's tar, after it made it if it was not in the cache. That takes half a minute, needs
+// root and the network, and installs mmdebstrap with apt-get where it is missing. Of several callers at once, in whatever
+// process, one builds and the others wait.
+func Build(ctx context.Context, o Options) (string, error) {
+	path, ok, err := Cached(o.Dir)
+	if err != nil || ok && !o.Refresh {
+		return path, err
+	}
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("cache of the base template: %w", err)
+	}
+	lock, err := lockFile(ctx, filepath.Join(dir, "lock"))
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if _, ok, err = Cached(o.Dir); err != nil || ok && !o.Refresh {
+		return path, err // somebody else built it meanwhile
+	}
+	if err := build(ctx, path, o.Progress); err != nil {
+		return "", fmt.Errorf("build the base template: %w", err)
+	}
+	return path, nil
+}
+
+// lockFile waits for the lock on path. Closing the file releases it.
+func lockFile(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
+		}
+		select {
+		case <-time.After(100 * time.Millisecond): // flock cannot be waited for together with a context
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		}
+	}
+}

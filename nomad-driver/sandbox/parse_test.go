@@ -1,0 +1,97 @@
+package sandbox
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+const fuzzID = "iabcdefghijklmnopqrst"
+
+func FuzzParseExitRecord(f *testing.F) {
+	f.Add([]byte(`{"version":1,"sandbox_id":"` + fuzzID + `","reason":"main_exited","code":3,"ended_at":"2026-11-23T10:00:00.5Z"}` + "\n"))
+	f.Add([]byte(`{"version":1,"sandbox_id":"` + fuzzID + `","reason":"shutdown","code":-1,"ended_at":""}` + "\n"))
+	f.Add([]byte(`{"version":1`))
+	f.Add([]byte("\n\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseExitRecord(b, Ref{ID: fuzzID})
+		if (r == nil) == (err == nil) {
+			t.Fatalf("record %v with error %v", r, err)
+		}
+		if r != nil && (r.Code < 0 || r.Code > 255 || r.Signal < 0 || r.Signal > 64 || r.SandboxID != fuzzID) {
+			t.Fatalf("believed %+v", r)
+		}
+	})
+}
+
+func TestParseExitRecord_takesTheFirstWholeLine(t *testing.T) {
+	line := `{"version":1,"sandbox_id":"` + fuzzID + `","reason":"main_exited","code":3,"ended_at":"2026-11-23T10:00:00.5Z"}`
+	for _, tt := range []struct {
+		name, text string
+		want       int // code, or -1 for an error
+	}{
+		{"whole", line + "\n", 3},
+		{"more behind it", line + "\n{\"version\":9}\n", 3},
+		{"cut off", line, -1},
+		{"empty", "", -1},
+		{"of another", `{"version":1,"sandbox_id":"x","reason":"main_exited","code":3,"ended_at":"2026-11-23T10:00:00Z"}` + "\n", -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := -1
+			if r, err := parseExitRecord([]byte(tt.text), Ref{ID: fuzzID}); err == nil {
+				got = r.Code
+			}
+			if got != tt.want {
+				t.Errorf("code %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseStartTime(f *testing.F) {
+	f.Add([]byte("1 (a) b) S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24"))
+	f.Add([]byte("1 (x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = parseStartTime(b)
+	})
+}
+
+func TestStartTime_isThatOfThisProcess(t *testing.T) {
+	a, err := startTime(os.Getpid())
+	if err != nil || a == 0 {
+		t.Fatal(a, err)
+	}
+	got, err := parseStartTime([]byte("7 (evil) S 1 (x) S 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 4242 22 23 24"))
+	if err != nil || got == 0 {
+		t.Error(got, err)
+	}
+}
+
+// TestFork_namesTheStepThatFailed runs the forked child into an error before its exec.
+func TestFork_namesTheStepThatFailed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	f, err := os.Open("/etc/passwd") // which cannot be executed
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c, err := forkInit(f, filepath.Join(t.TempDir(), "missing"), nil, -1, Capabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &builder{child: c}
+	if err := os.WriteFile(procPath(c.pid, "uid_map"), []byte("0 100000 65536\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.boot.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.whyDied(os.ErrInvalid).Error(); got != "child: enter mount point: no such file or directory" {
+		t.Errorf("error is %q", got)
+	}
+	if err := b.undo(); err != nil {
+		t.Error(err)
+	}
+}

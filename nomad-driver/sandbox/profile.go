@@ -1,0 +1,60 @@
+package sandbox
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/seccomp"
+)
+
+// Profiles of guest.Boot.Profile.
+const (
+	ProfileDefault = "default" // setuid programs work; root inside is nobody outside
+	ProfileStrict  = "strict"  // no_new_privs, a bare /proc, fewer system calls
+)
+
+// Capabilities are what root in a sandbox has of its own user namespace, and the bounding set of everything in it: what
+// package managers and sudo need, and none that reaches the host.
+const Capabilities uint64 = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
+	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_SYS_CHROOT |
+	1<<unix.CAP_SETFCAP
+
+// tmpInodes bounds the files of /tmp and /dev/shm each.
+const tmpInodes = 1 << 18
+
+// maskPaths tell of the host or reach into it. Those under /proc exist as the host's kernel has them.
+var maskPaths = []string{
+	"/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
+	"/proc/interrupts", "/proc/kmsg", "/proc/kallsyms", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup",
+	"/proc/scsi", "/proc/acpi",
+}
+
+var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
+
+// bootMessage completes Config.Boot. The mount point is the directory that PID 1 was started in.
+func bootMessage(c Config) (guest.Boot, error) {
+	b := guest.Boot{
+		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: ".",
+		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Main: c.Boot.Main,
+		Profile: c.Boot.Profile, Capabilities: Capabilities,
+		TmpBytes: c.Limits.TmpBytes, ShmBytes: min(c.Limits.TmpBytes, 64<<20), TmpInodes: tmpInodes,
+		MaskPaths: maskPaths, ReadonlyPath: readonlyPaths,
+		Rlimits: []guest.Rlimit{
+			{Resource: unix.RLIMIT_CORE},
+			{Resource: unix.RLIMIT_NOFILE, Soft: uint64(c.Limits.NoFile), Hard: uint64(c.Limits.NoFile)},
+			{Resource: unix.RLIMIT_MSGQUEUE, Soft: 819_200, Hard: 819_200},
+			{Resource: unix.RLIMIT_MEMLOCK, Soft: 8 << 20, Hard: 8 << 20},
+		},
+	}
+	if b.Profile == ProfileStrict {
+		// Nothing but processes is in that /proc.
+		b.MaskPaths, b.ReadonlyPath = nil, nil
+	}
+	var err error
+	if b.Seccomp, err = seccomp.Program(b.Profile); err != nil {
+		return guest.Boot{}, fmt.Errorf("profile %q: %w", b.Profile, err)
+	}
+	return b, nil
+}

@@ -1,0 +1,297 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+)
+
+// The syscall package's own fork cannot do what PID 1 needs between fork and exec, while the child has one thread: join
+// cgroup v1 groups without the fork lock of the whole machine, enter a cgroup namespace after that, and drop the bounding
+// set (60 µs a capability once the Go runtime of PID 1 has threads, nothing here). See DESIGN.md.
+
+//go:linkname runtimeBeforeFork syscall.runtime_BeforeFork
+func runtimeBeforeFork()
+
+//go:linkname runtimeAfterFork syscall.runtime_AfterFork
+func runtimeAfterFork()
+
+//go:linkname runtimeAfterForkInChild syscall.runtime_AfterForkInChild
+func runtimeAfterForkInChild()
+
+// cloneArgs is struct clone_args of clone3(2).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+type capHeader struct {
+	version uint32
+	pid     int32
+}
+
+type capData [2]struct{ effective, permitted, inheritable uint32 }
+
+// maxTasksFiles is how many cgroup v1 hierarchies a child can join.
+const maxTasksFiles = 16
+
+// forkSpec is everything that the child reads. It is made before the fork: the child allocates nothing.
+type forkSpec struct {
+	clone    cloneArgs
+	pidfd    int32
+	boot     int   // the child's end of the boot socket
+	bootPeer int   // our end, which the child closes to see us die
+	status   int   // write end of the pipe for forkFailure
+	null     int   // /dev/null of the host, for stdio until PID 1 has its own
+	exec     int   // the init binary
+	dir      *byte // where the root will be attached
+	tasks    [maxTasksFiles]int
+	ntasks   int
+	capHdr   capHeader
+	capFull  capData
+	keep     uint64 // bounding set
+	lastCap  uintptr
+	argv     []*byte
+	envv     []*byte
+	empty    *byte
+}
+
+// forkFailure is what a child that could not exec writes into the status pipe.
+type forkFailure struct {
+	step  uint32
+	errno uint32
+}
+
+// What a forkFailure's step was.
+const (
+	forkWait uint32 = iota
+	forkJoin
+	forkDir
+	forkIDs
+	forkCgroupNS
+	forkSession
+	forkKeyring
+	forkCaps
+	forkBounding
+	forkFiles
+	forkExec
+)
+
+var forkStepNames = [...]string{
+	"wait for id map", "join cgroup", "enter mount point", "become id 0", "enter cgroup namespace", "start session", "join keyring",
+	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
+}
+
+const cloneNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+
+// child is a forked PID 1, from fork to its first answer.
+type child struct {
+	pid    int
+	pidfd  *os.File
+	boot   *os.File // our end of the boot socket
+	status *os.File // read end of the status pipe
+}
+
+// forkInit forks PID 1 into its namespaces, with dir as its working directory and keep as its bounding set. It waits there
+// for one byte over the boot socket: by then its ids must be mapped. On error it may have forked: the child comes back too.
+func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
+	if len(tasks) > maxTasksFiles {
+		return nil, fmt.Errorf("fork init: %d cgroup hierarchies, at most %d", len(tasks), maxTasksFiles)
+	}
+	sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make boot socket: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Close(sp[1])) }()
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return nil, errors.Join(fmt.Errorf("make status pipe: %w", err), unix.Close(sp[0]))
+	}
+	defer func() { err = errors.Join(err, unix.Close(pipe[1])) }()
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open /dev/null: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+	}
+	defer func() { err = errors.Join(err, unix.Close(null)) }()
+
+	argv, err := syscall.SlicePtrFromStrings([]string{"soulbox-init"})
+	if err != nil {
+		return nil, err
+	}
+	path, err := syscall.BytePtrFromString(dir)
+	if err != nil {
+		return nil, err
+	}
+	// Settings of PID 1's runtime, not of what it starts: a thread more per core would only cost memory.
+	envv, err := syscall.SlicePtrFromStrings([]string{"GOMAXPROCS=2", "GOTRACEBACK=none"})
+	if err != nil {
+		return nil, err
+	}
+	// The child overwrites descriptors up to BootFD before it execs.
+	exec, err := unix.FcntlInt(init.Fd(), unix.F_DUPFD_CLOEXEC, guest.BootFD+1)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("duplicate init: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+	}
+	defer func() { err = errors.Join(err, unix.Close(exec)) }()
+	status, err := unix.FcntlInt(uintptr(pipe[1]), unix.F_DUPFD_CLOEXEC, guest.BootFD+1)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("duplicate status pipe: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+	}
+	defer func() { err = errors.Join(err, unix.Close(status)) }()
+
+	s := &forkSpec{
+		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), dir: path,
+		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
+		argv: argv, envv: envv, empty: new(byte),
+	}
+	for i := range s.capFull {
+		for c := range uintptr(32) {
+			if uintptr(i)*32+c <= s.lastCap {
+				s.capFull[i].effective |= 1 << c
+			}
+		}
+		s.capFull[i].permitted, s.capFull[i].inheritable = s.capFull[i].effective, s.capFull[i].effective
+	}
+	for i, f := range tasks {
+		s.tasks[i] = int(f.Fd())
+	}
+	s.clone = cloneArgs{flags: cloneNamespaces | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
+	if cgroupFD >= 0 {
+		s.clone.flags |= unix.CLONE_INTO_CGROUP
+		s.clone.cgroup = uint64(cgroupFD)
+	}
+	pid, errno := fork(s)
+	runtime.KeepAlive(s)
+	runtime.KeepAlive(tasks)
+	if errno != 0 {
+		return nil, errors.Join(fmt.Errorf("clone into new namespaces: %w", errno), unix.Close(sp[0]), unix.Close(pipe[0]))
+	}
+	// Non-blocking, so that waiting for its end takes a place in the poller and no thread.
+	nerr := errors.Join(unix.SetNonblock(int(s.pidfd), true), unix.SetNonblock(sp[0], true), unix.SetNonblock(pipe[0], true))
+	c := &child{pid: int(pid), pidfd: os.NewFile(uintptr(s.pidfd), "pidfd"), boot: os.NewFile(uintptr(sp[0]), "boot socket"), status: os.NewFile(uintptr(pipe[0]), "status pipe")}
+	if nerr != nil {
+		return c, fmt.Errorf("prepare descriptors: %w", nerr)
+	}
+	return c, nil
+}
+
+// fork clones and, in the child, execs. Between the two the child must not grow its stack, allocate, lock or schedule:
+// it has one thread of a runtime that thinks it has many. So there are only raw system calls, on memory made before.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
+	var (
+		e    syscall.Errno
+		fail forkFailure
+		one  [1]byte
+		n    uintptr
+	)
+	runtimeBeforeFork()
+	pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
+	if errno != 0 || pid != 0 {
+		runtimeAfterFork()
+		return pid, errno
+	}
+	runtimeAfterForkInChild()
+
+	// Our end is closed here, so that the read ends when the parent dies.
+	fail.step = forkWait
+	syscall.RawSyscall(unix.SYS_CLOSE, uintptr(s.bootPeer), 0, 0)
+	for {
+		n, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(s.boot), uintptr(unsafe.Pointer(&one)), 1)
+		if e != syscall.EINTR {
+			break
+		}
+	}
+	if e != 0 || n != 1 {
+		goto failed
+	}
+
+	// Writing 0 moves the calling thread without the lock that stops all forks of the machine for an RCU grace period;
+	// this process has no other thread. The kernel checks the rights of who opened the file: the node.
+	fail.step = forkJoin
+	one[0] = '0'
+	for i := 0; i < s.ntasks; i++ {
+		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.tasks[i]), uintptr(unsafe.Pointer(&one)), 1); e != 0 {
+			goto failed
+		}
+	}
+
+	// While this is still the host's root, of whom no other could pass the node's own directories.
+	fail.step = forkDir
+	if _, _, e = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(s.dir)), 0, 0); e != 0 {
+		goto failed
+	}
+	fail.step = forkIDs
+	if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
+		goto failed
+	}
+	if _, _, e = syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0); e != 0 {
+		goto failed
+	}
+	if _, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); e != 0 {
+		goto failed
+	}
+	fail.step = forkCgroupNS
+	if _, _, e = syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0); e != 0 {
+		goto failed
+	}
+	fail.step = forkSession
+	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
+		goto failed
+	}
+	// An anonymous session keyring instead of the host's. A kernel without keys has nothing to leave.
+	fail.step = forkKeyring
+	if _, _, e = syscall.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); e != 0 && e != syscall.ENOSYS {
+		goto failed
+	}
+	// Inheritable capabilities survive an exec whatever the bounding set is. PID 1 gives them all up after its set-up.
+	fail.step = forkCaps
+	if _, _, e = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&s.capHdr)), uintptr(unsafe.Pointer(&s.capFull)), 0); e != 0 {
+		goto failed
+	}
+	fail.step = forkBounding
+	for c := uintptr(0); c <= s.lastCap; c++ {
+		if s.keep&(1<<c) == 0 {
+			if _, _, e = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); e != 0 {
+				goto failed
+			}
+		}
+	}
+	// Nothing but stdio and the boot socket survives the exec.
+	fail.step = forkFiles
+	for fd := uintptr(0); fd < 3; fd++ {
+		if _, _, e = syscall.RawSyscall(unix.SYS_DUP3, uintptr(s.null), fd, 0); e != 0 {
+			goto failed
+		}
+	}
+	if _, _, e = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, guest.BootFD+1, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC); e != 0 {
+		goto failed
+	}
+	if s.boot == guest.BootFD {
+		_, _, e = syscall.RawSyscall(unix.SYS_FCNTL, guest.BootFD, unix.F_SETFD, 0)
+	} else {
+		_, _, e = syscall.RawSyscall(unix.SYS_DUP3, uintptr(s.boot), guest.BootFD, 0)
+	}
+	if e != 0 {
+		goto failed
+	}
+	fail.step = forkExec
+	_, _, e = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(s.exec), uintptr(unsafe.Pointer(s.empty)),
+		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), unix.AT_EMPTY_PATH, 0)
+
+failed:
+	fail.errno = uint32(e)
+	syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&fail)), unsafe.Sizeof(fail))
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)
+	}
+}
