@@ -67,7 +67,8 @@ is replaced; sandboxes that run keep theirs.
 			start := time.Now()
 			t, err := client.ImportTemplate(ctx, args[0], p.Reader(source), api.ImportOptions{Source: sourceName(args[1])})
 			p.Done()
-			if err = errors.Join(err, source.Close()); err != nil {
+			_ = source.Close() // it was only read; the HTTP client may have closed it already
+			if err != nil {
 				return fmt.Errorf("import template %s: %w", args[0], err)
 			}
 			if asJSON {

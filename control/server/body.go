@@ -82,11 +82,12 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) *upload {
 func (u *upload) Read(p []byte) (int, error) {
 	_ = u.rc.SetReadDeadline(time.Now().Add(u.limit))
 	n, err := u.r.Read(p)
-	if err != nil {
-		_ = u.rc.SetReadDeadline(time.Time{})
-		if !errors.Is(err, io.EOF) {
-			u.err = bodyError(err)
-		}
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		_ = u.rc.SetReadDeadline(time.Time{}) // it would end the request while it is served
+	default: // the deadline stays: net/http reads on to find the body's end
+		u.err = bodyError(err)
 	}
 	return n, err
 }
