@@ -84,7 +84,7 @@ func TestJob_doesAllThatNomadUsersExpect(t *testing.T) {
 		})
 	})
 	t.Run("stop", func(t *testing.T) {
-		a.cli(t, "job", "stop", "-purge", "-detach", "sandbox")
+		a.cli(t, "job", "stop", "-detach", "sandbox")
 		poll(t, "the last words of the task", func() error {
 			if out := a.cli(t, "alloc", "logs", alloc.ID); !strings.Contains(out, "stopping") {
 				return fmt.Errorf("logs: %q", tail(out, 300))
@@ -94,6 +94,7 @@ func TestJob_doesAllThatNomadUsersExpect(t *testing.T) {
 		a.alloc(t, "sandbox", "complete")
 	})
 	t.Run("gc leaves nothing on the host", func(t *testing.T) {
+		a.cli(t, "job", "stop", "-purge", "-detach", "sandbox")
 		a.cli(t, "system", "gc")
 		poll(t, "the node to forget the sandbox", func() error {
 			if left := a.sandboxes(t); len(left) != 0 {
@@ -170,7 +171,7 @@ func TestTask_endsAreToldApart(t *testing.T) {
 		{"success", command("true"), "", "complete", "Exit Code: 0"},
 		{"exit code", command("bash", "-c", "exit 3"), "", "failed", "Exit Code: 3"},
 		{"signal", command("bash", "-c", "kill -SEGV $$"), "", "failed", "Signal: 11"},
-		{"out of memory", command("python3", "-c", "b = bytearray(1 << 30)"), "", "failed", "OOM Killed"},
+		{"out of memory", command("python3", "-c", "b = bytearray(1 << 30)"), "", "failed", "oom_killed=true"},
 		{"missing command", command("no-such-command"), "", "failed", "no-such-command"},
 		{"missing cwd", with(command("true"), "cwd", "/no/such/folder"), "", "failed", "/no/such/folder"},
 		{"unknown template", with(command("true"), "template", "no-such-template"), "", "failed", "no-such-template"},
