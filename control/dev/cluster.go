@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -170,11 +171,11 @@ func (c *Cluster) certify(ctx context.Context) error {
 		return err
 	}
 	server := keys.Request{Identity: keys.Server(c.cfg.ServerName)}
-	if c.server, err = keys.Keep(ctx, c.issuer, server, "", c.log); err != nil {
+	if c.server, err = keys.Keep(ctx, c.issuer, server, c.ServerTLSDir(), c.log); err != nil {
 		return err
 	}
-	node := keys.Request{Identity: keys.Node(c.nodeID)}
-	c.nodeKey, err = keys.Keep(ctx, c.issuer, node, c.tlsDir(), c.log)
+	node := keys.Request{Identity: keys.Node(c.nodeID), IPs: []net.IP{net.ParseIP(agent.Loopback)}}
+	c.nodeKey, err = keys.Keep(ctx, c.issuer, node, c.nodeTLSDir(), c.log)
 	return err
 }
 
@@ -249,6 +250,10 @@ func (c *Cluster) VaultConfig() vault.Config {
 
 // Issuer returns the issuer of this cluster's certificates.
 func (c *Cluster) Issuer() keys.Issuer { return c.issuer }
+
+// ServerTLSDir returns the folder with the control service's own certificate, in the files that package keys names. They are
+// renewed as long as the cluster runs.
+func (c *Cluster) ServerTLSDir() string { return filepath.Join(c.cfg.Dir, "tls", "server") }
 
 // NodeTLS returns the control service's side of mutual TLS to a node, with the certificate of this moment.
 func (c *Cluster) NodeTLS(n health.Node) (*tls.Config, error) {

@@ -15,7 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-func (c *Cluster) tlsDir() string { return filepath.Join(c.cfg.Dir, "tls") }
+func (c *Cluster) nodeTLSDir() string { return filepath.Join(c.cfg.Dir, "tls", "node") }
 
 // identify returns the id that the Nomad client has, or shall have: the node carries the same one.
 func (c *Cluster) identify() (api.NodeID, error) {
@@ -44,7 +44,7 @@ func (c *Cluster) startNode(ctx context.Context) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	file := func(name string) string { return strconv.Quote(filepath.Join(c.tlsDir(), name)) }
+	file := func(name string) string { return strconv.Quote(filepath.Join(c.nodeTLSDir(), name)) }
 	config := fmt.Sprintf(`node_id   = %q
 node_name = "dev"
 state_dir = %q

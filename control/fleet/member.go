@@ -177,9 +177,11 @@ func (m *member) hangUp(problem string) {
 	was, news := m.connected, m.problem != problem
 	if was {
 		m.connected, m.since = false, time.Now()
-		m.f.wake()
 	}
 	m.problem = problem
+	if was || news {
+		m.f.wake()
+	}
 	id, client := m.self.ID, m.client
 	m.f.mu.Unlock()
 	if client != nil {

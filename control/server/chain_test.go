@@ -313,6 +313,44 @@ func TestRun_servesUntilItsContextEndsAndEndsStreams(t *testing.T) {
 	must.ErrorIs(t, err, api.ErrUnreachable)
 }
 
+// No limit of a single write or call may cut a request that goes on for long.
+func TestRun_longRequestsAreAnswered(t *testing.T) {
+	const limit = 60 * time.Millisecond
+	h, _ := withNode(t, func(c *Config) { c.CallTimeout, c.WriteTimeout, c.Templates = limit, limit, &fakeTemplates{} })
+	tcp, _, stop := startRun(t, h.srv)
+	c, err := api.New(api.Config{Address: tcp, APIKey: keyA})
+	must.NoError(t, err)
+	defer c.Close()
+	r, w := io.Pipe()
+	go func() {
+		for range 8 {
+			_, _ = io.WriteString(w, "a piece")
+			time.Sleep(limit / 2)
+		}
+		_ = w.Close()
+	}()
+	_, err = c.ImportTemplate(t.Context(), "base", r, api.ImportOptions{})
+	must.NoError(t, err)
+	s, err := c.Exec(t.Context(), testID, api.ExecRequest{Argv: []string{"cat"}, Stdin: true})
+	must.NoError(t, err)
+	defer s.Close()
+	time.Sleep(4 * limit) // silence
+	_, err = io.WriteString(s, "late")
+	must.NoError(t, err)
+	must.NoError(t, s.CloseStdin())
+	var out bytes.Buffer
+	_, err = s.Copy(&out, nil)
+	must.NoError(t, err)
+	must.Eq(t, "late", out.String())
+	body, _, err := c.Logs(t.Context(), testID, api.LogOptions{Stream: "stderr", Follow: true})
+	must.NoError(t, err)
+	defer body.Close()
+	b, err := io.ReadAll(body) // the fake is silent, then ends
+	must.NoError(t, err, must.Sprint("a stream that was silent must end as it should"))
+	must.Eq(t, "log line\n", string(b))
+	must.NoError(t, stop())
+}
+
 func TestRun_failsWithItsListener(t *testing.T) {
 	h := newHarness(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -23,7 +23,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	enc := json.NewEncoder(s.liveWriter(w))
+	enc := json.NewEncoder(newLiveWriter(w))
 	first := api.Event{Index: index, Time: time.Now().UTC(), Type: api.EventSync, Sandboxes: make([]api.Sandbox, 0, len(sandboxes))}
 	seen := map[api.SandboxID]uint64{}
 	for _, sb := range sandboxes {

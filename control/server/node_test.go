@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -95,6 +96,10 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 		_, _ = io.WriteString(w, "log line\n")
 		if r.URL.Query().Get("follow") == "true" {
 			_ = http.NewResponseController(w).Flush()
+			if r.URL.Query().Get("stream") == "stderr" {
+				time.Sleep(300 * time.Millisecond)
+				return
+			}
 			<-r.Context().Done()
 		}
 	})

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -335,4 +338,46 @@ func TestUsage_turnsCountersIntoRates(t *testing.T) {
 	must.Eq(t, 1000.0, second.ResourceUsage.CpuStats.TotalTicks)
 	must.Eq(t, []string{"Percent", "Total Ticks"}, second.ResourceUsage.CpuStats.Measured)
 	must.Eq(t, uint64(42), second.ResourceUsage.MemoryStats.RSS)
+}
+
+func TestLogPipes_areHeldUntilTheTaskEnds(t *testing.T) {
+	node, socket := serveFake(t)
+	d := driverOn(t, socket)
+	cfg := task(t, TaskConfig{Command: "true"})
+	cfg.StdoutPath = filepath.Join(t.TempDir(), "stdout.fifo")
+	must.NoError(t, syscall.Mkfifo(cfg.StdoutPath, 0o600))
+	ended := make(chan error, 1)
+	go func() { // as Nomad's log collector: until the first end of file
+		f, err := os.Open(cfg.StdoutPath)
+		if err == nil {
+			_, err = io.Copy(io.Discard, f)
+			_ = f.Close()
+		}
+		ended <- err
+	}()
+	_, _, err := d.StartTask(cfg)
+	must.NoError(t, err)
+	// Another writer comes and goes, as a node daemon that is killed does.
+	f, err := os.OpenFile(cfg.StdoutPath, os.O_WRONLY, 0)
+	must.NoError(t, err)
+	must.NoError(t, f.Close())
+	select {
+	case err := <-ended:
+		t.Fatalf("the collector saw an end of file: %v", err)
+	default:
+	}
+	ch, err := d.WaitTask(t.Context(), cfg.ID)
+	must.NoError(t, err)
+	node.end(sandboxID(cfg.ID), nodeapi.Exit{Reason: nodeapi.ExitMainExited})
+	<-ch
+	must.NoError(t, <-ended)
+}
+
+func TestStart_refusesALogPipeThatIsALink(t *testing.T) {
+	_, socket := serveFake(t)
+	cfg := task(t, TaskConfig{Command: "true"})
+	cfg.StdoutPath = filepath.Join(t.TempDir(), "stdout.fifo")
+	must.NoError(t, os.Symlink("/etc/passwd", cfg.StdoutPath))
+	_, _, err := driverOn(t, socket).StartTask(cfg)
+	must.ErrorContains(t, err, "log pipe")
 }

@@ -48,14 +48,19 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if err != nil {
 		return nil, nil, recoverable(err)
 	}
+	if err := d.pipes.hold(cfg.ID, req.Logs); err != nil {
+		return nil, nil, err
+	}
 	sb, err := node.Create(ctx, req)
 	if err != nil {
+		d.pipes.release(cfg.ID)
 		return nil, nil, startError(err)
 	}
 	handle := drivers.NewTaskHandle(handleVersion)
 	handle.Config = cfg
 	handle.State = drivers.TaskStateRunning
 	if err := handle.SetDriverState(taskState{SandboxID: sb.ID.String()}); err != nil {
+		d.pipes.release(cfg.ID)
 		return nil, nil, errors.Join(fmt.Errorf("task handle: %w", err), node.Delete(ctx, sb.ID))
 	}
 	d.tasks.put(cfg.ID, cfg.Name, sb.ID)
@@ -104,6 +109,7 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if _, err := node.Get(ctx, id); err != nil {
 		return fmt.Errorf("recover task %s: %w", handle.Config.ID, err)
 	}
+	d.holdLogs(handle.Config)
 	d.tasks.put(handle.Config.ID, handle.Config.Name, id)
 	return nil
 }
@@ -121,6 +127,7 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 		defer cancel()
 		defer context.AfterFunc(d.ctx, cancel)()
 		if result := d.wait(ctx, id); result != nil {
+			d.pipes.release(taskID)
 			ch <- result
 		}
 	}()
@@ -187,7 +194,7 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 	}
 	sb, err := node.Get(d.ctx, id)
 	if err != nil {
-		d.tasks.remove(taskID)
+		d.forget(taskID)
 		return ignoreNotFound(err)
 	}
 	if sb.State != nodeapi.StateStopped {
@@ -201,8 +208,14 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 	if err := ignoreNotFound(node.Delete(d.ctx, id)); err != nil {
 		return err
 	}
-	d.tasks.remove(taskID)
+	d.forget(taskID)
 	return nil
+}
+
+// forget drops what the plugin holds of a task.
+func (d *Driver) forget(taskID string) {
+	d.pipes.release(taskID)
+	d.tasks.remove(taskID)
 }
 
 // locate returns the node and the task's sandbox; an empty id where the node has none.
@@ -288,6 +301,10 @@ func ignoreNotFound(err error) error {
 
 // startError tells Nomad whether its restart policy may help: not where the request itself is at fault.
 func startError(err error) error {
+	// Nomad keeps nothing of an error but its text, from which the control service takes the code again.
+	if e := (*api.Error)(nil); errors.As(err, &e) && e.ErrorCode != "" {
+		err = fmt.Errorf("%w (%s)", err, e.ErrorCode)
+	}
 	if s := api.StatusOf(err); s >= 400 && s < 500 && s != http.StatusTooManyRequests {
 		return err
 	}

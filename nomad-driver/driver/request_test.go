@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
@@ -25,7 +24,7 @@ func task(t *testing.T, tc TaskConfig) *drivers.TaskConfig {
 	cfg := &drivers.TaskConfig{
 		ID: "alloc-1/main/0badcafe", Name: "main", AllocID: "alloc-1", AllocDir: t.TempDir(),
 		Env:        map[string]string{"NOMAD_TASK_NAME": "main", "A": "from nomad"},
-		StdoutPath: "/alloc/logs/.main.stdout.fifo", StderrPath: "/alloc/logs/.main.stderr.fifo",
+		StdoutPath: os.DevNull, StderrPath: os.DevNull, // what Nomad sends for logs { disabled = true }
 		Resources: &drivers.Resources{LinuxResources: &drivers.LinuxResources{
 			CPUShares: 1024, MemoryLimitBytes: 256 << 20,
 		}},
@@ -40,6 +39,7 @@ func TestRequest_mapsATask(t *testing.T) {
 		Cwd: "/srv", User: "user", Hostname: "box", Profile: "strict", Deadline: "90s",
 		Limits: TaskLimits{CPUMillis: 500, PIDs: 64, TmpMB: 32, NoFile: 1024},
 	})
+	cfg.StdoutPath, cfg.StderrPath = "/alloc/logs/.main.stdout.fifo", "/alloc/logs/.main.stderr.fifo"
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	want := nodeapi.CreateRequest{
@@ -54,7 +54,7 @@ func TestRequest_mapsATask(t *testing.T) {
 		Logs:     &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath},
 		Owner:    nodeapi.Owner{Kind: "nomad", AllocID: "alloc-1", TaskID: "alloc-1/main/0badcafe"},
 	}
-	must.Eq(t, want, got, must.Cmp(cmp.AllowUnexported()))
+	must.Eq(t, want, got)
 	again, err := request(cfg, now)
 	must.NoError(t, err)
 	must.Eq(t, got.ID, again.ID, must.Sprint("the same task has the same sandbox"))
@@ -65,7 +65,6 @@ func TestRequest_mapsATask(t *testing.T) {
 func TestRequest_defaults(t *testing.T) {
 	cfg := task(t, TaskConfig{})
 	cfg.User = "www"
-	cfg.StdoutPath, cfg.StderrPath = os.DevNull, os.DevNull // what Nomad sends for logs { disabled = true }
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	must.Eq(t, DefaultTemplate, got.Template)
