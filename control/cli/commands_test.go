@@ -43,7 +43,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		must.Eq(t, 0, c.run(t, append(strings.Fields(name), "-help")...), must.Sprint(name))
 		all.WriteString("$ soulbox " + name + " -help\n\n" + c.stdout + "\n")
 		for line := range strings.Lines(c.stdout) {
-			must.LessEq(t, 82, len([]rune(line)), must.Sprintf("%s: %q", name, line))
+			must.LessEq(t, 81, len([]rune(line)), must.Sprintf("%s: %q", name, line))
 		}
 	}
 	golden(t, "help-all.txt", all.String())
