@@ -44,8 +44,8 @@ func devCommand(env *Env) *command {
 		about: `
 Runs everything in one process: the node daemon of this machine and a control
 server. It prints the address and the API key, and serves until Ctrl-C, which
-ends its sandboxes too. The first call makes the template base, which takes half
-a minute; after that a start takes about a second. It needs root.
+ends its sandboxes too. The first call makes the template base, which takes
+half a minute; after that a start takes less than a second. It needs root.
 
     $ sudo soulbox dev
     $ soulbox sandbox create -template=base      # in a second shell`,

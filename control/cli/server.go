@@ -20,9 +20,9 @@ func serverCommand(env *Env) *command {
 		synopsis: "Run a server of the control service",
 		usage:    "[options]",
 		about: `
-Runs a server of the control service until it gets SIGINT or SIGTERM. Sandboxes
-go on without it. At its first start it makes an API key, writes it to the file
-bootstrap-key in its data folder and says so in its log.
+Runs a server of the control service until it gets SIGINT or SIGTERM.
+Sandboxes go on without it. At its first start it makes an API key, writes it
+to the file bootstrap-key in its data folder and says so in its log.
 
 With a block nomad, Nomad places the sandboxes; without, the node of this
 machine makes them (nomad-driver-soulbox node). A flag goes before the file.
