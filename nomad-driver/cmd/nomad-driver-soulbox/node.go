@@ -11,11 +11,13 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/hcl/v2/hclsimple"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/consul"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -39,6 +41,15 @@ type nodeFile struct {
 	LogJSON       bool         `hcl:"log_json,optional"`
 	Defaults      *limitsBlock `hcl:"defaults,block"`
 	TLS           *tlsBlock    `hcl:"tls,block"`
+	Consul        *consulBlock `hcl:"consul,block"`
+}
+
+// consulBlock makes the node register with the Consul agent of its machine. Without it the node does not know of Consul.
+type consulBlock struct {
+	Agent     string `hcl:"agent,optional"`
+	Token     string `hcl:"token,optional"`
+	Service   string `hcl:"service,optional"`
+	Advertise string `hcl:"advertise,optional"` // host:port at which others reach the node's API; its address where empty
 }
 
 // limitsBlock is what a sandbox gets where its request does not say.
@@ -60,7 +71,7 @@ type tlsBlock struct {
 
 // runNode is the subcommand "node". It returns the exit code.
 func runNode(args []string) int {
-	cfg, err := nodeConfig(args)
+	cfg, registration, err := nodeConfig(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -70,19 +81,54 @@ func runNode(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	n, err := node.New(cfg)
-	if err == nil {
-		err = n.Run(ctx)
-	}
-	if err != nil {
+	if err := serveNode(ctx, cfg, registration); err != nil {
 		cfg.Logger.Error("the node ends", "error", err)
 		return 1
 	}
 	return 0
 }
 
+// serveNode runs the node, and its registration with Consul where there is one to be, until ctx ends.
+func serveNode(ctx context.Context, cfg node.Config, c *consulBlock) error {
+	n, err := node.New(cfg)
+	if err != nil {
+		return err
+	}
+	if c == nil {
+		return n.Run(ctx)
+	}
+	info := n.Info()
+	address := c.Advertise
+	if address == "" {
+		address = cfg.Address
+	}
+	r, err := consul.New(consul.Config{
+		Agent: c.Agent, Token: c.Token, Service: c.Service, NodeID: info.ID, NodeName: info.Name, Version: info.Version,
+		Address: address, Logger: cfg.Logger.Named("consul"),
+		Status: func() consul.Status {
+			info := n.Info()
+			if !info.Healthy {
+				return consul.Status{Critical: true, Output: info.Reason}
+			}
+			return consul.Status{Output: fmt.Sprintf("%d of %d sandboxes", info.Running, info.MaxSandbox)}
+		},
+	})
+	if err != nil {
+		return errors.Join(err, n.Close())
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.Run(gctx) })
+	g.Go(func() error {
+		if err := r.Run(gctx); err != nil {
+			cfg.Logger.Warn("the node stays registered until its check expires", "error", err)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
 // nodeConfig reads the flags and the file that they name. Flags win.
-func nodeConfig(args []string) (node.Config, error) {
+func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs := flag.NewFlagSet("nomad-driver-soulbox node", flag.ContinueOnError)
 	path := fs.String("config", "", "HCL configuration `file`")
 	var f nodeFile
@@ -103,22 +149,23 @@ func nodeConfig(args []string) (node.Config, error) {
 	fs.StringVar(&f.LogLevel, "log-level", "", "trace, debug, info, warn or error (default info)")
 	fs.BoolVar(&f.LogJSON, "log-json", false, "write the log as JSON")
 	if err := fs.Parse(args); err != nil {
-		return node.Config{}, err
+		return node.Config{}, nil, err
 	}
 	if fs.NArg() > 0 {
-		return node.Config{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+		return node.Config{}, nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	if *path != "" {
 		file := nodeFile{}
 		if err := hclsimple.DecodeFile(*path, nil, &file); err != nil {
-			return node.Config{}, err
+			return node.Config{}, nil, err
 		}
 		f = f.over(file)
 	}
 	if tls.CAFile != "" || tls.CertFile != "" || tls.KeyFile != "" {
 		f.TLS = &tls
 	}
-	return f.config()
+	cfg, err := f.config()
+	return cfg, f.Consul, err
 }
 
 // over returns f, with file's values where f has none.
