@@ -15,6 +15,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -84,7 +85,7 @@ func TestJob_doesAllThatNomadUsersExpect(t *testing.T) {
 		})
 	})
 	t.Run("stop", func(t *testing.T) {
-		a.cli(t, "job", "stop", "-purge", "-detach", "sandbox")
+		a.cli(t, "job", "stop", "-detach", "sandbox")
 		poll(t, "the last words of the task", func() error {
 			if out := a.cli(t, "alloc", "logs", alloc.ID); !strings.Contains(out, "stopping") {
 				return fmt.Errorf("logs: %q", tail(out, 300))
@@ -239,4 +240,11 @@ func exitCode(t *testing.T, err error) int {
 	return exit.ExitCode()
 }
 
-func TestMain(m *testing.M) { os.Exit(m.Run()) }
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := binaries.Remove(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}

@@ -102,7 +102,7 @@ func TestRequest_namesTheFieldAtFault(t *testing.T) {
 
 func TestRequest_dispatchPayloadWins(t *testing.T) {
 	want := nodeapi.CreateRequest{
-		ID: api.NewSandboxID(), Template: "base", Limits: nodeapi.Limits{MemoryBytes: 1 << 29},
+		ID: api.NewSandboxID(), Template: "base", Limits: nodeapi.Limits{MemoryBytes: 200 << 20, CPUWeight: 7},
 		Env: map[string]string{"K": "${v}\n\"}"},
 	}
 	cfg := task(t, TaskConfig{Template: "other", Command: "ignored"})
@@ -111,6 +111,33 @@ func TestRequest_dispatchPayloadWins(t *testing.T) {
 	must.NoError(t, err)
 	want.Owner = nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}
 	must.Eq(t, want, got)
+}
+
+// Whoever may dispatch a job must not thereby write into the host's files, or take more than Nomad has reserved.
+func TestRequest_payloadStaysWithinTheTask(t *testing.T) {
+	cfg := task(t, TaskConfig{})
+	req := nodeapi.CreateRequest{
+		ID: api.NewSandboxID(), Template: "base", Logs: &nodeapi.LogTargets{Stdout: "/etc/cron.d/x"},
+		Main: &guest.Start{Argv: []string{"true"}}, Owner: nodeapi.Owner{Kind: "test", AllocID: "x", TaskID: "y"},
+	}
+	writeDispatch(t, cfg, req)
+	got, err := request(cfg, now)
+	must.NoError(t, err)
+	must.Eq(t, &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath}, got.Logs)
+	must.Eq(t, nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}, got.Owner)
+	must.Eq(t, 256<<20, got.Limits.MemoryBytes)
+	must.Positive(t, got.Limits.CPUWeight)
+
+	req.Limits.MemoryBytes = 257 << 20
+	writeDispatch(t, cfg, req)
+	_, err = request(cfg, now)
+	must.ErrorContains(t, err, "limits.memory_bytes")
+
+	req.Limits.MemoryBytes, req.Main = 1<<20, nil
+	writeDispatch(t, cfg, req)
+	got, err = request(cfg, now)
+	must.NoError(t, err)
+	must.Nil(t, got.Logs)
 }
 
 func TestRequest_refusesAnOddPayload(t *testing.T) {
