@@ -74,6 +74,9 @@ advertise {
   rpc  = "127.0.0.1"
   serf = "127.0.0.1"
 }
+telemetry {
+  publish_allocation_metrics = true # without it Nomad asks no driver for statistics
+}
 server {
   enabled          = true
   bootstrap_expect = 1
@@ -125,7 +128,7 @@ func binary(t *testing.T, name string) string {
 		must.NoError(t, err)
 		return path
 	}
-	return filepath.Join(binaries.Dir(t), name)
+	return binaries.Path(t, name)
 }
 
 // start launches the agent, again after a kill.
