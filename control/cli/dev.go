@@ -33,6 +33,8 @@ type development struct {
 	keep     bool
 	cluster  bool
 
+	freePorts bool
+
 	client *api.Client
 }
 
@@ -55,6 +57,7 @@ half a minute; after that a start takes less than a second. It needs root.
 			o.Switch(&d.first, "first-sandbox", "Make a sandbox, run a program in it and show its output.")
 			o.Switch(&d.cluster, "cluster", "Start real Nomad, Consul and Vault agents beside it, and place the sandboxes through them. "+
 				"`make stack` puts their programs where they are found.")
+			o.Switch(&d.freePorts, "free-ports", "With -cluster: give the agents ports that are free instead of their usual ones.")
 			o.Switch(&d.keep, "keep", "Leave sandboxes running at the end; the next call finds them again.")
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
@@ -91,7 +94,7 @@ func (d *development) run(ctx context.Context) error {
 		fmt.Fprintln(d.env.Stdout, "==> Starting Nomad, Consul and Vault")
 		begin = devserver.StartCluster
 	}
-	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log})
+	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts})
 	if err != nil {
 		return err
 	}

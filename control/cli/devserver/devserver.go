@@ -27,6 +27,8 @@ type Config struct {
 	Listen   string // host:port of the API
 	InitPath string // of soulbox-init; empty: beside this program, or in /usr/libexec/soulbox
 	Logger   hclog.Logger
+	// FreePorts gives the agents of a cluster ports that are free instead of their usual ones.
+	FreePorts bool
 }
 
 func (c *Config) check() error {
