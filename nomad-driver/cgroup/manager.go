@@ -37,6 +37,7 @@ type hierarchy interface {
 	kill(group string) error
 	stats(group string) (Stats, error)
 	oomKills(group string) (uint64, error)
+	io(group string) (IO, error)
 }
 
 // Detect finds out which control groups are mounted at root (normally /sys/fs/cgroup) and returns a Manager whose groups

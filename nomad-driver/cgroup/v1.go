@@ -16,7 +16,7 @@ type v1 struct {
 	all  []string          // the roots, each once; that of the freezer first
 }
 
-var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices"}
+var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio"}
 
 // v1Devices are all the devices that a process of a sandbox may open: null, zero, full, random, urandom, tty, ptmx and
 // the terminals of devpts. There is nothing in /dev besides them; this is the second wall.

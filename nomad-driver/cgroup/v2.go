@@ -17,7 +17,7 @@ type v2 struct {
 }
 
 // v2Controllers are what groups of sandboxes need; a limit whose controller is not there is an error.
-var v2Controllers = []string{"cpu", "memory", "pids"}
+var v2Controllers = []string{"cpu", "memory", "pids", "io"}
 
 const v2Period = 100_000 // µs
 
