@@ -17,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 func regexpOf(s string) *regexp.Regexp { return regexp.MustCompile(s) }
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 		env.DevFile = ""
 		os.Exit(Run(env, os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	sandboxtest.Main(m)
 }
 
 func (f *fake) program(t *testing.T, args ...string) *exec.Cmd {
