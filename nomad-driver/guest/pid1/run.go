@@ -91,6 +91,8 @@ func Run(c Config) (exitCode int) {
 
 	var mainID guest.ProcessID
 	if c.Boot.Main != nil {
+		prewarm(spareThread)
+		close(s.warm)
 		if err := s.startMain(*c.Boot.Main); err != nil {
 			c.Started(0, err)
 			return exitFailed
@@ -104,8 +106,11 @@ func Run(c Config) (exitCode int) {
 	sv := newServer(s, func() { trim.Reset(trimAfter) })
 	go sv.serve(listener)
 	c.Started(mainID, nil)
-	// After the answer: threads take longer to make than all of the rest.
-	prewarm(spareThread)
+	if c.Boot.Main == nil {
+		// After the answer, because threads take longer to make than all of the rest; no process starts before.
+		prewarm(spareThread)
+		close(s.warm)
+	}
 
 	code := make(chan int, 1)
 	go func() { code <- s.run(terms, sv, c.Exit) }()
