@@ -74,6 +74,9 @@ advertise {
   rpc  = "127.0.0.1"
   serf = "127.0.0.1"
 }
+telemetry {
+  publish_allocation_metrics = true # without it Nomad asks no driver for statistics
+}
 server {
   enabled          = true
   bootstrap_expect = 1
@@ -84,6 +87,9 @@ client {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
     "driver.allowlist"     = "soulbox"
   }
+}
+telemetry {
+  publish_allocation_metrics = true # else nomad alloc status -stats shows nothing, for any driver
 }
 plugin "nomad-driver-soulbox" {
   config {
@@ -122,7 +128,7 @@ func binary(t *testing.T, name string) string {
 		must.NoError(t, err)
 		return path
 	}
-	return filepath.Join(binaries.Dir(t), name)
+	return binaries.Path(t, name)
 }
 
 // start launches the agent, again after a kill.
@@ -277,7 +283,7 @@ func describe(allocs []*nomadapi.AllocationListStub) string {
 func events(state *nomadapi.TaskState) string {
 	var s []string
 	for _, e := range state.Events {
-		s = append(s, e.Type+": "+e.DisplayMessage)
+		s = append(s, e.Type+": "+e.DisplayMessage+" oom_killed="+e.Details["oom_killed"])
 	}
 	return strings.Join(s, " | ")
 }

@@ -61,7 +61,7 @@ type tlsBlock struct {
 
 // runNode is the subcommand "node". It returns the exit code.
 func runNode(args []string) int {
-	cfg, registry, err := nodeSettings(args)
+	cfg, registry, err := nodeConfig(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -96,14 +96,8 @@ func serve(ctx context.Context, cfg node.Config, registry *consulBlock) error {
 	return err
 }
 
-// nodeConfig reads the flags and the file that they name. Flags win.
-func nodeConfig(args []string) (node.Config, error) {
-	cfg, _, err := nodeSettings(args)
-	return cfg, err
-}
-
-// nodeSettings reads what nodeConfig does, and where the node is to register itself.
-func nodeSettings(args []string) (node.Config, *consulBlock, error) {
+// nodeConfig reads the flags and the file that they name, and where the node is to register itself. Flags win.
+func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs := flag.NewFlagSet("nomad-driver-soulbox node", flag.ContinueOnError)
 	path := fs.String("config", "", "HCL configuration `file`")
 	var f nodeFile
