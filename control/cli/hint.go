@@ -34,7 +34,7 @@ func hint(c *connection, err error) string {
 	case e.Code == http.StatusUnauthorized:
 		return fmt.Sprintf("The API key in use, %s, comes from: %s. Is it a key of this server?", c.key.Show(c.key.Value), c.key.Source)
 	case e.ErrorCode == api.CodeUnknownTemplate:
-		return fmt.Sprintf("`%s template list` shows the templates, `%s template import NAME SOURCE` adds one.", Name, Name)
+		return fmt.Sprintf("`%s template list` shows those that exist, `%s template import NAME SOURCE` adds one.", Name, Name)
 	case e.ErrorCode == api.CodeNotRunning:
 		return fmt.Sprintf("`%s sandbox info ID` says why it does not run.", Name)
 	case e.ErrorCode == api.CodeVersion:
