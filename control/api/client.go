@@ -83,7 +83,7 @@ func New(cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("address %q: an HTTP client of its own cannot be used with a unix socket", cfg.Address)
 		}
 		c.base = &url.URL{Scheme: "http", Host: "soulbox"}
-		c.http = ownHTTPClient(func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c.http = ownHTTPClient(nil, func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: dialTimeout}
 			return d.DialContext(ctx, "unix", path)
 		})
@@ -96,7 +96,11 @@ func New(cfg Config) (*Client, error) {
 	c.base = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.TrimRight(u.Path, "/")}
 	if c.http == nil {
 		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-		c.http = ownHTTPClient(d.DialContext)
+		c.http = ownHTTPClient(http.ProxyFromEnvironment, d.DialContext)
+	} else if c.http.CheckRedirect == nil {
+		given := *c.http
+		given.CheckRedirect = noRedirect
+		c.http = &given
 	}
 	return c, nil
 }
@@ -107,9 +111,12 @@ func (c *Client) Address() string { return c.addr }
 // Close ends idle connections. Streams that are open go on.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-func ownHTTPClient(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
+// noRedirect makes a redirect an answer like another: to follow it would carry the API key to where it points.
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+func ownHTTPClient(proxy func(*http.Request) (*url.URL, error), dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
+	return &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
+		Proxy:                 proxy,
 		DialContext:           dial,
 		DisableCompression:    true,
 		MaxIdleConnsPerHost:   64,

@@ -115,7 +115,7 @@ type ConnectRequest struct {
 
 // Defaults and limits of the contract, in seconds.
 const (
-	DefaultTimeoutSeconds   = 300 // POST /v2/sandboxes, /v2/…/connect and POST /v1/sandboxes
+	DefaultTimeoutSeconds   = 300 // POST /v2/sandboxes and POST /v2/sandboxes/{id}/connect
 	DefaultTimeoutV1Seconds = 15  // POST /sandboxes
 	DefaultRefreshSeconds   = 15
 	MaxRefreshSeconds       = 3600

@@ -7,7 +7,7 @@ type CreateRequest struct {
 	// ID makes the request idempotent: repeated with the same id it answers with the sandbox that exists. See NewSandboxID.
 	ID        SandboxID         `json:"id,omitempty"`
 	Template  string            `json:"template"`             // a name, or a digest "sha256:…"
-	Timeout   *int64            `json:"timeout,omitempty"`    // seconds until its deadline; default DefaultTimeoutSeconds
+	Timeout   *int64            `json:"timeout,omitempty"`    // seconds until its deadline
 	CPU       *float64          `json:"cpu,omitempty"`        // cores; not together with CPUMillis
 	CPUMillis *int64            `json:"cpu_millis,omitempty"` // thousandths of a core
 	MemoryMB  *int64            `json:"memory_mb,omitempty"`  // MiB

@@ -60,8 +60,7 @@ func (c *command) Run(args []string) int {
 		conn.release = stop
 		err = c.run(ctx, conn, args)
 		if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
-			fmt.Fprintln(c.env.Stderr, "Interrupted.")
-			return 130
+			return 130 // as a shell does; who interrupted it knows why it ended
 		}
 	}
 	return c.report(conn, err)

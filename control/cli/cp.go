@@ -139,19 +139,27 @@ func (c *copying) progress(label string, total int64) *transfer.Progress {
 	return transfer.NewProgress(w, printable(label), total)
 }
 
-// isDir reports whether path is, or leads to, a directory of the sandbox.
-func (c *copying) isDir(ctx context.Context, p string) (bool, error) {
-	st, err := c.client.Stat(ctx, c.id, p, c.opts)
-	switch {
-	case api.IsNotFound(err) && errorCode(err) == api.CodeNotFound && !c.gone(ctx):
-		return false, nil
-	case err != nil:
-		return false, err
-	case st.Type == "symlink":
-		_, err := c.client.ReadDir(ctx, c.id, p, c.opts)
-		return err == nil, nil
+// maxLinks is how many symbolic links are followed to a directory.
+const maxLinks = 16
+
+// isDir reports whether p is, or leads to, a directory of the sandbox, and which: its absolute path without links at its end.
+func (c *copying) isDir(ctx context.Context, p string) (abs string, ok bool, err error) {
+	for range maxLinks {
+		st, err := c.client.Stat(ctx, c.id, p, c.opts)
+		switch {
+		case api.IsNotFound(err) && errorCode(err) == api.CodeNotFound && !c.gone(ctx):
+			return "", false, nil
+		case err != nil:
+			return "", false, err
+		case st.Type != "symlink":
+			return path.Clean(st.Path), st.Type == "directory", nil
+		case path.IsAbs(st.Target):
+			p = st.Target
+		default:
+			p = path.Join(path.Dir(st.Path), st.Target)
+		}
 	}
-	return st.Type == "directory", nil
+	return "", false, fmt.Errorf("%s: too many symbolic links", p)
 }
 
 // gone reports whether it is the sandbox that does not exist, rather than a file of it.
@@ -170,9 +178,6 @@ func errorCode(err error) string {
 
 // content reports whether p means the content of a folder: it ends with "/." or is ".".
 func content(p string) bool { return p == "." || strings.HasSuffix(p, "/.") }
-
-// remoteJoin joins without taking a relative path of the sandbox for another one.
-func remoteJoin(dir, name string) string { return path.Join(dir, name) }
 
 // colon adds the colon behind an id.
 func colon(p complete.Predictor) complete.Predictor {

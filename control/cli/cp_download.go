@@ -18,12 +18,12 @@ import (
 // download copies src of the sandbox to dst of this machine.
 func (c *copying) download(ctx context.Context, src, dst string) (transfer.Report, error) {
 	if c.recursive {
-		dir, err := c.isDir(ctx, src)
+		real, dir, err := c.isDir(ctx, src)
 		if err != nil {
 			return transfer.Report{}, err
 		}
 		if dir {
-			return c.downloadDir(ctx, src, dst)
+			return c.downloadDir(ctx, src, real, dst)
 		}
 	}
 	body, info, err := c.client.ReadFile(ctx, c.id, src, c.opts)
@@ -94,8 +94,9 @@ func saveFile(target string, r io.Reader, info api.File) (err error) {
 	return os.Rename(f.Name(), target)
 }
 
-func (c *copying) downloadDir(ctx context.Context, src, dst string) (transfer.Report, error) {
-	body, err := c.client.ReadArchive(ctx, c.id, src, c.opts)
+// downloadDir copies the folder that src names and that is at real. The folder is called after src.
+func (c *copying) downloadDir(ctx context.Context, src, real, dst string) (transfer.Report, error) {
+	body, err := c.client.ReadArchive(ctx, c.id, real, c.opts)
 	if err != nil {
 		return transfer.Report{}, err
 	}
@@ -106,8 +107,11 @@ func (c *copying) downloadDir(ctx context.Context, src, dst string) (transfer.Re
 		_, err := io.Copy(c.env.Stdout, p.Reader(body))
 		return transfer.Report{}, err
 	}
-	// Names in the archive start with the last element of the path that was asked for.
+	// Names in the archive start with the last element of the path that was asked for; the root has none.
 	target, strip := c.local(dst), 1
+	if real == "/" {
+		strip = 0
+	}
 	st, err := os.Stat(target)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

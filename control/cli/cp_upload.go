@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -30,12 +31,12 @@ func (c *copying) upload(ctx context.Context, src, dst string) (transfer.Report,
 	name := filepath.Base(local)
 	into := strings.HasSuffix(dst, "/") || content(dst)
 	if !into {
-		if into, err = c.isDir(ctx, dst); err != nil {
+		if _, into, err = c.isDir(ctx, dst); err != nil {
 			return transfer.Report{}, err
 		}
 	}
 	if into {
-		dst = remoteJoin(dst, name)
+		dst = path.Join(dst, name)
 	}
 	f, err := os.Open(local)
 	if err != nil {
@@ -63,7 +64,7 @@ func (c *copying) uploadStdin(ctx context.Context, dst string) error {
 	if c.recursive {
 		return c.client.WriteArchive(ctx, c.id, dst, p.Reader(c.env.Stdin), c.opts)
 	}
-	into, err := c.isDir(ctx, dst)
+	_, into, err := c.isDir(ctx, dst)
 	if err != nil {
 		return err
 	}
@@ -76,12 +77,12 @@ func (c *copying) uploadStdin(ctx context.Context, dst string) error {
 
 func (c *copying) uploadDir(ctx context.Context, src, local, dst string) (transfer.Report, error) {
 	if !content(src) {
-		into, err := c.isDir(ctx, dst)
+		_, into, err := c.isDir(ctx, dst)
 		if err != nil {
 			return transfer.Report{}, err
 		}
 		if into {
-			dst = remoteJoin(dst, filepath.Base(local))
+			dst = path.Join(dst, filepath.Base(local))
 		}
 	}
 	stream := transfer.Packed(ctx, local)

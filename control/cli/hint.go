@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/cli/settings"
@@ -18,6 +19,9 @@ func hint(c *connection, err error) string {
 		}
 		return fmt.Sprintf("Is the server running at %s? `%s dev` starts one on this machine. If it is elsewhere, say where with\n"+
 			"-address, %s or `%s config set address <addr>`.", addr, Name, settings.EnvAddress, Name)
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Sprintf("Another program has that address, perhaps another `%s dev`. -listen takes another one.", Name)
 	}
 	var e *api.Error
 	if !errors.As(err, &e) {

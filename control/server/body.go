@@ -16,26 +16,22 @@ const copyBytes = 256 << 10
 
 var copyBuffers = sync.Pool{New: func() any { return new([copyBytes]byte) }}
 
-// slowWriter gives each write its own time, so that a stream may last for ever, but no write to a client that is stuck.
-type slowWriter struct {
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	limit time.Duration
-	flush bool // after each write
+// liveWriter is a writer whose every write is to be seen at once.
+type liveWriter struct {
+	w  http.ResponseWriter
+	rc *http.ResponseController
 }
 
-func (w *slowWriter) Write(p []byte) (int, error) {
-	_ = w.rc.SetWriteDeadline(time.Now().Add(w.limit))
+func newLiveWriter(w http.ResponseWriter) *liveWriter {
+	return &liveWriter{w: w, rc: http.NewResponseController(w)}
+}
+
+func (w *liveWriter) Write(p []byte) (int, error) {
 	n, err := w.w.Write(p)
-	if err == nil && w.flush {
+	if err == nil {
 		err = w.rc.Flush()
 	}
 	return n, err
-}
-
-// liveWriter returns a writer for a stream whose every write is to be seen at once.
-func (s *Server) liveWriter(w http.ResponseWriter) *slowWriter {
-	return &slowWriter{w: w, rc: http.NewResponseController(w), limit: s.cfg.WriteTimeout, flush: true}
 }
 
 // sendBody answers with the bytes of body. An error in the middle goes into the trailer api.ErrorTrailer.
@@ -46,10 +42,12 @@ func (s *Server) sendBody(w http.ResponseWriter, r *http.Request, body io.Reader
 	h.Set("Content-Disposition", "attachment")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Trailer", api.ErrorTrailer)
-	out := &slowWriter{w: w, rc: http.NewResponseController(w), limit: s.cfg.WriteTimeout, flush: live}
 	w.WriteHeader(http.StatusOK)
+	out := struct{ io.Writer }{w}
 	if live {
-		_ = out.rc.Flush() // the client learns that the stream has begun before the first byte
+		l := newLiveWriter(w)
+		_ = l.rc.Flush() // the client learns that the stream has begun before the first byte
+		out.Writer = l
 	}
 	buf, _ := copyBuffers.Get().(*[copyBytes]byte)
 	defer copyBuffers.Put(buf)
@@ -82,11 +80,12 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) *upload {
 func (u *upload) Read(p []byte) (int, error) {
 	_ = u.rc.SetReadDeadline(time.Now().Add(u.limit))
 	n, err := u.r.Read(p)
-	if err != nil {
-		_ = u.rc.SetReadDeadline(time.Time{})
-		if !errors.Is(err, io.EOF) {
-			u.err = bodyError(err)
-		}
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		_ = u.rc.SetReadDeadline(time.Time{}) // it would end the request while it is served
+	default: // the deadline stays: net/http reads on to find the body's end
+		u.err = bodyError(err)
 	}
 	return n, err
 }

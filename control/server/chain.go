@@ -21,7 +21,7 @@ import (
 func (s *Server) chain(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		req := &request{id: chooseRequestID(r)}
-		w := &recorder{ResponseWriter: rw}
+		w := &recorder{ResponseWriter: rw, limit: s.cfg.WriteTimeout}
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, req))
 		w.Header().Set(api.RequestIDHeader, req.id)
 		start := time.Now()
@@ -31,6 +31,7 @@ func (s *Server) chain(next http.Handler) http.Handler {
 			return
 		}
 		next.ServeHTTP(w, r)
+		w.extend() // net/http writes the rest
 	})
 }
 

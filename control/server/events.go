@@ -9,10 +9,8 @@ import (
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
-const (
-	eventBeat = 15 * time.Second       // without another event
-	eventGap  = 100 * time.Millisecond // at least between two looks at the tables: fast changes come as one
-)
+// eventGap is the least time between two looks at the tables: fast changes come as one.
+const eventGap = 100 * time.Millisecond
 
 // events is GET /v1/events: newline-delimited JSON of api.Event, from all sandboxes of the tenant on.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
@@ -25,7 +23,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	enc := json.NewEncoder(s.liveWriter(w))
+	enc := json.NewEncoder(newLiveWriter(w))
 	first := api.Event{Index: index, Time: time.Now().UTC(), Type: api.EventSync, Sandboxes: make([]api.Sandbox, 0, len(sandboxes))}
 	seen := map[api.SandboxID]uint64{}
 	for _, sb := range sandboxes {
@@ -35,25 +33,27 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if enc.Encode(first) != nil {
 		return nil
 	}
-	beat := time.NewTicker(eventBeat)
+	beat := time.NewTicker(s.cfg.BeatInterval)
 	defer beat.Stop()
 	for {
+		quiet := false
 		select {
 		case <-r.Context().Done():
 			return nil
 		case <-s.closing.Done():
 			return nil
-		case <-beat.C:
-			if enc.Encode(api.Event{Index: index, Time: time.Now().UTC(), Type: api.EventBeat}) != nil {
-				return nil
-			}
-			continue
+		case <-beat.C: // looks as well: see Watcher
+			quiet = true
 		case <-changed:
 		}
 		if sandboxes, index, changed, err = s.cfg.Watcher.Watch(tenant(r)); err != nil {
 			return nil //nolint:nilerr // the stream is under way: its end tells the client to come again
 		}
-		for _, ev := range changes(seen, sandboxes, index) {
+		news := changes(seen, sandboxes, index)
+		if quiet && len(news) == 0 {
+			news = []api.Event{{Index: index, Time: time.Now().UTC(), Type: api.EventBeat}}
+		}
+		for _, ev := range news {
 			if enc.Encode(ev) != nil {
 				return nil
 			}

@@ -2,19 +2,14 @@ package server
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
-	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -105,146 +100,6 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request, resource string
 	sent := splice(near, far, early)
 	recorderOf(w).bytes += sent
 	return nil
-}
-
-// lingerTime is how long a side may go on after the other one ended.
-const lingerTime = 5 * time.Second
-
-// splice copies both ways between two connections until both directions have ended, and closes them. What the near side
-// sent already is in early. When one side ends, the other one is told by half a close and has lingerTime to end as well:
-// closing at once could destroy what is still on its way to it. It returns the bytes that went to near.
-func splice(near, far net.Conn, early io.Reader) int64 {
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if early != nil {
-			if _, err := io.Copy(far, early); err != nil {
-				discard(near)
-			}
-		}
-		_, _ = pump(far, near)
-	})
-	n, _ := pump(near, far)
-	wg.Wait()
-	_ = near.Close()
-	_ = far.Close()
-	return n
-}
-
-// pump copies src to dst until src ends, or for a while into nothing where dst does not take it any more.
-func pump(dst, src net.Conn) (int64, error) {
-	n, err := io.Copy(dst, src) // splice(2) where both are sockets of the kernel
-	if err != nil {
-		discard(src)
-	}
-	if half, ok := dst.(interface{ CloseWrite() error }); ok {
-		_ = half.CloseWrite()
-	}
-	_ = dst.SetReadDeadline(time.Now().Add(lingerTime))
-	return n, err
-}
-
-func discard(src net.Conn) {
-	_ = src.SetReadDeadline(time.Now().Add(lingerTime))
-	_, _ = io.Copy(io.Discard, src)
-}
-
-// plainExec answers an exec without an upgrade: newline-delimited JSON of api.ExecEvent.
-func (s *Server) plainExec(w http.ResponseWriter, r *http.Request) error {
-	var req api.PlainExecRequest
-	if err := s.decodeBody(w, r, maxExecBytes, false, &req); err != nil {
-		return err
-	}
-	start, err := guestStart(req.ExecRequest)
-	if err != nil {
-		return err
-	}
-	if req.Input == nil && start.Stdin {
-		return invalid("stdin is true, but the plain form takes it from the field input")
-	}
-	start.Attach, start.Stdin = true, req.Input != nil
-	id, node, err := s.node(r)
-	if err != nil {
-		return err
-	}
-	stream, err := node.Exec(r.Context(), id, nodeapi.ExecRequest{Start: start})
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	stopClosing := context.AfterFunc(s.closing, cancel)
-	defer stopClosing()
-	stop := context.AfterFunc(ctx, func() { _ = stream.Close() })
-	defer stop()
-
-	var input sync.WaitGroup
-	defer input.Wait()
-	defer stream.Close() // before Wait: it ends a Write that nobody takes
-	if req.Input != nil {
-		input.Go(func() {
-			if _, err := stream.Write(req.Input); err == nil {
-				_ = stream.CloseStdin()
-			}
-		})
-	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	out := s.liveWriter(w)
-	enc := json.NewEncoder(out)
-	if err := enc.Encode(api.ExecEvent{Process: processView(&stream.Process)}); err != nil {
-		return nil
-	}
-	for {
-		ev, err := execEvent(stream)
-		if err != nil {
-			if ctx.Err() == nil {
-				e, _ := mapError(streamFault(err))
-				_ = enc.Encode(api.ExecEvent{Error: e})
-			}
-			return nil
-		}
-		if err := enc.Encode(ev); err != nil || ev.Exit != nil {
-			return nil
-		}
-	}
-}
-
-// streamFault says that the connection to a process broke, where the error is not the node's own.
-func streamFault(err error) error {
-	var known *api.Error
-	if errors.As(err, &known) {
-		return err
-	}
-	return api.Errorf(http.StatusBadGateway, api.CodeUnavailable, "the connection to the process broke before it ended")
-}
-
-// execEvent turns the next frame into a line.
-func execEvent(stream *nodeapi.Stream) (api.ExecEvent, error) {
-	for {
-		f, err := stream.Recv()
-		if err != nil {
-			return api.ExecEvent{}, err
-		}
-		var ev api.ExecEvent
-		switch f.Type {
-		case frame.Exit:
-			ev.Exit = &frame.ExitBody{}
-			err = json.Unmarshal(f.Payload, ev.Exit)
-		case frame.Dropped:
-			ev.Dropped = &frame.DroppedBody{}
-			err = json.Unmarshal(f.Payload, ev.Dropped)
-		case frame.Stdout:
-			_, ev.Stdout, err = frame.Output(f.Payload)
-		case frame.Stderr:
-			_, ev.Stderr, err = frame.Output(f.Payload)
-		case frame.PTY:
-			_, ev.PTY, err = frame.Output(f.Payload)
-		default:
-			continue
-		}
-		return ev, err
-	}
 }
 
 // guestStart checks a process to start and translates it.

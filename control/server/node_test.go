@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -39,10 +40,7 @@ type fakeNode struct {
 
 func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sbx")
-	must.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	sock := filepath.Join(dir, "n.sock")
+	sock := filepath.Join(tempDir(t), "n.sock")
 	l, err := net.Listen("unix", sock)
 	must.NoError(t, err)
 	f := &fakeNode{t: t, body: map[string]string{}, gone: make(chan struct{})}
@@ -98,6 +96,10 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 		_, _ = io.WriteString(w, "log line\n")
 		if r.URL.Query().Get("follow") == "true" {
 			_ = http.NewResponseController(w).Flush()
+			if r.URL.Query().Get("stream") == "stderr" {
+				time.Sleep(300 * time.Millisecond)
+				return
+			}
 			<-r.Context().Done()
 		}
 	})
@@ -207,4 +209,13 @@ func withNode(t *testing.T, change ...func(*Config)) (*harness, *fakeNode) {
 	h.life.node = c
 	h.life.sandboxes[testID] = sandbox(testID)
 	return h, f
+}
+
+// tempDir returns a folder with a short path, for sockets.
+func tempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sbx")
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

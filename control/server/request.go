@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
@@ -50,7 +51,8 @@ func chooseRequestID(r *http.Request) string {
 // recorder is the ResponseWriter of every request: it notes what was answered.
 type recorder struct {
 	http.ResponseWriter
-	status   int // 0: nothing written yet
+	limit    time.Duration // for one write
+	status   int           // 0: nothing written yet
 	bytes    int64
 	problem  string // error_code of the answer
 	hijacked bool
@@ -66,10 +68,19 @@ func recorderOf(w http.ResponseWriter) *recorder {
 
 func (w *recorder) note(e *api.Error) { w.problem = e.ErrorCode }
 
+// extend gives the next write its time. The request itself may have lasted longer than any write may: an upload of hours,
+// a stream that was silent.
+func (w *recorder) extend() {
+	if !w.hijacked && w.limit > 0 {
+		_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.limit))
+	}
+}
+
 func (w *recorder) WriteHeader(status int) {
 	if w.status == 0 && status >= 200 {
 		w.status = status
 	}
+	w.extend()
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -77,6 +88,7 @@ func (w *recorder) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	w.extend()
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
 	return n, err

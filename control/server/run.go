@@ -24,11 +24,13 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	srv := &http.Server{
 		Handler:           s.handler,
 		ReadHeaderTimeout: s.cfg.HeaderTimeout,
-		WriteTimeout:      s.cfg.CallTimeout + s.cfg.WriteTimeout, // streams move it on with every write
+		WriteTimeout:      s.cfg.CallTimeout + s.cfg.WriteTimeout, // each write of an answer moves it on
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
+	srv.Protocols = new(http.Protocols)
+	srv.Protocols.SetHTTP1(true) // upgrades need it
 	failed := make(chan error, len(listeners))
 	var wg sync.WaitGroup
 	for _, l := range listeners {

@@ -62,8 +62,10 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 		AllowInternetAccess: req.AllowInternetAccess,
 	}
-	if p.Timeout, err = e2bSeconds("timeout", req.Timeout, api.DefaultTimeoutSeconds, 1, math.MaxInt32); err != nil {
-		return p, err
+	if req.Timeout != nil { // else the service's own default
+		if p.Timeout, err = e2bSeconds("timeout", req.Timeout, 0, 1, math.MaxInt32); err != nil {
+			return p, err
+		}
 	}
 	if p.CPUMillis, err = cpuMillis(req); err != nil {
 		return p, err

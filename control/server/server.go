@@ -58,10 +58,11 @@ type Fleet interface {
 	Nodes() []fleet.Node
 }
 
-// Watcher shows the sandboxes of a tenant and when they change. It answers from memory.
+// Watcher shows the sandboxes of a tenant and when they change; state.Server is one. It answers from memory.
 type Watcher interface {
 	// Watch returns all sandboxes of the tenant that are kept, ended ones too, the index that they show, and a channel that
-	// is closed after the next change of any of them. The channel may also be closed without one.
+	// is closed after the next change of any of them. It may also be closed without one, and after the tables were replaced
+	// as a whole it may never be: ask again now and then.
 	Watch(tenant string) (sandboxes []state.Sandbox, index uint64, changed <-chan struct{}, err error)
 }
 
@@ -83,6 +84,7 @@ type Config struct {
 	BodyTimeout   time.Duration // until a JSON body is complete, and between two reads of an upload; 30 s
 	WriteTimeout  time.Duration // for one write to a client that streams; 60 s
 	DrainTimeout  time.Duration // for requests that are under way when Run ends; 10 s
+	BeatInterval  time.Duration // between signs of life of an event stream; 10 s
 }
 
 // Server serves the API. Make it with New.
@@ -119,6 +121,7 @@ func New(cfg Config) (*Server, error) {
 	}{
 		{&cfg.CallTimeout, 3 * time.Minute}, {&cfg.HeaderTimeout, 10 * time.Second}, {&cfg.BodyTimeout, 30 * time.Second},
 		{&cfg.WriteTimeout, time.Minute}, {&cfg.DrainTimeout, 10 * time.Second},
+		{&cfg.BeatInterval, 10 * time.Second},
 	} {
 		if *d.v < 0 {
 			return nil, fmt.Errorf("server: negative timeout %s", *d.v)

@@ -27,7 +27,7 @@ func (s *Server) startTerm(parent context.Context) func() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.raft.Barrier(0).Error(); err != nil {
+		if err := s.barrier(); err != nil {
 			s.log.Warn("leadership lost before the log was applied", "error", err)
 			return
 		}

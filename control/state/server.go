@@ -24,7 +24,15 @@ type Server struct {
 
 	cancel context.CancelFunc
 	leads  sync.WaitGroup // the goroutine that follows the leadership
+
+	// calls is held for reading by calls under way: raft forgets to answer what is in its queue when it shuts down, so
+	// nothing may be in it then.
+	calls  sync.RWMutex
+	closed bool // guarded by calls
 }
+
+// errClosed is the answer to calls after Close.
+var errClosed = fmt.Errorf("%w: it has shut down", ErrNoLeader)
 
 // Open starts this server with the state that cfg.Dir holds. A fresh folder becomes a new cluster of cfg.Peers, or of this
 // server alone. It returns before a leader is known: see WaitLeader.
@@ -141,6 +149,11 @@ func (s *Server) Apply(ctx context.Context, c Command) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	s.calls.RLock()
+	defer s.calls.RUnlock()
+	if s.closed {
+		return Result{}, errClosed
+	}
 	f := s.raft.Apply(entry, applyTimeout)
 	if err := f.Error(); err != nil {
 		return Result{}, raftError(err)
@@ -174,7 +187,7 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		if s.Leads() {
-			if s.raft.Barrier(applyTimeout).Error() == nil {
+			if s.barrier() == nil {
 				return nil
 			}
 		} else if id, _ := s.Leader(); id != "" {
@@ -186,6 +199,16 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// barrier returns once this server, which must lead, has applied everything that was committed before.
+func (s *Server) barrier() error {
+	s.calls.RLock()
+	defer s.calls.RUnlock()
+	if s.closed {
+		return errClosed
+	}
+	return s.raft.Barrier(applyTimeout).Error()
 }
 
 // Snapshot makes a snapshot now and returns its bytes.
@@ -204,12 +227,20 @@ func (s *Server) Snapshot() (io.ReadCloser, error) {
 // Stats returns raft's own figures.
 func (s *Server) Stats() map[string]string { return s.raft.Stats() }
 
-// Close hands the leadership over where there is somebody, and stops. Everything that was committed is on disk.
+// Close hands the leadership over where there is somebody, lets the calls under way end, and stops. Everything that was
+// committed is on disk. Closing twice is no error.
 func (s *Server) Close() error {
 	if s.Leads() && s.cfg.transport == nil && len(s.cfg.Peers) > 1 {
 		if err := s.raft.LeadershipTransfer().Error(); err != nil {
 			s.log.Warn("leadership not handed over", "error", err)
 		}
+	}
+	s.calls.Lock()
+	was := s.closed
+	s.closed = true
+	s.calls.Unlock()
+	if was {
+		return nil
 	}
 	err := s.raft.Shutdown().Error()
 	s.cancel()

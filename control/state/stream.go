@@ -5,7 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -19,11 +22,58 @@ type TLS struct {
 	Client func() (*tls.Config, error)
 }
 
-// streamLayer carries Raft over TCP, with mutual TLS where it is configured.
+// streamLayer carries Raft over TCP, with mutual TLS where it is configured. It keeps its connections, both ways, so that
+// Close ends them: raft's transport leaves them open.
 type streamLayer struct {
 	net.Listener
 	advertise net.Addr
 	tls       *TLS
+
+	mu     sync.Mutex
+	conns  map[*trackedConn]struct{}
+	closed bool
+}
+
+// trackedConn tells its layer when it is closed.
+type trackedConn struct {
+	net.Conn
+	layer *streamLayer
+}
+
+// Close implements net.Conn.
+func (c *trackedConn) Close() error {
+	c.layer.mu.Lock()
+	delete(c.layer.conns, c)
+	c.layer.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// track keeps a connection, or closes it where the layer is closed.
+func (s *streamLayer) track(c net.Conn) (net.Conn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.Join(net.ErrClosed, c.Close())
+	}
+	if s.conns == nil {
+		s.conns = map[*trackedConn]struct{}{}
+	}
+	t := &trackedConn{Conn: c, layer: s}
+	s.conns[t] = struct{}{}
+	return t, nil
+}
+
+// Close implements net.Listener: it ends the listener and every connection.
+func (s *streamLayer) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	conns := slices.Collect(maps.Keys(s.conns))
+	s.mu.Unlock()
+	errs := []error{s.Listener.Close()}
+	for _, c := range conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
 }
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
@@ -55,7 +105,11 @@ func (s *streamLayer) Addr() net.Addr { return s.advertise }
 
 // Accept implements net.Listener. The handshake happens at the first read, in the connection's own goroutine.
 func (s *streamLayer) Accept() (net.Conn, error) {
-	c, err := s.Listener.Accept()
+	raw, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.track(raw)
 	if err != nil || s.tls == nil {
 		return c, err
 	}
@@ -71,15 +125,23 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 
 // Dial implements raft.StreamLayer.
 func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	d := &net.Dialer{Timeout: timeout}
-	if s.tls == nil {
-		return d.Dial("tcp", string(addr))
+	raw, err := net.DialTimeout("tcp", string(addr), timeout)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.track(raw)
+	if err != nil || s.tls == nil {
+		return c, err
 	}
 	cfg, err := s.tls.Client()
 	if err != nil {
-		return nil, fmt.Errorf("raft: TLS settings: %w", err)
+		return nil, errors.Join(fmt.Errorf("raft: TLS settings: %w", err), c.Close())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return (&tls.Dialer{NetDialer: d, Config: cfg}).DialContext(ctx, "tcp", string(addr))
+	t := tls.Client(c, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("raft: TLS with %s: %w", addr, err), c.Close())
+	}
+	return t, nil
 }

@@ -88,6 +88,9 @@ client {
     "driver.allowlist"     = "soulbox"
   }
 }
+telemetry {
+  publish_allocation_metrics = true # else nomad alloc status -stats shows nothing, for any driver
+}
 plugin "nomad-driver-soulbox" {
   config {
     socket    = %q
@@ -333,11 +336,7 @@ func describe(allocs []*nomadapi.AllocationListStub) string {
 func events(state *nomadapi.TaskState) string {
 	var s []string
 	for _, e := range state.Events {
-		text := e.Type + ": " + e.DisplayMessage
-		if e.Details["oom_killed"] == "true" {
-			text += ", OOM Killed"
-		}
-		s = append(s, text)
+		s = append(s, e.Type+": "+e.DisplayMessage+" oom_killed="+e.Details["oom_killed"])
 	}
 	return strings.Join(s, " | ")
 }

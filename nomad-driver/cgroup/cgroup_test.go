@@ -149,6 +149,32 @@ func TestManager_listsAndRefusesDuplicates(t *testing.T) {
 	}
 }
 
+// TestManager_leavesAnothersHalfGroup finds the name taken in the last hierarchy only, as after a crash.
+func TestManager_leavesAnothersHalfGroup(t *testing.T) {
+	m := newKernel(t)
+	newGroup(t, m, Limits{}) // which makes the parents
+	g, err := m.Open("half")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := g.dirs()
+	last := dirs[len(dirs)-1]
+	if err := os.Mkdir(last, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Create("half", Limits{}); !errors.Is(err, os.ErrExist) {
+		t.Errorf("created: %v", err)
+	}
+	for _, dir := range dirs[:len(dirs)-1] {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("left behind: %s", dir)
+		}
+	}
+	if err := os.Remove(last); err != nil {
+		t.Error(err)
+	}
+}
+
 // newFake makes a directory that looks like cgroup v2, whose groups get the files of one.
 func newFake(t *testing.T, controllers string) (*Manager, string) {
 	t.Helper()

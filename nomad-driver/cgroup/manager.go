@@ -65,13 +65,20 @@ func Detect(root, parent string) (*Manager, error) {
 // Version returns 1 or 2.
 func (m *Manager) Version() int { return m.h.version() }
 
-// Create makes the group of that name with its limits. A group of that name must not exist.
+// Create makes the group of that name with its limits. A group of that name must not exist in any hierarchy: one that is
+// there stays as it is.
 func (m *Manager) Create(name string, l Limits) (*Group, error) {
 	g, err := m.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	made := false
+	var made []string
+	undo := func(err error) error {
+		for _, dir := range made { // only ours: nothing has entered them yet
+			err = errors.Join(err, unix.Rmdir(dir))
+		}
+		return err
+	}
 	for _, dir := range g.dirs() {
 		err := m.mkdir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -80,16 +87,12 @@ func (m *Manager) Create(name string, l Limits) (*Group, error) {
 			}
 		}
 		if err != nil {
-			err = fmt.Errorf("make control group: %w", err)
-			if made {
-				err = errors.Join(err, g.Remove(context.Background()))
-			}
-			return nil, err
+			return nil, undo(fmt.Errorf("make control group: %w", err))
 		}
-		made = true
+		made = append(made, dir)
 	}
 	if err := m.h.setLimits(g.rel, l); err != nil {
-		return nil, errors.Join(fmt.Errorf("limit control group %s: %w", name, err), g.Remove(context.Background()))
+		return nil, undo(fmt.Errorf("limit control group %s: %w", name, err))
 	}
 	return g, nil
 }

@@ -24,6 +24,9 @@ import (
 const (
 	maxArchiveEntries = 500_000
 	maxArchiveDepth   = 128
+	// What a node holds in memory for one archive: directory entries at a time, and bytes of names.
+	maxHeldEntries  = 50_000
+	maxArchiveNames = 64 << 20
 )
 
 // getArchive sends a file or a directory as tar. An error in the middle goes into ErrorTrailer, and an entry that is cut
@@ -63,6 +66,7 @@ type packer struct {
 	target  fileTarget
 	tw      *tar.Writer
 	entries int
+	held    int // directory entries in memory, of all the levels that are open
 }
 
 // add writes what info describes, and everything in it.
@@ -104,6 +108,10 @@ func (p *packer) addDir(ctx context.Context, info guest.FileInfo, h *tar.Header,
 	if len(list) >= guest.MaxDirEntries {
 		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "%.200q has %d entries or more", info.Path, guest.MaxDirEntries)
 	}
+	if p.held += len(list); p.held > maxHeldEntries {
+		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "more than %d entries in the directories above %.200q", maxHeldEntries, info.Path)
+	}
+	defer func() { p.held -= len(list) }()
 	for _, child := range list {
 		// The name is the sandbox's word: it must not lead out of the archive's own tree at the other end.
 		if !goodName(child.Name) {
@@ -164,6 +172,7 @@ type unpacker struct {
 	target fileTarget
 	root   string
 	made   map[string]byte // what this archive made at a clean name: its tar type
+	names  int             // bytes of the names in made
 }
 
 func (u *unpacker) unpack(ctx context.Context, r io.Reader) error {
@@ -240,6 +249,9 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, body io.Reader) err
 	default:
 		return invalid("type %q; an archive may hold files, directories and links", string(h.Typeflag))
 	}
+	if u.names += len(rel); u.names > maxArchiveNames {
+		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "more than %d bytes of names", maxArchiveNames)
+	}
 	if err == nil && rel != "." {
 		u.made[rel] = h.Typeflag
 	}
@@ -294,8 +306,14 @@ func (u *unpacker) symlink(ctx context.Context, abs, target string) error {
 	if err := checkPath("target", target); err != nil {
 		return err
 	}
-	req := guest.FileRequest{Path: abs, Target: target, User: u.target.user, Parents: true}
+	req := guest.FileRequest{Path: abs, Target: target, User: u.target.user}
 	err := u.target.guest.Symlink(ctx, req)
+	if isGuestCode(err, guest.CodeNotFound) { // an archive need not name the directories of its entries
+		if _, err := u.target.guest.Mkdir(ctx, guest.FileRequest{Path: path.Dir(abs), User: u.target.user, Parents: true}); err != nil {
+			return err
+		}
+		err = u.target.guest.Symlink(ctx, req)
+	}
 	if isGuestCode(err, guest.CodeExists) {
 		if err := u.makeRoom(ctx, abs); err != nil {
 			return err

@@ -155,13 +155,11 @@ func (n *Node) Wait(ctx context.Context, id api.SandboxID) (nodeapi.Sandbox, err
 	return sb, nil
 }
 
-// SetDeadline changes when the node ends a sandbox by itself.
+// SetDeadline changes when the node ends a sandbox by itself. A time that has passed, as a timeout of 0 and the way to
+// this node make one, means now.
 func (n *Node) SetDeadline(id api.SandboxID, at time.Time) (nodeapi.Sandbox, error) {
 	b, err := n.box(id)
 	if err != nil {
-		return nodeapi.Sandbox{}, err
-	}
-	if err := checkDeadline(at, time.Now()); err != nil {
 		return nodeapi.Sandbox{}, err
 	}
 	b.mu.Lock()

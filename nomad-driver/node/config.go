@@ -65,6 +65,14 @@ type TLS struct {
 	ClientNames []string
 }
 
+// SocketPath returns the path of the API's unix socket.
+func (c *Config) SocketPath() string {
+	d := *c
+	set(&d.RunDir, DefaultRunDir)
+	set(&d.Socket, filepath.Join(d.RunDir, "node.sock"))
+	return d.Socket
+}
+
 func (c *Config) setDefaults() error {
 	set(&c.StateDir, DefaultStateDir)
 	set(&c.RunDir, DefaultRunDir)

@@ -315,9 +315,6 @@ func (g *fakeGuest) Rename(_ context.Context, r guest.FileRequest) error {
 }
 
 func (g *fakeGuest) Symlink(_ context.Context, r guest.FileRequest) error {
-	if err := os.MkdirAll(path.Dir(g.host(r.Path)), 0o755); err != nil {
-		return guestErr(err)
-	}
 	return guestErr(os.Symlink(r.Target, g.host(r.Path)))
 }
 

@@ -287,7 +287,7 @@ func (t fileTarget) follow(ctx context.Context) (string, *guest.FileInfo, error)
 
 // fill copies a body of a known (or, with -1, unknown) length into a file.
 func fill(f *os.File, body io.Reader, length int64) error {
-	got, err := copyBuffered(f, body)
+	got, err := copyBuffered(struct{ io.Writer }{f}, body) // File's own ReadFrom would take half the buffer
 	if err == nil && length >= 0 && got != length {
 		err = io.ErrUnexpectedEOF
 	}

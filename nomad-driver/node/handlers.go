@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -25,6 +26,10 @@ func (n *Node) postSandbox(w http.ResponseWriter, r *http.Request) error {
 	var req nodeapi.CreateRequest
 	if err := readJSON(w, r, &req); err != nil {
 		return err
+	}
+	if req.Logs != nil && !local(r) {
+		// They name files of the host, which root here may choose and a client elsewhere may not.
+		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "logs: only clients of the unix socket may name log targets")
 	}
 	sb, fresh, err := n.Create(r.Context(), req)
 	if err != nil {

@@ -15,6 +15,9 @@ import (
 // targetRetry is how often a log target that is not there, not read or replaced is looked at again.
 const targetRetry = time.Second
 
+// blockStep is how long one attempt to write to a full FIFO takes before it is seen whether there is still a point.
+const blockStep = 100 * time.Millisecond
+
 // logTarget is one FIFO or regular file of the host that gets output. An empty path swallows everything.
 type logTarget struct {
 	path    string
@@ -90,7 +93,7 @@ func (t *logTarget) write(ctx context.Context, p []byte) error {
 		err := t.reopen()
 		if err == nil {
 			var n int
-			if err = t.f.SetWriteDeadline(time.Now().Add(targetRetry)); errors.Is(err, os.ErrNoDeadline) {
+			if err = t.f.SetWriteDeadline(time.Now().Add(blockStep)); errors.Is(err, os.ErrNoDeadline) {
 				err = nil // a regular file does not wait
 			}
 			if err == nil {

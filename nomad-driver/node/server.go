@@ -204,6 +204,12 @@ func checkPeer(r *http.Request) error {
 	}
 }
 
+// local tells that a request came over the unix socket.
+func local(r *http.Request) bool {
+	_, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
+	return ok
+}
+
 func peerOf(ctx context.Context, c net.Conn) context.Context {
 	uc, ok := c.(*net.UnixConn)
 	if !ok {

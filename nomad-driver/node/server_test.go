@@ -23,6 +23,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -207,6 +208,12 @@ func TestTLS_onlyKnownClients(t *testing.T) {
 		return err
 	}
 	must.NoError(t, ask(good.client(t, "control", x509.ExtKeyUsageClientAuth)))
+	remote := nodeapi.NewTLS(addr, good.client(t, "control", x509.ExtKeyUsageClientAuth))
+	defer remote.Close()
+	req := createRequest()
+	req.Main, req.Logs = &guest.Start{Argv: []string{"true"}}, &nodeapi.LogTargets{Stdout: dir + "/ca.pem"}
+	_, err := remote.Create(t.Context(), req)
+	must.Eq(t, http.StatusForbidden, api.StatusOf(err), must.Sprint("a client elsewhere must not name files of the host"))
 	for name, c := range map[string]*tls.Config{
 		"without a certificate":        good.client(t, "", 0),
 		"with a server's certificate":  good.client(t, "control", x509.ExtKeyUsageServerAuth),

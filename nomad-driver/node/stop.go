@@ -129,7 +129,11 @@ func (n *Node) watch(b *box) {
 		return
 	}
 	if b.pumped != nil {
-		waitFor(n.ctx, b.pumped, pumpGrace)
+		select {
+		case <-b.pumped: // soon: it bounds itself by pumpGrace
+		case <-n.ctx.Done():
+			return
+		}
 	}
 	exit := b.inst.Exit()
 	b.mu.Lock()

@@ -27,7 +27,7 @@ const (
 	maxTag           = 128
 	maxMetadata      = 64
 	maxMetadataKey   = 128
-	maxMetadataValue = 4096
+	maxMetadataBytes = 16 << 10 // keys and values together: they are in every event of a sandbox
 	maxOwnerWord     = 256
 	maxSignal        = 64
 	maxNoFile        = 1 << 20
@@ -314,15 +314,19 @@ func checkOwner(o nodeapi.Owner, metadata map[string]string) error {
 	if len(metadata) > maxMetadata {
 		return invalid("metadata: %d entries, at most %d", len(metadata), maxMetadata)
 	}
+	size := 0
 	for k, v := range metadata {
+		if size += len(k) + len(v); size > maxMetadataBytes {
+			return invalid("metadata: more than %d bytes", maxMetadataBytes)
+		}
 		if k == "" {
 			return invalid("metadata: an empty key")
 		}
 		if err := checkWord("metadata: key", k, maxMetadataKey); err != nil {
 			return err
 		}
-		if len(v) > maxMetadataValue || !utf8.ValidString(v) {
-			return invalid("metadata: the value of %q is not UTF-8 of at most %d bytes", k, maxMetadataValue)
+		if !utf8.ValidString(v) {
+			return invalid("metadata: the value of %q is not UTF-8", k)
 		}
 	}
 	return nil

@@ -61,22 +61,14 @@ func (b *builder) step(name string) {
 
 func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
-	if err := b.makeDirs(); err != nil {
+	// The child needs its directories only once it is let go: they are made while it is forked, on disks that are slow at it.
+	files := make(chan error, 1)
+	go func() { files <- b.makeFiles() }()
+	err = b.makeChild()
+	if err = errors.Join(err, <-files); err != nil {
 		return nil, err
 	}
-	b.step("dirs")
-	if err := b.makeSocket(); err != nil {
-		return nil, err
-	}
-	b.step("socket")
-	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), b.c.Limits.group()); err != nil {
-		return nil, err
-	}
-	b.step("cgroup")
-	if err := b.fork(); err != nil {
-		return nil, err
-	}
-	b.step("fork")
+	b.step("files")
 	userns, err := b.mapIDs()
 	if err != nil {
 		return nil, err
@@ -116,6 +108,27 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	s.main, s.steps = reply.Main, append(b.steps, reply.Steps...)
 	s.watch(b.child.pidfd, true)
 	return s, nil
+}
+
+// makeChild makes the group and forks.
+func (b *builder) makeChild() (err error) {
+	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), b.c.Limits.group()); err != nil {
+		return err
+	}
+	b.step("cgroup")
+	if err := b.fork(); err != nil {
+		return err
+	}
+	b.step("fork")
+	return nil
+}
+
+// makeFiles makes the directories and the files in them.
+func (b *builder) makeFiles() error {
+	if err := b.makeDirs(); err != nil {
+		return err
+	}
+	return b.makeSocket()
 }
 
 func (b *builder) makeDirs() error {

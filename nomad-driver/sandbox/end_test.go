@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,10 +105,44 @@ func TestLimits_stopAForkBomb(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	if _, err := s.Guest().Info(t.Context()); err != nil {
+		t.Errorf("PID 1 did not survive the bomb: %v", err)
+	}
 	start := time.Now()
 	sandboxtest.Release(t, s)
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("release took %v", d)
+	}
+}
+
+func TestLimits_smallestWork(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	c := h.Config()
+	c.Limits = sandbox.Limits{CPUMillis: 100, PIDs: sandbox.MinPIDs, MemoryBytes: sandbox.MinMemoryBytes, TmpBytes: 4096, NoFile: 64}
+	s := h.Create(t, c)
+	if got := sandboxtest.Shell(t, s, "", "echo $((6*7))"); got != "42\n" {
+		t.Errorf("it says %q", got)
+	}
+}
+
+// TestCreate_holdsNothingOfTheHost looks at PID 1's descriptors from outside: the exit record is the one file of the host.
+func TestCreate_holdsNothingOfTheHost(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	s := h.Create(t, h.Config())
+	dir := fmt.Sprintf("/proc/%d/fd", s.Ref().PID)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		link, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err != nil {
+			continue // closed meanwhile
+		}
+		inside := link == "/dev/null" || strings.HasPrefix(link, "socket:") || strings.HasPrefix(link, "anon_inode:") || strings.HasPrefix(link, "pipe:")
+		if !inside && link != filepath.Join(h.RunDir, string(s.Ref().ID), "exit") && link != "/exit" {
+			t.Errorf("descriptor %s is %s", fd.Name(), link)
+		}
 	}
 }
 
@@ -194,6 +229,50 @@ func TestCreate_twoHundredLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		sandboxtest.Release(t, s)
+	}
+}
+
+func TestCreate_manyAtATime(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	var g sync.WaitGroup
+	for range 8 {
+		g.Go(func() {
+			for range 5 {
+				s, err := sandbox.Create(t.Context(), h.Config())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if out, err := sandboxtest.Exec(t.Context(), s, guest.Start{Argv: []string{"/bin/true"}}); err != nil || out.Exit.Code != 0 {
+					t.Errorf("exec: %+v, %v", out, err)
+				}
+				sandboxtest.Release(t, s)
+			}
+		})
+	}
+	g.Wait()
+}
+
+// TestCreate_existingIDIsLeftAlone creates the same id twice: the second must fail and not touch the first.
+func TestCreate_existingIDIsLeftAlone(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	c := h.Config()
+	s := h.Create(t, c)
+	if _, err := sandbox.Create(t.Context(), c); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a second one: %v", err)
+	}
+	if got := sandboxtest.Shell(t, s, "", "echo alive"); got != "alive\n" {
+		t.Errorf("the first says %q", got)
+	}
+}
+
+func TestCreate_endsWithItsContext(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("no longer wanted")
+	cancel(cause)
+	if _, err := sandbox.Create(ctx, h.Config()); !errors.Is(err, cause) {
+		t.Errorf("error %v", err)
 	}
 }
 

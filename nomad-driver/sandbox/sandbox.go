@@ -43,7 +43,7 @@ type Limits struct {
 	CPUMillis   int64 // hard limit in thousandths of a core, at least 10
 	CPUWeight   int64 // 1..10000, as cgroup v2's cpu.weight
 	MemoryBytes int64 // hard limit, at least MinMemoryBytes; no swap
-	PIDs        int64 // processes and threads, at least MinPIDs
+	PIDs        int64 // processes and threads, up to 16 of PID 1's own included; at least MinPIDs
 	TmpBytes    int64 // size of /tmp; 0: DefaultTmpBytes
 	NoFile      int64 // RLIMIT_NOFILE of each process; 0: DefaultNoFile
 }
@@ -52,7 +52,7 @@ type Limits struct {
 const (
 	MinCPUMillis    = 10
 	MinMemoryBytes  = 8 << 20
-	MinPIDs         = 16
+	MinPIDs         = 32
 	DefaultTmpBytes = 256 << 20
 	DefaultNoFile   = 65536
 )

@@ -49,7 +49,7 @@ type Session struct {
 
 // Errors of Run.
 var (
-	ErrDetached = errors.New("detached")                  // by the escape character
+	ErrDetached = errors.New("detached")                   // by the escape character
 	ErrLost     = errors.New("connection to sandbox lost") // before the process ended
 )
 

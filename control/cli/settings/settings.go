@@ -42,7 +42,7 @@ type Key struct {
 var keys = []Key{
 	{Name: Address, Help: "URL or host:port of the control service", Env: EnvAddress, Default: DefaultAddress, check: ParseAddress},
 	{Name: APIKey, Help: "API key: sb_<key id>_<secret>", Env: EnvAPIKey, Secret: true, check: checkAPIKey},
-	{Name: Template, Help: "template of new sandboxes when neither a flag nor a project file names one", Default: "base", check: checkTemplate},
+	{Name: Template, Help: "template of sandboxes where nothing else names one", Default: "base", check: checkTemplate},
 }
 
 // Keys returns all keys, in the order in which they are shown.
@@ -65,9 +65,13 @@ func (k Key) Show(value string) string {
 	if !k.Secret || value == "" {
 		return value
 	}
-	// sb_<key id>_<secret>: the key id is no secret and is what people compare.
-	if i := strings.LastIndexByte(value, '_'); i > 0 && strings.HasPrefix(value, "sb_") {
+	// The key id is no secret and is what people compare: sb_<key id>_<secret>, or e2b_ with 16 digits of it before the secret.
+	const e2b = len("e2b_") + 16
+	switch i := strings.LastIndexByte(value, '_'); {
+	case strings.HasPrefix(value, "sb_") && i > len("sb_"):
 		return value[:i+1] + "…"
+	case strings.HasPrefix(value, "e2b_") && len(value) > 2*e2b:
+		return value[:e2b] + "…"
 	}
 	return "…"
 }

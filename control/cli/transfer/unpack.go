@@ -26,6 +26,10 @@ func Unpack(ctx context.Context, dir string, r io.Reader, strip int) (Report, er
 	defer root.Close()
 	u := unpacker{root: root, tr: tar.NewReader(r), strip: strip}
 	err = u.all(ctx)
+	// What broke the stream off is told at its end, behind what a tar reader wants to see.
+	if _, rerr := io.CopyN(io.Discard, r, maxTrailing); rerr != nil && !errors.Is(rerr, io.EOF) {
+		err = rerr
+	}
 	// Directories get their modes last: one without the right to write must still take its files.
 	err = errors.Join(err, u.finish())
 	if err != nil {
@@ -33,6 +37,9 @@ func Unpack(ctx context.Context, dir string, r io.Reader, strip int) (Report, er
 	}
 	return u.report, err
 }
+
+// maxTrailing is how much is read behind the end of a tar, in bytes, to find out how the stream ended.
+const maxTrailing = 1 << 20
 
 type unpacker struct {
 	root   *os.Root
@@ -127,8 +134,12 @@ func (u *unpacker) entry(name string, h *tar.Header) error {
 		}
 		return errors.New("not a directory")
 	}
+	if sparse(h) {
+		u.skip(name, "is written as a sparse file, which can be of any size")
+		return nil
+	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg:
 		return u.file(name, h)
 	case tar.TypeSymlink:
 		return u.symlink(name, h)
@@ -139,6 +150,16 @@ func (u *unpacker) entry(name string, h *tar.Header) error {
 	}
 	u.skip(name, "is neither a file, a folder nor a link")
 	return nil
+}
+
+// sparse reports whether an entry announces holes: a few bytes of a stream would fill a disk. No node writes any.
+func sparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 func (u *unpacker) dir(name string, h *tar.Header) error {

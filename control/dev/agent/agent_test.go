@@ -3,9 +3,12 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -146,17 +149,45 @@ func TestProcess_doesNotSeeVariablesThatConfigureAgents(t *testing.T) {
 	must.StrNotContains(t, string(data), "AWS_")
 }
 
-func TestFind_saysWhatToDo(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
-	t.Setenv("XDG_CACHE_HOME", t.TempDir())
-	t.Setenv(agent.StackEnv, "")
-	_, err := agent.Find("nomad")
-	must.ErrorContains(t, err, "make stack")
+// TestMain is also the program that TestProcess_diesWithItsParent kills.
+func TestMain(m *testing.M) {
+	dir := os.Getenv("AGENT_TEST_PARENT")
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	p, err := agent.Start(context.Background(), agent.Spec{
+		Name: "child", Path: "/bin/sleep", Args: []string{"600"}, Dir: dir, Log: filepath.Join(dir, "log"),
+	})
+	if err != nil {
+		panic(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(p.PID())), 0o600); err != nil {
+		panic(err)
+	}
+	select {}
+}
 
+func TestProcess_diesWithItsParent(t *testing.T) {
 	dir := t.TempDir()
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad"), []byte("#!/bin/sh\n"), 0o755))
-	t.Setenv(agent.StackEnv, dir)
-	path, err := agent.Find("nomad")
-	must.NoError(t, err)
-	must.Eq(t, filepath.Join(dir, "nomad"), path)
+	parent := exec.Command(os.Args[0])
+	parent.Env = append(os.Environ(), "AGENT_TEST_PARENT="+dir)
+	must.NoError(t, parent.Start())
+	child := 0
+	agenttest.Eventually(t, 10*time.Second, func() error {
+		data, err := os.ReadFile(filepath.Join(dir, "pid"))
+		if err == nil {
+			child, err = strconv.Atoi(string(data))
+		}
+		return err
+	})
+	must.NoError(t, syscall.Kill(child, 0))
+	must.NoError(t, parent.Process.Kill())
+	_ = parent.Wait()
+	agenttest.Eventually(t, 10*time.Second, func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", child))
+		if err == nil && !strings.Contains(string(stat), ") Z ") {
+			return errors.New("it runs on")
+		}
+		return nil
+	})
 }

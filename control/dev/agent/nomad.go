@@ -49,10 +49,10 @@ func (c NomadConfig) Address() string { return "http://" + Address(c.HTTP) }
 
 // StartNomad runs a server and a client and waits until they are ready for jobs.
 func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
-	if err := fill(&cfg.HTTP, &cfg.RPC, &cfg.Serf, &cfg.ClientHTTP, &cfg.ClientRPC); err != nil {
+	n, err := NewNomad(cfg)
+	if err != nil {
 		return nil, err
 	}
-	n := &Nomad{Config: cfg}
 	if err := n.StartServer(ctx); err != nil {
 		return nil, err
 	}
@@ -62,10 +62,24 @@ func StartNomad(ctx context.Context, cfg NomadConfig) (*Nomad, error) {
 	return n, nil
 }
 
-// Stop ends the client, then the server, and unmounts what the client has mounted. Tasks of drivers that keep them apart
+// NewNomad returns a cluster of which nothing runs yet: StartServer, then StartClient run it.
+func NewNomad(cfg NomadConfig) (*Nomad, error) {
+	if err := fill(&cfg.HTTP, &cfg.RPC, &cfg.Serf, &cfg.ClientHTTP, &cfg.ClientRPC); err != nil {
+		return nil, err
+	}
+	return &Nomad{Config: cfg}, nil
+}
+
+// Stop ends the client, then the server, as far as they run, and unmounts what the client has mounted. Tasks of drivers that keep them apart
 // from Nomad go on: who wants to end them has to stop their jobs before.
 func (n *Nomad) Stop(ctx context.Context) error {
-	return errors.Join(n.Client.Stop(ctx), n.Server.Stop(ctx), unmountUnder(n.Config.Dir))
+	var errs []error
+	for _, p := range []*Process{n.Client, n.Server} {
+		if p != nil {
+			errs = append(errs, p.Stop(ctx))
+		}
+	}
+	return errors.Join(append(errs, unmountUnder(n.Config.Dir))...)
 }
 
 // StartServer runs the server, which must not run, and waits until it leads and can register clients.

@@ -338,7 +338,8 @@ func TestPlacer_survivesTheServerAndTheClient(t *testing.T) {
 	agenttest.Eventually(t, 10*time.Second, func() error { return c.nothingRuns(p.cfg.Prefix) })
 }
 
-// nothingRuns returns an error while an allocation under the prefix runs.
+// nothingRuns returns an error while an allocation under the prefix runs, or will. One that is purged while it waits for the
+// one that it replaces stays pending on the client for ever.
 func (c *cluster) nothingRuns(prefix string) error {
 	client, err := nomadapi.NewClient(&nomadapi.Config{Address: c.nomad.Config.Address()})
 	if err != nil {
@@ -350,7 +351,9 @@ func (c *cluster) nothingRuns(prefix string) error {
 		return err
 	}
 	for _, a := range allocs {
-		if strings.HasPrefix(a.JobID, prefix+"-") && (a.ClientStatus == "running" || a.ClientStatus == "pending") {
+		if strings.HasPrefix(a.JobID, prefix+"-") &&
+			(a.ClientStatus == nomadapi.AllocClientStatusRunning ||
+				a.ClientStatus == nomadapi.AllocClientStatusPending && a.DesiredStatus == nomadapi.AllocDesiredStatusRun) {
 			return errors.New("allocation " + a.ID + " is " + a.ClientStatus)
 		}
 	}

@@ -200,6 +200,11 @@ func (c Config) withDefaults() Config {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
+	if c.taskConfig == nil {
+		// Nomad forgets an empty config block and then finds that the task has none. The driver looks into the payload
+		// only; were there none, this is no name of a template.
+		c.taskConfig = map[string]any{"template": "(in " + PayloadFile + ")"}
+	}
 	return c
 }
 

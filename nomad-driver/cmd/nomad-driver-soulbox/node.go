@@ -39,6 +39,7 @@ type nodeFile struct {
 	LogJSON       bool         `hcl:"log_json,optional"`
 	Defaults      *limitsBlock `hcl:"defaults,block"`
 	TLS           *tlsBlock    `hcl:"tls,block"`
+	Consul        *consulBlock `hcl:"consul,block"`
 }
 
 // limitsBlock is what a sandbox gets where its request does not say.
@@ -60,7 +61,7 @@ type tlsBlock struct {
 
 // runNode is the subcommand "node". It returns the exit code.
 func runNode(args []string) int {
-	cfg, err := nodeConfig(args)
+	cfg, registry, err := nodeConfig(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -70,19 +71,33 @@ func runNode(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
-	n, err := node.New(cfg)
-	if err == nil {
-		err = n.Run(ctx)
-	}
-	if err != nil {
+	if err := serve(ctx, cfg, registry); err != nil {
 		cfg.Logger.Error("the node ends", "error", err)
 		return 1
 	}
 	return 0
 }
 
-// nodeConfig reads the flags and the file that they name. Flags win.
-func nodeConfig(args []string) (node.Config, error) {
+// serve runs the node, and its registration as long.
+func serve(ctx context.Context, cfg node.Config, registry *consulBlock) error {
+	n, err := node.New(cfg)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	registered, err := announce(ctx, registry, cfg, n)
+	if err != nil {
+		return errors.Join(err, n.Close())
+	}
+	err = n.Run(ctx)
+	cancel()
+	registered()
+	return err
+}
+
+// nodeConfig reads the flags and the file that they name, and where the node is to register itself. Flags win.
+func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs := flag.NewFlagSet("nomad-driver-soulbox node", flag.ContinueOnError)
 	path := fs.String("config", "", "HCL configuration `file`")
 	var f nodeFile
@@ -103,22 +118,23 @@ func nodeConfig(args []string) (node.Config, error) {
 	fs.StringVar(&f.LogLevel, "log-level", "", "trace, debug, info, warn or error (default info)")
 	fs.BoolVar(&f.LogJSON, "log-json", false, "write the log as JSON")
 	if err := fs.Parse(args); err != nil {
-		return node.Config{}, err
+		return node.Config{}, nil, err
 	}
 	if fs.NArg() > 0 {
-		return node.Config{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+		return node.Config{}, nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	if *path != "" {
 		file := nodeFile{}
 		if err := hclsimple.DecodeFile(*path, nil, &file); err != nil {
-			return node.Config{}, err
+			return node.Config{}, nil, err
 		}
 		f = f.over(file)
 	}
 	if tls.CAFile != "" || tls.CertFile != "" || tls.KeyFile != "" {
 		f.TLS = &tls
 	}
-	return f.config()
+	cfg, err := f.config()
+	return cfg, f.Consul, err
 }
 
 // over returns f, with file's values where f has none.

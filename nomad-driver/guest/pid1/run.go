@@ -96,6 +96,9 @@ func Run(c Config) (exitCode int) {
 			return exitFailed
 		}
 		mainID = s.main.id
+	} else if err := s.checkDefaults(c.Boot); err != nil {
+		c.Started(0, err)
+		return exitFailed
 	}
 	trim := time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	sv := newServer(s, func() { trim.Reset(trimAfter) })
@@ -108,6 +111,22 @@ func Run(c Config) (exitCode int) {
 	go func() { code <- s.run(terms, sv, c.Exit) }()
 	s.reap()
 	return <-code
+}
+
+// checkDefaults refuses a default user or working directory that the sandbox does not have, while whoever asked for it can
+// still be told. A main process is checked the same way by being started.
+func (s *supervisor) checkDefaults(b *guest.Boot) error {
+	if b.User == "" && b.Cwd == "" {
+		return nil
+	}
+	u, _, err := s.lookup("")
+	if err != nil || b.Cwd == "" {
+		return err
+	}
+	return s.workers.as(u, func() error {
+		_, err := s.workDir("", u)
+		return err
+	})
 }
 
 // takeFiles readies what PID 1 works with.

@@ -6,18 +6,20 @@ package agenttest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/dev/agent"
+	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
 // Binary returns the path of an executable of the stack.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
-	path, err := agent.Find(name)
-	if err != nil && os.Getenv(agent.StackEnv) == "" {
+	path, err := stack.Find(name)
+	if errors.Is(err, stack.ErrMissing) && os.Getenv(stack.Env) == "" {
 		t.Skip(err)
 	}
 	if err != nil {

@@ -1,0 +1,155 @@
+package auth_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func start(t testing.TB) (*state.Server, *auth.Service) {
+	t.Helper()
+	s, err := state.Open(state.Config{})
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = s.Close() })
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	must.NoError(t, s.WaitLeader(ctx))
+	return s, auth.New(s, nil)
+}
+
+func TestVerify_bothSpellingsAreOneKey(t *testing.T) {
+	_, a := start(t)
+	secret, key, err := a.Create(t.Context(), "acme", "ci", "")
+	must.NoError(t, err)
+	must.RegexMatch(t, regexp.MustCompile(`^sb_[0-9a-f]{16}_[0-9a-f]{64}$`), secret.Key())
+	must.RegexMatch(t, regexp.MustCompile(`^e2b_[0-9a-f]{80}$`), secret.E2BKey())
+	want := auth.Identity{KeyID: key.ID, Tenant: "acme", Name: "ci"}
+	for _, spelling := range []string{secret.Key(), secret.E2BKey()} {
+		got, err := a.Verify(spelling)
+		must.NoError(t, err)
+		must.Eq(t, want, got)
+	}
+}
+
+func TestVerify_refuses(t *testing.T) {
+	_, a := start(t)
+	secret, _, err := a.Create(t.Context(), "acme", "ci", "")
+	must.NoError(t, err)
+	other, _, err := a.Create(t.Context(), "acme", "other", "")
+	must.NoError(t, err)
+	own, e2b := secret.Key(), secret.E2BKey()
+	for name, key := range map[string]string{
+		"empty":                    "",
+		"no prefix":                strings.TrimPrefix(own, "sb_"),
+		"wrong prefix":             "e2b_" + strings.TrimPrefix(own, "sb_"),
+		"upper case":               strings.ToUpper(own),
+		"upper case digits":        "e2b_" + strings.ToUpper(strings.TrimPrefix(e2b, "e2b_")),
+		"short":                    own[:len(own)-1],
+		"long":                     own + "0",
+		"space":                    own + " ",
+		"not hex":                  own[:len(own)-1] + "g",
+		"wrong secret":             own[:len(own)-1] + flip(own[len(own)-1]),
+		"secret of another key":    own[:20] + other.Key()[20:],
+		"unknown id":               "sb_0000000000000000" + own[19:],
+		"underscore in the middle": "e2b_" + strings.TrimPrefix(own, "sb_")[:80],
+		"NUL":                      own[:10] + "\x00" + own[11:],
+		"huge":                     strings.Repeat("e", 1<<20),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := a.Verify(key)
+			must.Error(t, err)
+			must.Eq(t, 401, api.StatusOf(err))
+			must.StrNotContains(t, err.Error(), own[20:])
+		})
+	}
+}
+
+func TestRevoke_countsAtOnceAndOnlyForItsTenant(t *testing.T) {
+	_, a := start(t)
+	secret, key, err := a.Create(t.Context(), "acme", "ci", "")
+	must.NoError(t, err)
+	must.Eq(t, 404, api.StatusOf(a.Revoke(t.Context(), "other", key.ID)))
+	_, err = a.Verify(secret.Key())
+	must.NoError(t, err)
+	must.NoError(t, a.Revoke(t.Context(), "acme", key.ID))
+	_, err = a.Verify(secret.Key())
+	must.Eq(t, 401, api.StatusOf(err))
+	must.Eq(t, 404, api.StatusOf(a.Revoke(t.Context(), "acme", key.ID)))
+}
+
+func TestSecret_isNowhereButInItsSpellings(t *testing.T) {
+	s, a := start(t)
+	secret, key, err := a.Create(t.Context(), "acme", "ci", "")
+	must.NoError(t, err)
+	digits := secret.E2BKey()[20:]
+	for _, text := range []string{fmt.Sprint(secret), fmt.Sprintf("%+v", secret), fmt.Sprintf("%#v", secret), fmt.Sprintf("%x", key.Hash)} {
+		must.StrNotContains(t, text, digits)
+	}
+	keys, err := s.Keys("acme")
+	must.NoError(t, err)
+	must.Len(t, 1, keys)
+	must.StrNotContains(t, fmt.Sprintf("%x %v", keys[0].Hash, keys[0]), digits)
+}
+
+func TestCreate_refusesLongNames(t *testing.T) {
+	_, a := start(t)
+	_, _, err := a.Create(t.Context(), "acme", strings.Repeat("x", 1000), "")
+	must.Eq(t, 400, api.StatusOf(err))
+}
+
+func TestBootstrap_onceInTheLifeOfACluster(t *testing.T) {
+	_, a := start(t)
+	path := filepath.Join(t.TempDir(), "key")
+	secret, made, err := a.Bootstrap(t.Context(), path)
+	must.NoError(t, err)
+	must.True(t, made)
+	info, err := os.Stat(path)
+	must.NoError(t, err)
+	must.Eq(t, os.FileMode(0o600), info.Mode())
+	b, err := os.ReadFile(path)
+	must.NoError(t, err)
+	who, err := a.Verify(strings.TrimSpace(string(b)))
+	must.NoError(t, err)
+	must.Eq(t, auth.Identity{KeyID: secret.ID(), Tenant: state.DefaultTenant, Name: auth.BootstrapName}, who)
+
+	must.NoError(t, a.Revoke(t.Context(), who.Tenant, who.KeyID))
+	_, made, err = a.Bootstrap(t.Context(), path)
+	must.NoError(t, err)
+	must.False(t, made, must.Sprint("a revoked bootstrap key does not come again"))
+	after, err := os.ReadFile(path)
+	must.NoError(t, err)
+	must.Eq(t, b, after)
+}
+
+func flip(c byte) string {
+	if c == '0' {
+		return "1"
+	}
+	return "0"
+}
+
+func BenchmarkVerify(b *testing.B) {
+	_, a := start(b)
+	secret, _, err := a.Create(context.Background(), "acme", "ci", "")
+	must.NoError(b, err)
+	key := secret.E2BKey()
+	for b.Loop() {
+		if _, err := a.Verify(key); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,278 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/gohcl"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+
+	"github.com/soulbox-dev/soulbox/control/keys"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node"
+)
+
+// Defaults of a File.
+const (
+	DefaultListen  = "127.0.0.1:7300"
+	DefaultDataDir = "/var/lib/soulbox/server"
+)
+
+// File is the configuration file of a server, in HCL. Every attribute is optional unless it says otherwise.
+type File struct {
+	Listen   string `hcl:"listen,optional"`    // host:port of the API
+	DataDir  string `hcl:"data_dir,optional"`  // state and first key
+	LogLevel string `hcl:"log_level,optional"` // trace, debug, info, warn, error
+	LogJSON  bool   `hcl:"log_json,optional"`
+
+	MaxLifetime    string `hcl:"max_lifetime,optional"`    // of a sandbox, such as "24h"
+	DefaultTimeout string `hcl:"default_timeout,optional"` // of a sandbox
+	Retention      string `hcl:"retention,optional"`       // of what is known of ended sandboxes
+
+	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
+	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
+	Nodes  []NodeBlock  `hcl:"node,block"`  // nodes by address; not with consul
+	Nomad  *NomadBlock  `hcl:"nomad,block"` // places sandboxes; without it the one node is called directly
+	Consul *ConsulBlock `hcl:"consul,block"`
+	Vault  *VaultBlock  `hcl:"vault,block"`
+	Client *ClientBlock `hcl:"node_tls,block"` // to nodes over TCP; not with vault
+}
+
+// TLSBlock names the files of the API's certificate.
+type TLSBlock struct {
+	CertFile string `hcl:"cert_file"`
+	KeyFile  string `hcl:"key_file"`
+}
+
+// ClientBlock names the files of the certificate with which nodes are reached over TCP.
+type ClientBlock struct {
+	CAFile   string `hcl:"ca_file"`
+	CertFile string `hcl:"cert_file"`
+	KeyFile  string `hcl:"key_file"`
+}
+
+// RaftBlock describes the cluster of servers.
+type RaftBlock struct {
+	Listen    string      `hcl:"listen"` // host:port for the other servers
+	Advertise string      `hcl:"advertise,optional"`
+	ServerID  string      `hcl:"server_id"`
+	Peers     []PeerBlock `hcl:"peer,block"` // all servers of a new cluster, this one included
+}
+
+// PeerBlock is a server of the cluster.
+type PeerBlock struct {
+	ID      string `hcl:"id,label"`
+	Address string `hcl:"address"`
+}
+
+// NodeBlock is a node that is known by its address.
+type NodeBlock struct {
+	Name    string `hcl:"name,label"`
+	Socket  string `hcl:"socket,optional"`  // of a node on this machine
+	Address string `hcl:"address,optional"` // host:port of one elsewhere
+}
+
+// NomadBlock says where Nomad is and how sandboxes are placed.
+type NomadBlock struct {
+	Address     string   `hcl:"address,optional"`
+	TokenFile   string   `hcl:"token_file,optional"` // else the environment variable NOMAD_TOKEN
+	Region      string   `hcl:"region,optional"`
+	Namespace   string   `hcl:"namespace,optional"`
+	NodePool    string   `hcl:"node_pool,optional"`
+	Datacenters []string `hcl:"datacenters,optional"`
+	JobPrefix   string   `hcl:"job_prefix,optional"`
+	Priority    int      `hcl:"priority,optional"`
+	MHzPerCore  int      `hcl:"mhz_per_core,optional"`
+	CAFile      string   `hcl:"ca_file,optional"`
+	CertFile    string   `hcl:"cert_file,optional"`
+	KeyFile     string   `hcl:"key_file,optional"`
+}
+
+// ConsulBlock says where Consul is.
+type ConsulBlock struct {
+	Address    string `hcl:"address,optional"`
+	TokenFile  string `hcl:"token_file,optional"` // else the environment variable CONSUL_HTTP_TOKEN
+	Datacenter string `hcl:"datacenter,optional"`
+	Service    string `hcl:"service,optional"`
+}
+
+// VaultBlock says where Vault is, which issues the certificates between servers and nodes.
+type VaultBlock struct {
+	Address   string `hcl:"address,optional"`
+	TokenFile string `hcl:"token_file,optional"` // else the environment variable VAULT_TOKEN
+	Namespace string `hcl:"namespace,optional"`
+	Mount     string `hcl:"mount,optional"`   // of the PKI secrets engine
+	CAFile    string `hcl:"ca_file,optional"` // of Vault's own API
+}
+
+const maxFile = 1 << 20 // bytes of a configuration file
+
+// ReadFile reads the configuration file at path and checks it.
+func ReadFile(path string) (File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return File{}, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close()
+	src, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return File{}, fmt.Errorf("configuration: %w", err)
+	}
+	return Parse(src, path)
+}
+
+// Parse reads a configuration file's content. name is for errors.
+func Parse(src []byte, name string) (File, error) {
+	if len(src) > maxFile {
+		return File{}, fmt.Errorf("configuration: %s is larger than %d bytes", name, maxFile)
+	}
+	var f File
+	parsed, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
+	if !diags.HasErrors() {
+		diags = gohcl.DecodeBody(parsed.Body, nil, &f)
+	}
+	if diags.HasErrors() {
+		return File{}, fmt.Errorf("configuration: %w", diags)
+	}
+	return f, nil
+}
+
+// WithDefaults returns f with what is missing filled in.
+func (f File) WithDefaults() File {
+	set(&f.Listen, DefaultListen)
+	set(&f.DataDir, DefaultDataDir)
+	set(&f.LogLevel, "info")
+	if f.Consul == nil && len(f.Nodes) == 0 {
+		f.Nodes = []NodeBlock{{Name: "local", Socket: filepath.Join(node.DefaultRunDir, "node.sock")}}
+	}
+	return f
+}
+
+func set(p *string, v string) {
+	if *p == "" {
+		*p = v
+	}
+}
+
+// Check returns an error for each field that is wrong, by its name.
+func (f File) Check() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("configuration: %s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	hostPort := func(field, v string) {
+		if _, port, err := net.SplitHostPort(v); err != nil || port == "" {
+			bad(field, "%.80q is not host:port", v)
+		}
+	}
+	abs := func(field, v string) {
+		if !filepath.IsAbs(v) {
+			bad(field, "%.200q is not an absolute path", v)
+		}
+	}
+	hostPort("listen", f.Listen)
+	abs("data_dir", f.DataDir)
+	if hclog.LevelFromString(f.LogLevel) == hclog.NoLevel {
+		bad("log_level", "%.40q is none of trace, debug, info, warn, error", f.LogLevel)
+	}
+	for _, d := range f.durations(nil) {
+		if d.text == "" {
+			continue
+		}
+		if v, err := time.ParseDuration(d.text); err != nil || v <= 0 {
+			bad(d.name, "%.40q is not a duration greater than zero, such as \"24h\"", d.text)
+		}
+	}
+	f.checkNodes(bad, hostPort, abs)
+	if r := f.Raft; r != nil {
+		hostPort("raft.listen", r.Listen)
+		if r.Advertise != "" {
+			hostPort("raft.advertise", r.Advertise)
+		}
+		if err := keys.Server(r.ServerID).Check(); err != nil {
+			bad("raft.server_id", "%v", err)
+		}
+		if f.Vault == nil && f.Client == nil && !loopback(r.Listen) {
+			bad("raft.listen", "beyond this machine it needs a block vault or node_tls")
+		}
+		own := false
+		for _, p := range r.Peers {
+			hostPort(fmt.Sprintf("raft.peer.%s.address", p.ID), p.Address)
+			own = own || p.ID == r.ServerID
+		}
+		if len(r.Peers) > 0 && !own {
+			bad("raft.peer", "none of them is this server, %.80q", r.ServerID)
+		}
+	}
+	if n := f.Nomad; n != nil {
+		if n.Priority < 0 || n.Priority > 100 {
+			bad("nomad.priority", "%d is not between 1 and 100", n.Priority)
+		}
+		if n.MHzPerCore < 0 {
+			bad("nomad.mhz_per_core", "%d is negative", n.MHzPerCore)
+		}
+		if (n.CertFile == "") != (n.KeyFile == "") {
+			bad("nomad.cert_file", "goes together with key_file")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// loopback reports whether an address can be reached from this machine only.
+func loopback(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+func (f File) checkNodes(bad func(field, format string, args ...any), hostPort, abs func(field, v string)) {
+	if f.Consul != nil && len(f.Nodes) > 0 {
+		bad("node", "nodes come from consul: there must be no block node")
+	}
+	if f.Consul == nil && f.Nomad == nil && len(f.Nodes) > 1 {
+		bad("node", "without nomad there is one node, not %d", len(f.Nodes))
+	}
+	if f.Consul != nil && f.Nomad == nil {
+		bad("consul", "needs a block nomad, which places sandboxes on the nodes that consul knows")
+	}
+	if f.Vault != nil && f.Client != nil {
+		bad("node_tls", "the certificates come from vault: there must be no block node_tls")
+	}
+	for _, n := range f.Nodes {
+		field := "node." + n.Name
+		switch {
+		case (n.Socket == "") == (n.Address == ""):
+			bad(field, "needs either socket or address")
+		case n.Socket != "":
+			abs(field+".socket", n.Socket)
+		default:
+			hostPort(field+".address", n.Address)
+			if f.Vault == nil && f.Client == nil {
+				bad(field+".address", "a node over TCP needs a block vault or node_tls")
+			}
+		}
+	}
+}
+
+// duration is a field of File with a time in it, and where its value goes.
+type duration struct {
+	name, text string
+	to         *time.Duration
+}
+
+func (f File) durations(c *Config) []duration {
+	if c == nil {
+		c = &Config{}
+	}
+	return []duration{
+		{"max_lifetime", f.MaxLifetime, &c.MaxLifetime},
+		{"default_timeout", f.DefaultTimeout, &c.DefaultTimeout},
+		{"retention", f.Retention, &c.Retention},
+	}
+}

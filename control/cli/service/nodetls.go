@@ -1,0 +1,133 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/keys"
+	"github.com/soulbox-dev/soulbox/control/keys/vault"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+// internalTLS sets up the mutual TLS with the nodes and between the servers: with certificates from Vault, or from files that
+// somebody renews.
+func (f File) internalTLS(ctx context.Context, env func(string) string, cfg *Config) error {
+	var current func() *keys.Certificate
+	switch {
+	case f.Vault != nil:
+		keeper, err := f.keeper(ctx, env, cfg)
+		if err != nil {
+			return fmt.Errorf("vault: %w", err)
+		}
+		cfg.Background = append(cfg.Background, keeper.Run)
+		current = keeper.Certificate
+	case f.Client != nil:
+		files := &certificateFiles{ca: f.Client.CAFile, cert: f.Client.CertFile, key: f.Client.KeyFile}
+		if err := files.load(); err != nil {
+			return fmt.Errorf("node_tls: %w", err)
+		}
+		current = files.get
+	default:
+		return nil
+	}
+	cfg.NodeTLS = func(n health.Node) (*tls.Config, error) { return client(current, keys.Node(n.ID)), nil }
+	if f.Raft != nil {
+		peer := keys.Identity{Role: keys.RoleServer}
+		cfg.RaftTLS = &state.TLS{
+			Server: func() (*tls.Config, error) { return current().ServerTLS(peer), nil },
+			Client: func() (*tls.Config, error) { return client(current, peer), nil },
+		}
+	}
+	return nil
+}
+
+// keeper gets the first certificate from Vault.
+func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) (*keys.Keeper, error) {
+	v := f.Vault
+	issuer, err := vault.New(vault.Config{
+		Address: v.Address, Namespace: v.Namespace, Mount: v.Mount, Token: env("VAULT_TOKEN"), TokenFile: v.TokenFile, CACert: v.CAFile,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Closers = append(cfg.Closers, func() error { issuer.Close(); return nil })
+	name := "server"
+	if f.Raft != nil {
+		name = f.Raft.ServerID
+	}
+	return keys.Keep(ctx, issuer, keys.Request{Identity: keys.Server(name)}, "", cfg.Logger.Named("keys"))
+}
+
+// client returns the settings of a client that shows the certificate of the moment: the settings outlive the first one.
+func client(current func() *keys.Certificate, peer keys.Identity) *tls.Config {
+	cfg := current().ClientTLS(peer)
+	cfg.Certificates = nil
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		return &current().ClientTLS(peer).Certificates[0], nil
+	}
+	return cfg
+}
+
+// certificateFiles is a certificate in files.
+type certificateFiles struct {
+	ca, cert, key string
+
+	mu     sync.Mutex
+	loaded *keys.Certificate
+}
+
+// get returns the certificate as the files have it now. While they do not fit each other, the last one that was good stays.
+func (c *certificateFiles) get() *keys.Certificate {
+	_ = c.load()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.loaded
+}
+
+func (c *certificateFiles) load() error {
+	var data [3][]byte
+	for i, path := range []string{c.cert, c.key, c.ca} {
+		var err error
+		if data[i], err = os.ReadFile(path); err != nil {
+			return err
+		}
+	}
+	id, err := named(data[0])
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.cert, err)
+	}
+	loaded, err := keys.Assemble(id, data[0], data[1], data[2])
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.loaded = loaded
+	return nil
+}
+
+// named returns whom a certificate says that it is of. keys.Assemble checks it.
+func named(chain []byte) (keys.Identity, error) {
+	block, _ := pem.Decode(chain)
+	if block == nil {
+		return keys.Identity{}, errors.New("holds no certificate in PEM form")
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return keys.Identity{}, err
+	}
+	for _, u := range cert.URIs {
+		if u.Scheme == "soulbox" {
+			return keys.Identity{Role: keys.Role(u.Host), Name: strings.TrimPrefix(u.Path, "/")}, nil
+		}
+	}
+	return keys.Identity{}, errors.New("the certificate names no soulbox://server/<name>")
+}

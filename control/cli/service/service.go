@@ -1,0 +1,137 @@
+// Package service runs one server of the control service in this process: the parts of package core, the HTTP server in
+// front of them, and what they need of the outside, as a configuration file or a caller says.
+//
+// It owns the wiring and the order of start and end. It decides nothing about sandboxes.
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/core"
+	"github.com/soulbox-dev/soulbox/control/server"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Config of a Service: the parts' own, with what only the HTTP side needs.
+type Config struct {
+	core.Config
+
+	Listen string      // host:port of the API
+	TLS    *tls.Config // of the API; nil: plain HTTP
+
+	// Closers are called when the service has ended, last to first. Open takes them over, also where it fails.
+	Closers []func() error
+	// Background runs beside the service until it ends, such as the renewal of certificates.
+	Background []func(ctx context.Context)
+}
+
+// Service is a control server that listens. Its Run serves.
+type Service struct {
+	Core *core.Core
+
+	cfg      Config
+	http     *server.Server
+	listener net.Listener
+	log      hclog.Logger
+}
+
+// Open starts the parts and listens. The caller calls Run, or Close.
+func Open(ctx context.Context, cfg Config) (s *Service, err error) {
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.CheckNode == nil {
+		cfg.CheckNode = checkNode
+	}
+	s = &Service{cfg: cfg, log: cfg.Logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+			s = nil
+		}
+	}()
+	// The address first: where it is taken, everything else would be in vain.
+	var lc net.ListenConfig
+	if s.listener, err = lc.Listen(ctx, "tcp", cfg.Listen); err != nil {
+		return s, fmt.Errorf("listen: %w", err)
+	}
+	if cfg.TLS != nil {
+		s.listener = tls.NewListener(s.listener, cfg.TLS)
+	}
+	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
+		return s, err
+	}
+	s.http, err = server.New(server.Config{
+		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Fleet: s.Core.Fleet,
+		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
+	})
+	return s, err
+}
+
+// ready returns why the service cannot serve: without a leader nothing can be changed. That no node is connected is no
+// reason: what is known can still be read, and clients see the nodes.
+func (s *Service) ready() error {
+	if id, _ := s.Core.State.Leader(); id == "" {
+		return errors.New("no control server leads at the moment")
+	}
+	return nil
+}
+
+// checkNode refuses nodes that this version does not work with.
+func checkNode(n nodeapi.Node) error {
+	if n.APIVersion != nodeapi.Version {
+		return fmt.Errorf("node %s speaks version %d of the node API, this server %d", n.Name, n.APIVersion, nodeapi.Version)
+	}
+	return version.Compatible("node "+n.Name, n.Version, version.MinNode)
+}
+
+// Address returns the URL of the API.
+func (s *Service) Address() string {
+	scheme := "http://"
+	if s.cfg.TLS != nil {
+		scheme = "https://"
+	}
+	return scheme + s.listener.Addr().String()
+}
+
+// Run serves until ctx ends and closes the service.
+func (s *Service) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, f := range s.cfg.Background {
+		wg.Go(func() { f(ctx) })
+	}
+	err := s.http.Run(ctx, s.listener)
+	cancel()
+	wg.Wait()
+	return errors.Join(err, s.Close())
+}
+
+// Close ends a service that does not run.
+func (s *Service) Close() error {
+	var errs []error
+	if s.listener != nil {
+		if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+		s.listener = nil
+	}
+	if s.Core != nil {
+		errs = append(errs, s.Core.Close())
+		s.Core = nil
+	}
+	for i := len(s.cfg.Closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.cfg.Closers[i]())
+	}
+	s.cfg.Closers = nil
+	return errors.Join(errs...)
+}

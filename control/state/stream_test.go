@@ -1,0 +1,119 @@
+package state
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/shoenig/test/must"
+)
+
+const raftName = "server.soulbox"
+
+// authority is a CA for one test.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	must.NoError(t, err)
+	cert, err := x509.ParseCertificate(der)
+	must.NoError(t, err)
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &authority{cert: cert, key: key, pool: pool}
+}
+
+func (a *authority) issue(t *testing.T, name string) tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
+	must.NoError(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func (a *authority) tls(cert tls.Certificate) *TLS {
+	return &TLS{
+		Server: func() (*tls.Config, error) {
+			return &tls.Config{
+				MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
+				ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: a.pool,
+				VerifyConnection: func(s tls.ConnectionState) error { return s.PeerCertificates[0].VerifyHostname(raftName) },
+			}, nil
+		},
+		Client: func() (*tls.Config, error) {
+			return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, RootCAs: a.pool, ServerName: raftName}, nil
+		},
+	}
+}
+
+func TestThreeServers_overMutualTLS(t *testing.T) {
+	ca := newAuthority(t)
+	var peers []Peer
+	var layers []net.Listener
+	for _, id := range []string{"a", "b", "c"} { // free ports, known before the servers start
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		layers = append(layers, l)
+		peers = append(peers, Peer{ID: id, Addr: l.Addr().String()})
+	}
+	var servers []*Server
+	for i, p := range peers {
+		must.NoError(t, layers[i].Close())
+		s, err := Open(Config{Dir: t.TempDir(), ServerID: p.ID, Bind: p.Addr, Peers: peers, TLS: ca.tls(ca.issue(t, raftName)), fast: true})
+		must.NoError(t, err)
+		servers = append(servers, s)
+	}
+	defer func() {
+		for _, s := range servers {
+			must.NoError(t, s.Close())
+		}
+	}()
+	(&three{servers: servers}).write(t, &SandboxCreate{Sandbox: starting(1)}, servers)
+	until(t, "all have it", func() bool {
+		for _, s := range servers {
+			if _, err := s.Sandbox(id(1)); err != nil {
+				return false
+			}
+		}
+		return true
+	})
+
+	for name, cert := range map[string]tls.Certificate{
+		"a client's certificate of the same CA": ca.issue(t, "client.soulbox"),
+		"a stranger's certificate":              newAuthority(t).issue(t, raftName),
+	} {
+		layer := &streamLayer{tls: ca.tls(cert)}
+		c, err := layer.Dial(raft.ServerAddress(peers[0].Addr), 5*time.Second)
+		if err == nil { // in TLS 1.3 the refusal comes with the first read
+			must.NoError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
+			_, err = c.Read(make([]byte, 1))
+			_ = c.Close()
+		}
+		must.Error(t, err, must.Sprint(name))
+		must.False(t, errors.Is(err, os.ErrDeadlineExceeded), must.Sprint(name, "is refused, not ignored"))
+	}
+}

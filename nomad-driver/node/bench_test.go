@@ -1,0 +1,254 @@
+package node
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Each benchmark measures a floor in the same run, with the same rhythm, and reports p50, p99 and the ratio of the medians.
+
+// quantile returns the q-quantile of sorted durations in microseconds.
+func quantile(d []time.Duration, q float64) float64 {
+	if len(d) == 0 {
+		return 0
+	}
+	slices.Sort(d)
+	return float64(d[min(len(d)-1, int(float64(len(d))*q))].Nanoseconds()) / 1000
+}
+
+func report(b *testing.B, d, floor []time.Duration) {
+	b.Helper()
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(d, .5), "p50-µs")
+	b.ReportMetric(quantile(d, .99), "p99-µs")
+	b.ReportMetric(quantile(floor, .5), "floor-p50-µs")
+	b.ReportMetric(quantile(d, .5)/quantile(floor, .5), "x-floor")
+}
+
+// floorNamespaces starts /bin/true in the namespaces that a sandbox has, and waits for it: what the kernel takes for the
+// clone, the exec and the end, without any set-up.
+func floorNamespaces(b *testing.B) time.Duration {
+	b.Helper()
+	start := time.Now()
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = sandboxClone()
+	must.NoError(b, cmd.Run())
+	return time.Since(start)
+}
+
+// BenchmarkCreate is POST /v1/sandboxes to the answer, and Destroy the DELETE of each after it; the steps go to the log.
+func BenchmarkCreate(b *testing.B) {
+	d := startDaemon(b)
+	var create, destroy, floor []time.Duration
+	steps := map[string][]time.Duration{}
+	var names []string
+	for b.Loop() {
+		floor = append(floor, floorNamespaces(b))
+		req := createRequest()
+		start := time.Now()
+		sb, err := d.client.Create(b.Context(), req)
+		create = append(create, time.Since(start))
+		must.NoError(b, err)
+		for _, s := range sb.Steps {
+			if steps[s.Name] == nil {
+				names = append(names, s.Name)
+			}
+			steps[s.Name] = append(steps[s.Name], time.Duration(s.Nanos))
+		}
+		start = time.Now()
+		must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+		destroy = append(destroy, time.Since(start))
+	}
+	report(b, create, floor)
+	b.ReportMetric(quantile(destroy, .5), "destroy-p50-µs")
+	b.ReportMetric(quantile(destroy, .99), "destroy-p99-µs")
+	var text strings.Builder
+	for _, n := range names {
+		fmt.Fprintf(&text, "%s %.0f (%.0f), ", n, quantile(steps[n], .5), quantile(steps[n], .99))
+	}
+	b.Logf("steps, p50 (p99) in µs: %s", text.String()) // one line: the testing package cuts long logs
+}
+
+// BenchmarkExec is an exec of /bin/true over the node's socket, from the call to its exit code. The floor is the same
+// program started on the host.
+func BenchmarkExec(b *testing.B) {
+	d := startDaemon(b)
+	sb := d.create()
+	var run, floor []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		must.NoError(b, exec.Command("/bin/true").Run())
+		floor = append(floor, time.Since(start))
+		start = time.Now()
+		exit, err := d.client.Run(b.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/true"}}}, nil, nil, nil)
+		run = append(run, time.Since(start))
+		must.NoError(b, err)
+		must.Eq(b, 0, exit.Code)
+	}
+	report(b, run, floor)
+}
+
+// BenchmarkHundred makes 100 sandboxes at once and reports how many a second on each core. The floor makes the same
+// namespaces, also 100 at once.
+func BenchmarkHundred(b *testing.B) {
+	d := startDaemon(b)
+	const count = 100
+	var rates, floors []float64
+	for b.Loop() {
+		rates = append(rates, perCore(count, func(int) {
+			_, err := d.client.Create(b.Context(), createRequest())
+			must.NoError(b, err)
+		}))
+		list, err := d.client.List(b.Context())
+		must.NoError(b, err)
+		perCore(len(list), func(i int) { must.NoError(b, d.client.Delete(b.Context(), list[i].ID)) })
+		floors = append(floors, perCore(count, func(int) { floorNamespaces(b) }))
+	}
+	slices.Sort(rates)
+	slices.Sort(floors)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(rates[len(rates)/2], "creates/s/core")
+	b.ReportMetric(floors[len(floors)/2], "floor/s/core")
+	b.ReportMetric(floors[len(floors)/2]/rates[len(rates)/2], "x-floor")
+}
+
+// perCore calls do n times, on 16 goroutines, and returns how many calls a second a core has done.
+func perCore(n int, do func(i int)) float64 {
+	var wg sync.WaitGroup
+	next := make(chan int)
+	start := time.Now()
+	for range 16 {
+		wg.Go(func() {
+			for i := range next {
+				do(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	return float64(n) / time.Since(start).Seconds() / float64(goruntime.NumCPU())
+}
+
+// BenchmarkIdleMemory reports what 50 idle sandboxes cost each: private memory of PID 1, and what the daemon grew by.
+func BenchmarkIdleMemory(b *testing.B) {
+	d := startDaemon(b)
+	const count = 50
+	for b.Loop() {
+		before := private(b, d.cmd.Process.Pid)
+		var pids []int
+		for range count {
+			pids = append(pids, d.create().PID)
+		}
+		time.Sleep(500 * time.Millisecond) // idle is what is measured
+		total := 0
+		for _, pid := range pids {
+			total += private(b, pid)
+		}
+		b.ReportMetric(float64(total)/count, "init-private-KiB")
+		b.ReportMetric(float64(private(b, d.cmd.Process.Pid)-before)/count, "daemon-growth-KiB")
+		list, err := d.client.List(b.Context())
+		must.NoError(b, err)
+		for _, sb := range list {
+			must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// private returns the private memory of a process in KiB.
+func private(b *testing.B, pid int) int {
+	b.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	must.NoError(b, err)
+	defer f.Close()
+	sum := 0
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if fields := strings.Fields(sc.Text()); len(fields) == 3 && strings.HasPrefix(fields[0], "Private_") {
+			n, err := strconv.Atoi(fields[1])
+			must.NoError(b, err)
+			sum += n
+		}
+	}
+	return sum
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+const transfer = 64 << 20
+
+// BenchmarkFiles uploads and downloads 64 MiB and compares with a copy of as many bytes over a plain unix-socket HTTP
+// server.
+func BenchmarkFiles(b *testing.B) {
+	d := startDaemon(b)
+	sb := d.create()
+	floorURL, floorClient := floorServer(b)
+	var up, down, floor []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		_, err := d.client.WriteFile(b.Context(), sb.ID, "/home/user/big", io.LimitReader(zeros{}, transfer), nodeapi.FileOptions{})
+		must.NoError(b, err)
+		up = append(up, time.Since(start))
+		start = time.Now()
+		body, _, err := d.client.ReadFile(b.Context(), sb.ID, "/home/user/big", nodeapi.FileOptions{})
+		must.NoError(b, err)
+		n, err := io.Copy(io.Discard, body)
+		must.NoError(b, err)
+		must.Eq(b, transfer, n)
+		must.NoError(b, body.Close())
+		down = append(down, time.Since(start))
+		start = time.Now()
+		resp, err := floorClient.Get(floorURL)
+		must.NoError(b, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		must.NoError(b, err)
+		must.NoError(b, resp.Body.Close())
+		floor = append(floor, time.Since(start))
+	}
+	b.ReportMetric(0, "ns/op")
+	rate := func(d []time.Duration) float64 { return transfer / quantile(d, .5) } // bytes a µs: MB/s
+	b.ReportMetric(rate(up), "up-MB/s")
+	b.ReportMetric(rate(down), "down-MB/s")
+	b.ReportMetric(rate(floor), "floor-MB/s")
+	b.ReportMetric(100*rate(up)/rate(floor), "up-%")
+	b.ReportMetric(100*rate(down)/rate(floor), "down-%")
+}
+
+func floorServer(b *testing.B) (string, *http.Client) {
+	b.Helper()
+	path := filepath.Join(shortDir(b), "s")
+	l, err := net.Listen("unix", path)
+	must.NoError(b, err)
+	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.CopyBuffer(w, io.LimitReader(zeros{}, transfer), make([]byte, 64<<10))
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = srv.Serve(l) }()
+	b.Cleanup(func() { _ = srv.Close(); <-done })
+	return "http://floor/", &http.Client{Transport: &http.Transport{
+		ReadBufferSize: 64 << 10, DisableCompression: true,
+		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) },
+	}}
+}
