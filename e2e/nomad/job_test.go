@@ -231,6 +231,15 @@ func (a *agent) sandboxes(t *testing.T) []nodeapi.Sandbox {
 	return all
 }
 
+// none says which sandboxes the node still has records of.
+func (a *agent) none(t *testing.T) error {
+	t.Helper()
+	if left := a.sandboxes(t); len(left) != 0 {
+		return fmt.Errorf("sandboxes: %+v", left)
+	}
+	return nil
+}
+
 func exitCode(t *testing.T, err error) int {
 	t.Helper()
 	if err == nil {
