@@ -34,6 +34,7 @@ type development struct {
 	cluster  bool
 
 	freePorts bool
+	release   func() // lets the next signal end this program at once
 
 	client *api.Client
 }
@@ -64,10 +65,11 @@ half a minute; after that a start takes less than a second. It needs root.
 			o.String(&d.logLevel, "log-level", "<level>", "trace, debug, info, warn or error. Default = warn.",
 				complete.PredictSet("trace", "debug", "info", "warn", "error"))
 		},
-		run: func(ctx context.Context, _ *connection, args []string) error {
+		run: func(ctx context.Context, conn *connection, args []string) error {
 			if len(args) > 0 {
 				return usagef("the command takes no arguments: %.60q", args[0])
 			}
+			d.release = conn.release
 			if d.cluster && d.keep {
 				return usagef("-keep and -cluster do not go together: the sandboxes end with the cluster")
 			}
@@ -109,6 +111,7 @@ func (d *development) run(ctx context.Context) error {
 		}
 	})
 	err = d.serve(ctx, s, start)
+	d.release()
 	cancel()
 	wg.Wait()
 	if err != nil && errors.Is(err, context.Canceled) {
@@ -178,7 +181,11 @@ func (d *development) explain(s *devserver.Server, local bool) {
 	}
 	fmt.Fprintf(w, "    export %s=%s\n    export %s=%s\n", settings.EnvAddress, s.Address, settings.EnvAPIKey, s.APIKey)
 	fmt.Fprintf(w, "\nTry it:\n\n    %s sandbox create -template=base\n    %s exec -it <id> bash\n", Name, Name)
-	fmt.Fprintf(w, "\nCtrl-C ends the server and its sandboxes.\n")
+	end := "the server and its sandboxes"
+	if d.keep {
+		end = "the server; the sandboxes go on"
+	}
+	fmt.Fprintf(w, "\nCtrl-C ends %s.\n", end)
 }
 
 // announce leaves address and key where other shells of this user look. It reports whether they do.

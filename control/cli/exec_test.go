@@ -14,9 +14,11 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 func regexpOf(s string) *regexp.Regexp { return regexp.MustCompile(s) }
@@ -33,7 +35,7 @@ func TestMain(m *testing.M) {
 		env.DevFile = ""
 		os.Exit(Run(env, os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	sandboxtest.Main(m)
 }
 
 func (f *fake) program(t *testing.T, args ...string) *exec.Cmd {
@@ -116,6 +118,36 @@ func TestExec_onARealTerminal(t *testing.T) {
 	must.Eq(t, frame.Size{Cols: 90, Rows: 30}, *req.Size)
 	must.Eq(t, []string{"TERM=vt100"}, req.Env)
 	must.SliceEmpty(t, f.signals)
+}
+
+func TestExec_stoppedAndContinuedFromOutside(t *testing.T) {
+	f := newFake(t)
+	cmd := f.program(t, "exec", "-it", string(boxOne), "shell")
+	tty, err := pty.Start(cmd)
+	must.NoError(t, err)
+	defer tty.Close()
+	out := collectOutput(tty)
+	out.wait(t, "$ ")
+	raw := func() bool {
+		m, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		must.NoError(t, err)
+		return m.Lflag&unix.ICANON == 0
+	}
+	must.True(t, raw())
+	must.NoError(t, cmd.Process.Signal(syscall.SIGTSTP))
+	var ws unix.WaitStatus
+	_, err = unix.Wait4(cmd.Process.Pid, &ws, unix.WUNTRACED, nil)
+	must.NoError(t, err)
+	must.True(t, ws.Stopped())
+	must.False(t, raw())
+	must.NoError(t, cmd.Process.Signal(syscall.SIGCONT))
+	eventually(t, "raw mode again", raw)
+	_, err = tty.WriteString("\x04")
+	must.NoError(t, err)
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	must.True(t, errors.As(err, &exit))
+	must.Eq(t, 9, exit.ExitCode())
 }
 
 func TestExec_signalsReachTheCommand(t *testing.T) {

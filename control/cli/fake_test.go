@@ -2,7 +2,6 @@ package cli
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
@@ -414,16 +413,16 @@ func (c *call) run(t *testing.T, args ...string) int {
 	t.Helper()
 	r, w, err := os.Pipe()
 	must.NoError(t, err)
-	defer r.Close()
-	go func() {
-		bw := bufio.NewWriter(w)
-		_, _ = bw.WriteString(c.stdin)
-		_ = bw.Flush()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.WriteString(w, c.stdin) // not all programs read it
 		_ = w.Close()
-	}()
+	})
 	var stdout, stderr bytes.Buffer
 	env := maps.Clone(c.env)
 	code := Run(&Env{Stdin: r, Stdout: &stdout, Stderr: &stderr, Getenv: func(k string) string { return env[k] }, Dir: c.dir}, args)
+	_ = r.Close()
+	wg.Wait()
 	c.stdout, c.stderr = stdout.String(), stderr.String()
 	return code
 }

@@ -63,7 +63,7 @@ func BenchmarkCreate(b *testing.B) {
 	c := start(b)
 	seen := c.follow(b)
 	c.live(b, seen, whole) // with the registration of its parent job
-	var accepted, reported, stopped, floor []time.Duration
+	var reported, stopped, floor []time.Duration
 	var names []string // of the steps on the node, in their order
 	steps := map[string][]time.Duration{}
 	for b.Loop() {
@@ -76,7 +76,7 @@ func BenchmarkCreate(b *testing.B) {
 		must.NoError(b, c.node.Delete(b.Context(), req.ID))
 
 		l := c.live(b, seen, whole)
-		accepted, reported, stopped = append(accepted, l.accepted), append(reported, l.reported), append(stopped, l.stopped)
+		reported, stopped = append(reported, l.reported), append(stopped, l.stopped)
 		onNode := l.sandbox.StartedAt.Sub(l.sandbox.CreatedAt)
 		for _, s := range []struct {
 			name string

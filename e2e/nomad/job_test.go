@@ -127,11 +127,13 @@ func execTerminal(t *testing.T, a *agent, allocID string) {
 		say("stty size\n")
 		return screen.has("33 99")()
 	})
-	say("sleep 1000; echo ended=$?\n")
+	say("echo star''ted; sleep 1000\n")
+	poll(t, "the command to run", screen.has("started"))
 	say("\x03")
-	poll(t, "ctrl-C to end the command", screen.has("^C"))
-	say("echo after=$((40+2))\n")
-	poll(t, "the shell to go on", screen.has("after=42"))
+	poll(t, "ctrl-C to end the command", func() error {
+		say("echo after=$((40+2))\n") // the shell drops what is typed before it is back
+		return screen.has("after=42")()
+	})
 	say("exit 5\n")
 	must.Eq(t, 5, exitCode(t, cmd.Wait()))
 }
@@ -227,6 +229,15 @@ func (a *agent) sandboxes(t *testing.T) []nodeapi.Sandbox {
 	all, err := nodeapi.NewUnix(a.socket).List(t.Context())
 	must.NoError(t, err)
 	return all
+}
+
+// none says which sandboxes the node still has records of.
+func (a *agent) none(t *testing.T) error {
+	t.Helper()
+	if left := a.sandboxes(t); len(left) != 0 {
+		return fmt.Errorf("sandboxes: %+v", left)
+	}
+	return nil
 }
 
 func exitCode(t *testing.T, err error) int {

@@ -274,6 +274,8 @@ func floorServer(b *testing.B) (string, *http.Client) {
 	b.Cleanup(func() { _ = srv.Close(); <-done })
 	return "http://floor/", &http.Client{Transport: &http.Transport{
 		ReadBufferSize: 64 << 10, DisableCompression: true,
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
 	}}
 }

@@ -31,6 +31,8 @@ type diskLook struct {
 	at    time.Time
 	usage disk.Usage
 	exact bool
+	// counted tells that a limiter counts this disk: nobody has to look.
+	counted bool
 }
 
 // round looks at as many of the sandboxes as may begin in the given time, at one at least, and forgets those that are not among them.
@@ -41,7 +43,9 @@ func (d *diskLooks) round(boxes map[api.SandboxID]instance, limit time.Duration)
 	waiting := make([]api.SandboxID, 0, len(boxes))
 	for id := range boxes {
 		looks[id] = d.looks[id]
-		waiting = append(waiting, id)
+		if !looks[id].counted {
+			waiting = append(waiting, id)
+		}
 	}
 	slices.SortFunc(waiting, func(a, b api.SandboxID) int { return looks[a].at.Compare(looks[b].at) })
 	begin := time.Now()
@@ -64,6 +68,13 @@ func (d *diskLooks) last(id api.SandboxID) diskLook {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.looks[id]
+}
+
+// count notes what a limiter has counted.
+func (d *diskLooks) count(id api.SandboxID, u disk.Usage) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.looks[id] = diskLook{at: time.Now(), usage: u, exact: true, counted: true}
 }
 
 // targets are the sandboxes that run now, for the sampler.
@@ -106,6 +117,9 @@ func (n *Node) counters(id api.SandboxID, inst instance, l nodeapi.Limits, diskS
 	u, err := inst.Usage()
 	if err != nil {
 		return metrics.Counters{}, err
+	}
+	if slices.Contains(u.Measured, "disk_bytes") {
+		n.disks.count(id, disk.Usage{Bytes: int64(u.DiskBytes), Limits: disk.Limits{Bytes: int64(u.DiskLimit)}})
 	}
 	look := n.disks.last(id)
 	c := metrics.Counters{

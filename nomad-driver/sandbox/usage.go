@@ -26,7 +26,7 @@ type Usage struct {
 func (s *Sandbox) Usage() (Usage, error) {
 	var u Usage
 	var err error
-	if u.Stats, err = s.group.Stats(); err != nil {
+	if u.Stats, err = s.Stats(); err != nil {
 		return u, fmt.Errorf("usage of sandbox %s: %w", s.ref.ID, err)
 	}
 	if u.IO, err = s.group.IO(); err != nil {
@@ -60,7 +60,8 @@ func (s *Sandbox) gone() bool {
 	return ended || err != nil
 }
 
-// DiskUsed returns what its writable layer holds, within the budget; exact is false where that did not reach.
+// DiskUsed returns what its writable layer holds, for a sandbox whose Stats do not tell, within the budget; exact is false
+// where that did not reach.
 func (s *Sandbox) DiskUsed(b disk.Budget) (u disk.Usage, exact bool, err error) {
 	return disk.Walk(s.at.upper, b)
 }

@@ -38,6 +38,15 @@ const (
 	unshareNamespaces = cloneNamespaces | unix.CLONE_NEWTIME
 )
 
+// internetProtocols are those of AF_INET and AF_INET6 that programs use. The others (SCTP, DCCP, UDP-Lite, L2TP, SMC, …) are
+// modules that a socket call would load.
+var internetProtocols = []uint32{
+	unix.IPPROTO_IP, unix.IPPROTO_ICMP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMPV6, unix.IPPROTO_RAW, unix.IPPROTO_MPTCP,
+}
+
+// udpEncap is UDP_ENCAP of linux/udp.h.
+const udpEncap = 100
+
 // basePolicy is an allow-list. What is refused on purpose gets EPERM, what the list does not know ENOSYS: a libc that
 // probes for a new call then takes the old one.
 func basePolicy() policy {
@@ -61,15 +70,26 @@ func basePolicy() policy {
 	}
 	// Families by allow-list: AF_ALG, AF_RXRPC, AF_KEY, AF_VSOCK, AF_PACKET, AF_XDP and all that are yet to come are not
 	// there. The errors are those of a kernel without them, which libraries (PAM's audit, for one) take well.
-	p.rules[unix.SYS_SOCKET] = rule{
+	families := []test{
+		{arg: 0, want: unix.AF_UNIX, then: allow},
+		{arg: 0, want: unix.AF_NETLINK, also: &test{arg: 2, want: unix.NETLINK_ROUTE}, then: allow},
+		{arg: 0, want: unix.AF_NETLINK, then: fail(unix.EPROTONOSUPPORT)},
+	}
+	for _, family := range []uint32{unix.AF_INET, unix.AF_INET6} {
+		for _, protocol := range internetProtocols {
+			families = append(families, test{arg: 0, want: family, also: &test{arg: 2, want: protocol}, then: allow})
+		}
+		families = append(families, test{arg: 0, want: family, then: fail(unix.EPROTONOSUPPORT)})
+	}
+	p.rules[unix.SYS_SOCKET] = rule{tests: families, otherwise: fail(unix.EAFNOSUPPORT)}
+	// Layers that the kernel loads on behalf of whoever names them: TLS and others on TCP, IPsec in UDP. Programs that ask do
+	// without where they are not there.
+	p.rules[unix.SYS_SETSOCKOPT] = rule{
 		tests: []test{
-			{arg: 0, want: unix.AF_UNIX, then: allow},
-			{arg: 0, want: unix.AF_INET, then: allow},
-			{arg: 0, want: unix.AF_INET6, then: allow},
-			{arg: 0, want: unix.AF_NETLINK, also: &test{arg: 2, want: unix.NETLINK_ROUTE}, then: allow},
-			{arg: 0, want: unix.AF_NETLINK, then: fail(unix.EPROTONOSUPPORT)},
+			{arg: 1, want: unix.IPPROTO_TCP, also: &test{arg: 2, want: unix.TCP_ULP}, then: fail(unix.ENOPROTOOPT)},
+			{arg: 1, want: unix.IPPROTO_UDP, also: &test{arg: 2, want: udpEncap}, then: fail(unix.ENOPROTOOPT)},
 		},
-		otherwise: fail(unix.EAFNOSUPPORT),
+		otherwise: allow,
 	}
 	p.rules[unix.SYS_SOCKETPAIR] = rule{
 		tests:     []test{{arg: 0, want: unix.AF_UNIX, then: allow}},
@@ -86,11 +106,13 @@ func basePolicy() policy {
 		},
 		otherwise: fail(unix.EPERM),
 	}
-	// Typing into a terminal on behalf of whoever reads it.
+	// Typing into a terminal on behalf of whoever reads it, and line disciplines: drivers for modems and radios, which the
+	// kernel loads for whoever owns a terminal.
 	p.rules[unix.SYS_IOCTL] = rule{
 		tests: []test{
 			{arg: 1, want: unix.TIOCSTI, then: fail(unix.EPERM)},
 			{arg: 1, want: unix.TIOCLINUX, then: fail(unix.EPERM)},
+			{arg: 1, want: unix.TIOCSETD, then: fail(unix.EPERM)},
 		},
 		otherwise: allow,
 	}

@@ -99,7 +99,7 @@ func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) erro
 		func() error { directory.Close(); return nil },
 		func() error { placer.Close(); return nil },
 	}}
-	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, c.NodeTLS
+	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, service.Renewing(c.NodeTLS)
 	return s.serve(ctx, conf)
 }
 
