@@ -118,14 +118,14 @@ func (n *Node) counters(id api.SandboxID, inst instance, l nodeapi.Limits, diskS
 	if err != nil {
 		return metrics.Counters{}, err
 	}
-	if slices.Contains(u.Measured, "disk_bytes") {
-		n.disks.count(id, disk.Usage{Bytes: int64(u.DiskBytes), Limits: disk.Limits{Bytes: int64(u.DiskLimit)}})
+	if u.Disk != nil {
+		n.disks.count(id, *u.Disk)
 	}
 	look := n.disks.last(id)
 	c := metrics.Counters{
 		CPUNanos: u.CPUNanos, CPUMillis: uint64(l.CPUMillis),
-		MemoryBytes: u.MemoryBytes, MemoryCache: u.MemoryCache, MemoryTotal: u.MemoryLimit,
-		DiskRead: u.IO.Read, DiskWritten: u.IO.Written,
+		MemoryBytes: u.MemoryBytes, MemoryCache: u.MemoryCache, MemoryTotal: uint64(l.MemoryBytes),
+		DiskRead: u.DiskRead, DiskWritten: u.DiskWritten,
 		DiskUsed: uint64(look.usage.Bytes), DiskPartial: !look.exact, DiskTotal: uint64(look.usage.Limits.Bytes),
 		NetIn: u.NetIn, NetOut: u.NetOut, Processes: u.PIDs,
 	}

@@ -14,30 +14,28 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 )
 
-// Usage is what a sandbox has used, from the kernel's own counters. All but Stats.MemoryBytes, MemoryCache and PIDs only
+// Usage is what a sandbox uses, from the kernel's own counters. Those of the processor, of bytes moved and of the network only
 // grow, from its start on.
 type Usage struct {
-	cgroup.Stats
-	IO            cgroup.IO
+	cgroup.Usage
 	NetIn, NetOut uint64 // bytes over all its interfaces but loopback
+	// Disk is what a limiter counts of its writable layer; nil where none does.
+	Disk *disk.Usage
 }
 
-// Usage reads it. It never waits for the sandbox: it reads a dozen files of the kernel.
+// Usage reads it. It never waits for the sandbox: it reads a few files of the kernel.
 func (s *Sandbox) Usage() (Usage, error) {
-	var u Usage
-	var err error
-	if u.Stats, err = s.Stats(); err != nil {
-		return u, fmt.Errorf("usage of sandbox %s: %w", s.ref.ID, err)
+	group, err := s.group.Usage()
+	if err != nil {
+		return Usage{}, err
 	}
-	if u.IO, err = s.group.IO(); err != nil {
-		return u, fmt.Errorf("usage of sandbox %s: %w", s.ref.ID, err)
-	}
+	u := Usage{Usage: group}
 	if u.NetIn, u.NetOut, err = readNetwork(s.ref.PID); err != nil {
-		return u, fmt.Errorf("usage of sandbox %s: %w", s.ref.ID, err)
+		return Usage{}, fmt.Errorf("network usage of sandbox %s: %w", s.ref.ID, err)
 	}
 	// The pid was its own while it was read where its process has not ended since.
 	if s.gone() {
-		return u, fmt.Errorf("usage of sandbox %s: it has ended", s.ref.ID)
+		return Usage{}, fmt.Errorf("usage of sandbox %s: it has ended", s.ref.ID)
 	}
 	return u, nil
 }
@@ -60,7 +58,7 @@ func (s *Sandbox) gone() bool {
 	return ended || err != nil
 }
 
-// DiskUsed returns what its writable layer holds, for a sandbox whose Stats do not tell, within the budget; exact is false
+// DiskUsed returns what its writable layer holds, where no limiter counts it, within the budget; exact is false
 // where that did not reach.
 func (s *Sandbox) DiskUsed(b disk.Budget) (u disk.Usage, exact bool, err error) {
 	return disk.Walk(s.at.upper, b)
@@ -71,10 +69,12 @@ const maxNetworkFile = 64 << 10
 
 // readNetwork adds up the interfaces of the network namespace that a process is in.
 func readNetwork(pid int) (in, out uint64, err error) {
-	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/net/dev")
+	// Without what makes a file fit for polling, which costs more than reading it.
+	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, 0, err
 	}
+	f := os.NewFile(uintptr(fd), "net/dev")
 	b, err := io.ReadAll(io.LimitReader(f, maxNetworkFile))
 	if err := errors.Join(err, f.Close()); err != nil {
 		return 0, 0, err
