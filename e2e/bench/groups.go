@@ -54,6 +54,12 @@ func all(o options) []group {
 				Floor: f["floor/s/core"], FloorIs: "clone into all namespaces, exec and end of true, 16 at once", Target: 120, Rate: true,
 			}}
 		}},
+		{"sampling", "./nomad-driver/node", "BenchmarkSample", o.sampling, func(f figures) []Row {
+			return []Row{
+				{Metric: "sampling 500 sandboxes every 5 s (100 real ones, scaled)", Unit: "% of a core", P50: f["p50-%"], P99: f["p99-%"], Target: 2},
+				{Metric: "  of which looks at disks that no limiter counts", Unit: "% of a core", P50: f["disk-p50-%"]},
+			}
+		}},
 	}
 }
 

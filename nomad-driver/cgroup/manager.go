@@ -50,6 +50,7 @@ type hierarchy interface {
 	kill(group string) error
 	stats(group string) (Stats, error)
 	oomKills(group string) (uint64, error)
+	usage(group string) (Usage, error)
 	forksDenied(group string) (uint64, error)
 }
 

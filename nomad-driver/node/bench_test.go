@@ -14,11 +14,15 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
@@ -279,4 +283,65 @@ func floorServer(b *testing.B) (string, *http.Client) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
 	}}
+}
+
+// BenchmarkSample takes samples of 100 real sandboxes, each with a process that waits and 50 files, and reports what share of
+// a core 500 of them take at the default interval. It is this process's own time, the kernel's for it included.
+func BenchmarkSample(b *testing.B) {
+	sandboxtest.RequireRoot(b)
+	dir := shortDir(b)
+	parent := "soulbox-test-" + filepath.Base(dir)
+	n, err := New(Config{
+		StateDir: dir + "/s", RunDir: dir + "/r", InitPath: sandboxtest.Init(b), CgroupParent: parent, Version: "0.0.1",
+		SampleInterval: time.Hour, SampleWindow: time.Hour, // this benchmark's calls only
+	})
+	must.NoError(b, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		must.NoError(b, <-done)
+		removeGroups(parent)
+	})
+	_, err = n.templates.Import(b.Context(), "base", lowerTar(b), store.ImportOptions{})
+	must.NoError(b, err)
+	const count = 100
+	for range count {
+		req := createRequest()
+		req.Main = &guest.Start{Argv: []string{"bash", "-c", "for i in $(seq 50); do echo $i > ~/$i; done; read"}, Stdin: true}
+		sb, _, err := n.Create(b.Context(), req)
+		must.NoError(b, err)
+		b.Cleanup(func() { must.NoError(b, n.Delete(context.Background(), sb.ID)) })
+	}
+	time.Sleep(500 * time.Millisecond)           // their files are written
+	n.cfg.SampleInterval = DefaultSampleInterval // for the share of looks at disks
+	n.sampler.Sample()
+	// A round is the readings, which grow with the sandboxes, and the looks at disks, which stop at their share of the time.
+	const scale = 500 / count
+	var rounds, looks []time.Duration
+	for b.Loop() {
+		before := ownTime(b)
+		n.targets()
+		look := ownTime(b) - before
+		before = ownTime(b)
+		n.sampler.Sample()
+		reading := max(ownTime(b)-before-look, 0)
+		look = min(scale*look, DefaultSampleInterval/diskShare+diskLookTime)
+		rounds, looks = append(rounds, scale*reading+look), append(looks, look)
+	}
+	share := 100 / float64(DefaultSampleInterval.Microseconds())
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(rounds, .5)*share, "p50-%")
+	b.ReportMetric(quantile(rounds, .99)*share, "p99-%")
+	b.ReportMetric(quantile(looks, .5)*share, "disk-p50-%")
+	b.ReportMetric(float64(n.cfg.SampleWindow/DefaultSampleInterval)*float64(unsafe.Sizeof(prommetrics.Sample{}))/1024, "window-KiB")
+}
+
+// ownTime is the processor time of this process.
+func ownTime(b *testing.B) time.Duration {
+	b.Helper()
+	var r unix.Rusage
+	must.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &r))
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

@@ -24,6 +24,9 @@ const (
 	DefaultDeadlineGrace = time.Second
 	DefaultDiskReserve   = 512 << 20
 	DefaultCgroupParent  = "soulbox"
+
+	DefaultSampleInterval = 5 * time.Second
+	DefaultSampleWindow   = time.Hour
 )
 
 // Config describes a node. The zero value of every field except Version is a good one on a machine of its own.
@@ -48,6 +51,9 @@ type Config struct {
 	KeepStopped   time.Duration  // how long records of stopped sandboxes stay
 	KeepCount     int            // how many of them stay
 	DeadlineGrace time.Duration  // from SIGTERM to SIGKILL at a deadline
+
+	SampleInterval time.Duration // between two samples of what a sandbox uses
+	SampleWindow   time.Duration // how far back they are kept while it runs
 
 	Logger hclog.Logger // discards where nil
 
@@ -84,6 +90,8 @@ func (c *Config) setDefaults() error {
 	set(&c.KeepStopped, DefaultKeepStopped)
 	set(&c.KeepCount, DefaultKeepCount)
 	set(&c.DeadlineGrace, DefaultDeadlineGrace)
+	set(&c.SampleInterval, DefaultSampleInterval)
+	set(&c.SampleWindow, DefaultSampleWindow)
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}

@@ -54,6 +54,8 @@ type Node struct {
 	deadlines *deadlines
 	metrics   *metrics.Metrics
 	sink      *prommetrics.Sink
+	sampler   *prommetrics.Sampler
+	disks     diskLooks
 	closers   []func() error // in the order of opening
 
 	// ctx ends with Run. wg is everything that runs until then.
@@ -130,6 +132,10 @@ func (n *Node) open() error {
 	n.hub = newHub(hex.EncodeToString(epoch[:]), n.List)
 	n.deadlines = newDeadlines(n.expire)
 	if n.sink, n.metrics, err = newMetrics(); err != nil {
+		return err
+	}
+	n.sampler, err = prommetrics.New(prommetrics.Config{Interval: n.cfg.SampleInterval, Window: n.cfg.SampleWindow, Targets: n.targets})
+	if err != nil {
 		return err
 	}
 	return n.openParts()
@@ -274,6 +280,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.wg.Go(func() { n.sync.run(n.ctx) })
 	n.wg.Go(func() { n.deadlines.run(n.ctx) })
 	n.wg.Go(func() { n.keepHouse(n.ctx) })
+	n.wg.Go(func() { n.sampler.Run(n.ctx) })
 	err := n.serve(n.ctx)
 	if cerr := n.Close(); err == nil {
 		err = cerr

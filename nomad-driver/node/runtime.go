@@ -7,6 +7,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -36,6 +37,9 @@ type instance interface {
 	Release(ctx context.Context) error // may be repeated until it returns nil
 	Detach() error                     // lets go of it; it goes on, but Done does not close any more
 	Stats() (cgroup.Stats, error)
+	Usage() (sandbox.Usage, error) // never waits for the sandbox
+	// DiskUsed returns what the sandbox has written and not removed, as far as the budget reaches; exact says whether it did.
+	DiskUsed(b disk.Budget) (u disk.Usage, exact bool, err error)
 }
 
 // templates is the store of root file systems. Package store is the real one.

@@ -49,6 +49,8 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/signal":    n.postSignal,
 		"GET /v1/sandboxes/{id}/health":     n.getHealth,
 		"GET /v1/sandboxes/{id}/stats":      n.getStats,
+		"GET /v1/sandboxes/{id}/metrics":    n.getSamples,
+		"GET /v1/metrics/latest":            n.getLatest,
 		"GET /v1/sandboxes/{id}/processes":  n.getProcesses,
 		"POST /v1/sandboxes/{id}/processes": n.postProcess,
 		"POST /v1/sandboxes/{id}/resize":    n.postResize,

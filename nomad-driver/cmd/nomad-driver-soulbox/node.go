@@ -35,6 +35,8 @@ type nodeFile struct {
 	KeepStopped   string       `hcl:"keep_stopped,optional"`
 	KeepCount     int          `hcl:"keep_count,optional"`
 	DeadlineGrace string       `hcl:"deadline_grace,optional"`
+	SampleEvery   string       `hcl:"sample_interval,optional"`
+	SampleWindow  string       `hcl:"sample_window,optional"`
 	LogLevel      string       `hcl:"log_level,optional"`
 	LogJSON       bool         `hcl:"log_json,optional"`
 	Defaults      *limitsBlock `hcl:"defaults,block"`
@@ -177,7 +179,10 @@ func (f nodeFile) config() (node.Config, error) {
 	for _, d := range []struct {
 		name, s string
 		to      *time.Duration
-	}{{"keep_stopped", f.KeepStopped, &cfg.KeepStopped}, {"deadline_grace", f.DeadlineGrace, &cfg.DeadlineGrace}} {
+	}{
+		{"keep_stopped", f.KeepStopped, &cfg.KeepStopped}, {"deadline_grace", f.DeadlineGrace, &cfg.DeadlineGrace},
+		{"sample_interval", f.SampleEvery, &cfg.SampleInterval}, {"sample_window", f.SampleWindow, &cfg.SampleWindow},
+	} {
 		if d.s == "" {
 			continue
 		}
