@@ -351,7 +351,7 @@ func TestLogs_stayOpenAsLongAsTheTaskRuns(t *testing.T) {
 func TestStart_saysWhetherARestartMayHelp(t *testing.T) {
 	_, socket := serveFake(t)
 	_, _, err := driverOn(t, socket).StartTask(task(t, TaskConfig{Template: "missing"}))
-	must.ErrorContains(t, err, "template missing does not exist")
+	must.ErrorContains(t, err, "template missing does not exist (template_not_found)", must.Sprint("the code survives as text"))
 	var r interface{ IsRecoverable() bool }
 	must.False(t, errors.As(err, &r), must.Sprint("a missing template stays missing"))
 

@@ -367,6 +367,10 @@ func ignoreNotFound(err error) error {
 
 // startError tells Nomad whether its restart policy may help: not where the request itself is at fault.
 func startError(err error) error {
+	// Nomad keeps nothing of an error but its text, from which the control service takes the code again.
+	if e := (*api.Error)(nil); errors.As(err, &e) && e.ErrorCode != "" {
+		err = fmt.Errorf("%w (%s)", err, e.ErrorCode)
+	}
 	if s := api.StatusOf(err); s >= 400 && s < 500 && s != http.StatusTooManyRequests {
 		return err
 	}

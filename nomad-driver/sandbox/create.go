@@ -196,7 +196,7 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, b.at.run, entry.Tasks, dir, Capabilities)
+	b.child, err = forkInit(b.init, b.c.IDBase, entry.Tasks, dir, Capabilities)
 	return errors.Join(err, entry.Close())
 }
 

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 )
 
@@ -77,18 +76,20 @@ func TestFork_namesTheStepThatFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	c, err := forkInit(f, filepath.Join(t.TempDir(), "missing"), nil, -1, Capabilities)
+	c, err := forkInit(f, 100000, nil, -1, Capabilities)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &builder{child: c}
-	if err := os.WriteFile(procPath(c.pid, "uid_map"), []byte("0 100000 65536\n"), 0); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if err := os.WriteFile(procPath(c.pid, name), []byte("0 100000 65536\n"), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := c.boot.Write([]byte{0}); err != nil {
 		t.Fatal(err)
 	}
-	if got := b.whyDied(os.ErrInvalid).Error(); got != "child: enter mount point: no such file or directory" {
+	if got := b.whyDied(os.ErrInvalid).Error(); got != "child: exec init: permission denied" {
 		t.Errorf("error is %q", got)
 	}
 	if err := b.undo(); err != nil {

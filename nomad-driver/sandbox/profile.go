@@ -28,15 +28,19 @@ const tmpInodes = 1 << 18
 var maskPaths = []string{
 	"/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
 	"/proc/interrupts", "/proc/kmsg", "/proc/kallsyms", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup",
-	"/proc/scsi", "/proc/acpi",
+	"/proc/scsi", "/proc/acpi", "/proc/pressure",
 }
 
 var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
 
-// bootMessage completes Config.Boot. The mount point is the directory that PID 1 was started in.
+// mountPoint is a directory of the host that everybody may search, on which PID 1 attaches its root, in its own mount
+// namespace: the node's own directories are closed to it.
+const mountPoint = "/proc"
+
+// bootMessage completes Config.Boot.
 func bootMessage(c Config) (guest.Boot, error) {
 	b := guest.Boot{
-		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: ".",
+		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: mountPoint,
 		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Main: c.Boot.Main,
 		Profile: c.Boot.Profile, Capabilities: Capabilities,
 		TmpBytes: c.Limits.TmpBytes, ShmBytes: min(c.Limits.TmpBytes, 64<<20), TmpInodes: tmpInodes,

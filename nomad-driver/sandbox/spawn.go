@@ -38,6 +38,9 @@ type capHeader struct {
 
 type capData [2]struct{ effective, permitted, inheritable uint32 }
 
+// keepID tells setresuid(2) to leave an id alone.
+const keepID = ^uintptr(0)
+
 // maxTasksFiles is how many cgroup v1 hierarchies a child can join.
 const maxTasksFiles = 16
 
@@ -50,11 +53,12 @@ type forkSpec struct {
 	status   int   // write end of the pipe for forkFailure
 	null     int   // /dev/null of the host, for stdio until PID 1 has its own
 	exec     int   // the init binary
-	dir      *byte // where the root will be attached
 	tasks    [maxTasksFiles]int
 	ntasks   int
+	owner    uintptr // host id that the user namespace belongs to
 	capHdr   capHeader
 	capFull  capData
+	capOwn   capData // the node's own
 	keep     uint64 // bounding set
 	lastCap  uintptr
 	argv     []*byte
@@ -72,7 +76,6 @@ type forkFailure struct {
 const (
 	forkWait uint32 = iota
 	forkJoin
-	forkDir
 	forkIDs
 	forkCgroupNS
 	forkSession
@@ -84,7 +87,7 @@ const (
 )
 
 var forkStepNames = [...]string{
-	"wait for id map", "join cgroup", "enter mount point", "become id 0", "enter cgroup namespace", "start session", "join keyring",
+	"wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
 	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
 }
 
@@ -98,9 +101,9 @@ type child struct {
 	status *os.File // read end of the status pipe
 }
 
-// forkInit forks PID 1 into its namespaces, with dir as its working directory and keep as its bounding set. It waits there
+// forkInit forks PID 1 into its namespaces, which belong to the host id owner, with keep as its bounding set. It waits there
 // for one byte over the boot socket: by then its ids must be mapped. On error it may have forked: the child comes back too.
-func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
+func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
 	if len(tasks) > maxTasksFiles {
 		return nil, fmt.Errorf("fork init: %d cgroup hierarchies, at most %d", len(tasks), maxTasksFiles)
 	}
@@ -124,10 +127,6 @@ func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep ui
 	if err != nil {
 		return nil, err
 	}
-	path, err := syscall.BytePtrFromString(dir)
-	if err != nil {
-		return nil, err
-	}
 	// Settings of PID 1's runtime, not of what it starts: a thread more per core would only cost memory.
 	envv, err := syscall.SlicePtrFromStrings([]string{"GOMAXPROCS=2", "GOTRACEBACK=none"})
 	if err != nil {
@@ -146,7 +145,7 @@ func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep ui
 	defer func() { err = errors.Join(err, unix.Close(status)) }()
 
 	s := &forkSpec{
-		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), dir: path,
+		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), owner: uintptr(owner),
 		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
 		argv: argv, envv: envv, empty: new(byte),
 	}
@@ -157,6 +156,9 @@ func forkInit(init *os.File, dir string, tasks []*os.File, cgroupFD int, keep ui
 			}
 		}
 		s.capFull[i].permitted, s.capFull[i].inheritable = s.capFull[i].effective, s.capFull[i].effective
+	}
+	if _, _, e := syscall.RawSyscall(unix.SYS_CAPGET, uintptr(unsafe.Pointer(&s.capHdr)), uintptr(unsafe.Pointer(&s.capOwn)), 0); e != 0 {
+		return nil, errors.Join(fmt.Errorf("get own capabilities: %w", e), unix.Close(sp[0]), unix.Close(pipe[0]))
 	}
 	for i, f := range tasks {
 		s.tasks[i] = int(f.Fd())
@@ -195,9 +197,23 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		n    uintptr
 	)
 	runtimeBeforeFork()
-	pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
+	// What the kernel counts for each user (inotify instances, locked memory, pending signals, message queues) it also counts
+	// for the owner of the user's namespace: were that root, one sandbox could take all that the machine has. The owner
+	// is who clones: this thread, which keeps its capabilities, and is root again before anything else runs on it.
+	_, _, errno = syscall.RawSyscall(unix.SYS_SETRESUID, keepID, s.owner, keepID)
+	if errno == 0 {
+		_, _, errno = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&s.capHdr)), uintptr(unsafe.Pointer(&s.capOwn)), 0)
+	}
+	if errno == 0 {
+		pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
+	}
 	if errno != 0 || pid != 0 {
+		// Back to the real id, whose permitted capabilities become effective again.
+		_, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, keepID, 0, keepID)
 		runtimeAfterFork()
+		if e != 0 {
+			panic("sandbox: the thread that forked cannot become root again")
+		}
 		return pid, errno
 	}
 	runtimeAfterForkInChild()
@@ -225,11 +241,6 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		}
 	}
 
-	// While this is still the host's root, of whom no other could pass the node's own directories.
-	fail.step = forkDir
-	if _, _, e = syscall.RawSyscall(unix.SYS_CHDIR, uintptr(unsafe.Pointer(s.dir)), 0, 0); e != 0 {
-		goto failed
-	}
 	fail.step = forkIDs
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
 		goto failed

@@ -72,7 +72,8 @@ func walkProc(f func(path string)) error {
 		if _, err := strconv.Atoi(d.Name()); err == nil && filepath.Dir(path) == "/proc" {
 			return filepath.SkipDir
 		}
-		if d.Type().IsRegular() && !strings.HasPrefix(path, "/proc/self/") && !strings.HasPrefix(path, "/proc/thread-self/") {
+		// What is masked by a device looks like a file in the directory.
+		if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() {
 			f(path)
 		}
 		return nil

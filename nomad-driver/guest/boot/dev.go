@@ -15,6 +15,9 @@ var devices = []struct {
 	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 }
 
+// maxTerminals bounds a sandbox's share of the machine's terminals (kernel.pty.max, 4096 by default).
+const maxTerminals = "max=256"
+
 // mountDev builds /dev: a small file system of its own with the devices of the host bound into it, since nobody in a user
 // namespace can make a device node.
 func (m *mounter) mountDev() error {
@@ -49,7 +52,7 @@ func (m *mounter) mountDev() error {
 		}
 	}
 	// With nodev nobody could open a terminal: devpts holds nothing but them.
-	if err := mountIn(dev, "pts", "devpts", attrNoExec&^unix.MOUNT_ATTR_NODEV, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"); err != nil {
+	if err := mountIn(dev, "pts", "devpts", attrNoExec&^unix.MOUNT_ATTR_NODEV, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", maxTerminals); err != nil {
 		return err
 	}
 	if err := mountIn(dev, "shm", "tmpfs", attrNoExec, "mode=1777", sizeOption(m.boot.ShmBytes), inodeOption(m.boot.TmpInodes)); err != nil {
