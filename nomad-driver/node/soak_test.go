@@ -96,8 +96,6 @@ func (d *daemon) life(ctx context.Context, i int) error {
 		req.Main = &guest.Start{Argv: []string{"bash", "-c", "sleep 1000 & sleep 1000 & trap '' TERM; wait"}}
 	case 2:
 		req.Main = &guest.Start{Argv: []string{"bash", "-c", "exit 3"}}
-	case 3:
-		req.Deadline = time.Now().Add(100 * time.Millisecond)
 	}
 	sb, err := d.client.Create(ctx, req)
 	if err != nil {
@@ -106,8 +104,12 @@ func (d *daemon) life(ctx context.Context, i int) error {
 	switch i % 5 {
 	case 0:
 		_, err = d.client.Run(ctx, sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"bash", "-c", "echo x > ~/file; (sleep 100 &)"}}}, nil, nil, nil)
-	case 2, 3:
+	case 2:
 		_, err = d.client.Wait(ctx, sb.ID)
+	case 3:
+		if _, err = d.client.SetDeadline(ctx, sb.ID, time.Now().Add(20*time.Millisecond)); err == nil {
+			_, err = d.client.Wait(ctx, sb.ID)
+		}
 	case 4:
 		_, err = d.client.Stop(ctx, sb.ID, nodeapi.StopRequest{Timeout: time.Second})
 	}
