@@ -79,10 +79,10 @@ func (l Limits) check() error {
 		{"nofile", l.NoFile, 64, 1 << 20},
 		{"disk_bytes", l.DiskBytes, MinDiskBytes, 1 << 50},
 		{"disk_inodes", l.DiskInodes, MinDiskInodes, 1 << 32},
-		{"io_read_bytes", l.IOReadBytes, minIOBytes, 1 << 50},
-		{"io_write_bytes", l.IOWriteBytes, minIOBytes, 1 << 50},
-		{"io_read_ops", l.IOReadOps, minIOOps, 1 << 32},
-		{"io_write_ops", l.IOWriteOps, minIOOps, 1 << 32},
+		{"io_read_bytes", l.IOReadBytes, MinIOBytes, 1 << 50},
+		{"io_write_bytes", l.IOWriteBytes, MinIOBytes, 1 << 50},
+		{"io_read_ops", l.IOReadOps, MinIOOps, 1 << 32},
+		{"io_write_ops", l.IOWriteOps, MinIOOps, 1 << 32},
 	} {
 		if f.v == cgroup.Unlimited && strings.HasPrefix(f.name, "io_") {
 			continue

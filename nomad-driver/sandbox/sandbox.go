@@ -72,8 +72,8 @@ const (
 	DefaultNoFile   = 65536
 	MinDiskBytes    = 4 << 20
 	MinDiskInodes   = 256
-	minIOBytes      = 64 << 10
-	minIOOps        = 16
+	MinIOBytes      = 64 << 10
+	MinIOOps        = 16
 )
 
 // DefaultHostname is the same for all, so that a template's /etc/hosts can know it: a create then writes no file.
