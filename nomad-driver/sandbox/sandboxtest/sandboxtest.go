@@ -101,7 +101,7 @@ func Build(path, pkg string) error {
 
 // programs are the host's programs that a test root has, where the host has them.
 var programs = []string{
-	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "touch", "rm", "ln", "dd", "head", "tail",
+	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "mknod", "touch", "rm", "ln", "dd", "head", "tail",
 	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "find", "sed", "seq", "tr",
 }
 
