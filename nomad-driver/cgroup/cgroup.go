@@ -15,11 +15,14 @@ type Limits struct {
 	CPUMillis   int64 // hard limit in thousandths of a core
 	CPUWeight   int64 // 1..10000 as cgroup v2's cpu.weight; 100 is the kernel's default
 	MemoryBytes int64 // hard limit; swap is not available on top of it where the kernel can say so
-	// MemoryLow is how much of its memory the kernel takes only when there is nothing else to take; Unlimited (-1) ends a
-	// protection. v1 has a soft limit instead: beyond it the kernel takes first.
+	// MemoryLow is how much of its memory the kernel takes only when there is nothing else to take; Unlimited (-1) ends
+	// the protection. v2 only.
 	MemoryLow int64
-	PIDs      int64 // processes and threads
-	IO        IOLimits
+	// MemorySoft is beyond what the kernel takes from the group first when memory is short; Unlimited (-1) lifts it. v1 only:
+	// v2 takes by use beyond MemoryLow.
+	MemorySoft int64
+	PIDs       int64 // processes and threads
+	IO         IOLimits
 }
 
 // Unlimited lifts a limit of a group that has one, where the field's comment allows it.

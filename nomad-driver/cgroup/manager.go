@@ -225,8 +225,20 @@ func (g *Group) dirs() []string {
 // Entry opens the way in for a new process. The caller closes it.
 func (g *Group) Entry() (*Entry, error) { return g.m.h.entry(g.rel) }
 
-// SetLimits changes the limits. Zero values leave what is set.
-func (g *Group) SetLimits(l Limits) error { return g.m.h.setLimits(g.rel, l) }
+// SetLimits changes the limits. Zero values leave what is set. A memory limit below what is in use is ErrBelowUse: v2
+// would end the group over it. After an error some of the limits may have changed.
+func (g *Group) SetLimits(l Limits) error {
+	if l.MemoryBytes > 0 {
+		s, err := g.Stats()
+		if err != nil {
+			return err
+		}
+		if s.MemoryBytes > uint64(l.MemoryBytes) {
+			return fmt.Errorf("%w: %d bytes are, the limit would be %d", ErrBelowUse, s.MemoryBytes, l.MemoryBytes)
+		}
+	}
+	return g.m.h.setLimits(g.rel, l)
+}
 
 // Stats reads the counters.
 func (g *Group) Stats() (Stats, error) {

@@ -121,12 +121,12 @@ func (h *v1) setLimits(group string, l Limits) error {
 			return err
 		}
 	}
-	if l.MemoryLow != 0 {
+	if l.MemorySoft != 0 {
 		dir, err := h.dir("memory", group)
 		if err != nil {
 			return err
 		}
-		if err := writeInt(dir, "memory.soft_limit_in_bytes", l.MemoryLow); err != nil { // -1: none
+		if err := writeInt(dir, "memory.soft_limit_in_bytes", l.MemorySoft); err != nil { // -1: none
 			return err
 		}
 	}

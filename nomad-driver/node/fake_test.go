@@ -123,6 +123,8 @@ type fakeInstance struct {
 	exit       sandbox.Exit
 	releaseErr error
 	deaf       bool // ignores Shutdown
+	limits     []sandbox.Limits
+	limitErr   error // of the next SetLimits
 	usage      sandbox.Usage
 	looks      int // at its disk
 	lookTakes  time.Duration
@@ -150,6 +152,15 @@ func (i *fakeInstance) DiskUsed(b disk.Budget) (disk.Usage, bool, error) {
 	i.looks++
 	time.Sleep(i.lookTakes) // virtual time
 	return disk.Usage{Bytes: int64(i.looks) * 4096}, int64(b.Entries) > 0, nil
+}
+
+func (i *fakeInstance) SetLimits(l sandbox.Limits) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.limits = append(i.limits, l)
+	err := i.limitErr
+	i.limitErr = nil
+	return err
 }
 
 func (i *fakeInstance) Exit() sandbox.Exit {

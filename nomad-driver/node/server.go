@@ -46,6 +46,7 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/stop":      n.postStop,
 		"GET /v1/sandboxes/{id}/wait":       n.getWait,
 		"PUT /v1/sandboxes/{id}/deadline":   n.putDeadline,
+		"PUT /v1/sandboxes/{id}/limits":     n.putLimits,
 		"POST /v1/sandboxes/{id}/signal":    n.postSignal,
 		"GET /v1/sandboxes/{id}/health":     n.getHealth,
 		"GET /v1/sandboxes/{id}/stats":      n.getStats,

@@ -32,6 +32,9 @@ type nodeFile struct {
 	MaxSandboxes  int          `hcl:"max_sandboxes,optional"`
 	IDRangeBase   int64        `hcl:"id_range_base,optional"`
 	DiskReserve   int64        `hcl:"disk_reserve_bytes,optional"`
+	DiskLimiter   string       `hcl:"disk_limiter,optional"`
+	DiskPolicy    string       `hcl:"disk_limit_policy,optional"`
+	DiskDefault   int64        `hcl:"disk_default_bytes,optional"` // the same as disk_bytes of defaults
 	KeepStopped   string       `hcl:"keep_stopped,optional"`
 	KeepCount     int          `hcl:"keep_count,optional"`
 	DeadlineGrace string       `hcl:"deadline_grace,optional"`
@@ -52,6 +55,13 @@ type limitsBlock struct {
 	PIDs        int64 `hcl:"pids,optional"`
 	TmpBytes    int64 `hcl:"tmp_bytes,optional"`
 	NoFile      int64 `hcl:"nofile,optional"`
+
+	DiskBytes    int64 `hcl:"disk_bytes,optional"`
+	DiskInodes   int64 `hcl:"disk_inodes,optional"`
+	IOReadBytes  int64 `hcl:"io_read_bytes,optional"`
+	IOWriteBytes int64 `hcl:"io_write_bytes,optional"`
+	IOReadOps    int64 `hcl:"io_read_ops,optional"`
+	IOWriteOps   int64 `hcl:"io_write_ops,optional"`
 }
 
 type tlsBlock struct {
@@ -173,6 +183,7 @@ func (f nodeFile) config() (node.Config, error) {
 	cfg := node.Config{
 		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath,
 		CgroupParent: f.CgroupParent, ID: api.NodeID(f.NodeID), Name: f.NodeName, Version: version.Version,
+		DiskLimiter: f.DiskLimiter, DiskLimitPolicy: f.DiskPolicy,
 		MaxSandboxes: f.MaxSandboxes, IDRangeBase: uint32(f.IDRangeBase), DiskReserve: f.DiskReserve, KeepCount: f.KeepCount,
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "soulbox-node", Level: level, JSONFormat: f.LogJSON, Output: os.Stderr}),
 	}
@@ -194,6 +205,12 @@ func (f nodeFile) config() (node.Config, error) {
 	}
 	if f.Defaults != nil {
 		cfg.Defaults = nodeapi.Limits(*f.Defaults)
+	}
+	if f.DiskDefault != 0 {
+		if d := cfg.Defaults.DiskBytes; d != 0 && d != f.DiskDefault {
+			return node.Config{}, fmt.Errorf("disk_default_bytes %d contradicts disk_bytes %d of defaults", f.DiskDefault, d)
+		}
+		cfg.Defaults.DiskBytes = f.DiskDefault
 	}
 	if f.TLS != nil {
 		cfg.TLS = node.TLS(*f.TLS)
