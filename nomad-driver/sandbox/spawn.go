@@ -48,18 +48,18 @@ const maxTasksFiles = 16
 type forkSpec struct {
 	clone    cloneArgs
 	pidfd    int32
-	boot     int   // the child's end of the boot socket
-	bootPeer int   // our end, which the child closes to see us die
-	status   int   // write end of the pipe for forkFailure
-	null     int   // /dev/null of the host, for stdio until PID 1 has its own
-	exec     int   // the init binary
+	boot     int // the child's end of the boot socket
+	bootPeer int // our end, which the child closes to see us die
+	status   int // write end of the pipe for forkFailure
+	null     int // /dev/null of the host, for stdio until PID 1 has its own
+	exec     int // the init binary
 	tasks    [maxTasksFiles]int
 	ntasks   int
 	owner    uintptr // host id that the user namespace belongs to
 	capHdr   capHeader
 	capFull  capData
 	capOwn   capData // the node's own
-	keep     uint64 // bounding set
+	keep     uint64  // bounding set
 	lastCap  uintptr
 	argv     []*byte
 	envv     []*byte
