@@ -84,6 +84,10 @@ func (s *Service) Resolve(_ context.Context, tenant, name string) (state.Templat
 	if err != nil {
 		return state.Template{}, err
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return state.Template{}, err
+	}
 	connected, away := 0, 0
 	var onNode *nodeapi.Template
 	for _, n := range s.cfg.Fleet.Nodes() {
@@ -96,7 +100,7 @@ func (s *Service) Resolve(_ context.Context, tenant, name string) (state.Templat
 			if known && have.Digest == t.Digest {
 				return t, nil
 			}
-			if !known && (have.Name == name || have.Digest == name) && (onNode == nil || have.CreatedAt.After(onNode.CreatedAt)) {
+			if !known && !others[have.Digest] && (have.Name == name || have.Digest == name) && (onNode == nil || have.CreatedAt.After(onNode.CreatedAt)) {
 				onNode = &have
 			}
 		}
@@ -134,6 +138,24 @@ func (s *Service) lookup(tenant, name string) (state.Template, bool, error) {
 	return t, err == nil, err
 }
 
+// others are the digests that only other tenants have a record of: what a node has of these is theirs, not the operator's.
+func (s *Service) others(tenant string) (map[string]bool, error) {
+	all, err := s.cfg.State.Templates("")
+	if err != nil {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	out := map[string]bool{}
+	for _, t := range all {
+		out[t.Digest] = true
+	}
+	for _, t := range all {
+		if t.Tenant == tenant {
+			delete(out, t.Digest)
+		}
+	}
+	return out, nil
+}
+
 func fromNode(tenant string, t nodeapi.Template) state.Template {
 	return state.Template{
 		Tenant: tenant, Name: t.Name, Digest: t.Digest, Bytes: t.Bytes, Files: t.Files, User: t.User, Cwd: t.Cwd, Env: t.Env,
@@ -147,9 +169,13 @@ func (s *Service) List(tenant string) ([]state.Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list templates: %w", err)
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return nil, err
+	}
 	for _, n := range s.cfg.Fleet.Nodes() {
 		for _, have := range n.Self.Templates {
-			if !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
+			if !others[have.Digest] && !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
 				list = append(list, fromNode(tenant, have))
 			}
 		}
