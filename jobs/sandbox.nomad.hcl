@@ -4,6 +4,9 @@
 #   nomad alloc exec -i -t -job sandbox bash
 #   nomad alloc logs -f -job sandbox
 #
+# `nomad alloc status -stats` shows numbers where the client's configuration has telemetry { publish_allocation_metrics = true }:
+# Nomad asks no driver for them otherwise.
+#
 # The template must be in the node's store: soulbox template import base
 job "sandbox" {
   type = "service"

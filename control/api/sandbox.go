@@ -123,5 +123,11 @@ type Stats struct {
 	MemoryLimit uint64    `json:"memory_limit_bytes"`
 	PIDs        uint64    `json:"pids"`
 	OOMKills    uint64    `json:"oom_kills"`
-	Measured    []string  `json:"measured"`
+	ForksDenied uint64    `json:"forks_denied"` // processes and threads refused at the limit of them
+	// Zero, and not among Measured, where the sandbox has no disk limit that could tell.
+	DiskBytes      uint64   `json:"disk_bytes"`
+	DiskLimit      uint64   `json:"disk_limit_bytes"`
+	DiskInodes     uint64   `json:"disk_inodes"`
+	DiskInodeLimit uint64   `json:"disk_inode_limit"`
+	Measured       []string `json:"measured"`
 }

@@ -71,8 +71,8 @@ func configSetCommand(env *Env) *command {
 		usage:    "<name> <value>",
 		about: `
 Changes a setting in the settings file, which only you can read. The value "-"
-is read from standard input, so that a secret is in no list of processes and no
-history; an empty value removes the setting.
+is read from standard input, so that a secret is in no list of processes and
+no history; an empty value removes the setting.
 
     $ soulbox config set address https://sandboxes.example.com
     $ soulbox config set api_key - < key`,

@@ -33,6 +33,9 @@ type development struct {
 	keep     bool
 	cluster  bool
 
+	freePorts bool
+	release   func() // lets the next signal end this program at once
+
 	client *api.Client
 }
 
@@ -44,8 +47,8 @@ func devCommand(env *Env) *command {
 		about: `
 Runs everything in one process: the node daemon of this machine and a control
 server. It prints the address and the API key, and serves until Ctrl-C, which
-ends its sandboxes too. The first call makes the template base, which takes half
-a minute; after that a start takes about a second. It needs root.
+ends its sandboxes too. The first call makes the template base, which takes
+half a minute; after that a start takes less than a second. It needs root.
 
     $ sudo soulbox dev
     $ soulbox sandbox create -template=base      # in a second shell`,
@@ -55,16 +58,18 @@ a minute; after that a start takes about a second. It needs root.
 			o.Switch(&d.first, "first-sandbox", "Make a sandbox, run a program in it and show its output.")
 			o.Switch(&d.cluster, "cluster", "Start real Nomad, Consul and Vault agents beside it, and place the sandboxes through them. "+
 				"`make stack` puts their programs where they are found.")
+			o.Switch(&d.freePorts, "free-ports", "With -cluster: give the agents ports that are free instead of their usual ones.")
 			o.Switch(&d.keep, "keep", "Leave sandboxes running at the end; the next call finds them again.")
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
 			o.String(&d.logLevel, "log-level", "<level>", "trace, debug, info, warn or error. Default = warn.",
 				complete.PredictSet("trace", "debug", "info", "warn", "error"))
 		},
-		run: func(ctx context.Context, _ *connection, args []string) error {
+		run: func(ctx context.Context, conn *connection, args []string) error {
 			if len(args) > 0 {
 				return usagef("the command takes no arguments: %.60q", args[0])
 			}
+			d.release = conn.release
 			if d.cluster && d.keep {
 				return usagef("-keep and -cluster do not go together: the sandboxes end with the cluster")
 			}
@@ -91,7 +96,7 @@ func (d *development) run(ctx context.Context) error {
 		fmt.Fprintln(d.env.Stdout, "==> Starting Nomad, Consul and Vault")
 		begin = devserver.StartCluster
 	}
-	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log})
+	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts})
 	if err != nil {
 		return err
 	}
@@ -106,6 +111,7 @@ func (d *development) run(ctx context.Context) error {
 		}
 	})
 	err = d.serve(ctx, s, start)
+	d.release()
 	cancel()
 	wg.Wait()
 	if err != nil && errors.Is(err, context.Canceled) {
@@ -175,7 +181,11 @@ func (d *development) explain(s *devserver.Server, local bool) {
 	}
 	fmt.Fprintf(w, "    export %s=%s\n    export %s=%s\n", settings.EnvAddress, s.Address, settings.EnvAPIKey, s.APIKey)
 	fmt.Fprintf(w, "\nTry it:\n\n    %s sandbox create -template=base\n    %s exec -it <id> bash\n", Name, Name)
-	fmt.Fprintf(w, "\nCtrl-C ends the server and its sandboxes.\n")
+	end := "the server and its sandboxes"
+	if d.keep {
+		end = "the server; the sandboxes go on"
+	}
+	fmt.Fprintf(w, "\nCtrl-C ends %s.\n", end)
 }
 
 // announce leaves address and key where other shells of this user look. It reports whether they do.

@@ -31,18 +31,18 @@ func execCommand(env *Env) *command {
 		synopsis: "Run a command in a sandbox",
 		usage:    "[options] <id> [--] <command> [args]",
 		about: `
-Runs a command in a sandbox, with its output here, and ends with its exit code,
-or with 128 and the number of the signal that ended it. The code is 127 where
-there is no such command and 125 where it could not be run or the connection
-was lost. The command ends with the connection.
+Runs a command in a sandbox, with its output here, and ends with its exit
+code, or with 128 and the number of the signal that ended it. The code is 127
+where there is no such command and 125 where it could not be run or the
+connection was lost. The command ends with the connection.
 
     $ soulbox exec <id> -- python3 -c 'print(6*7)'
     $ soulbox exec -it <id> bash
     $ tar c src | soulbox exec -i <id> -- tar x
 
-With -t, Ctrl-C and all other keys go to the command. ~. at the start of a line
-ends the connection. Without -t, the signals that this program gets go to the
-command; the third Ctrl-C ends the connection.`,
+With -t, Ctrl-C and all other keys go to the command, and ~. at the start of a
+line ends the connection. Without -t, the signals that this program gets go to
+the command; the third Ctrl-C ends the connection.`,
 		remote:  true,
 		literal: true,
 		flags: func(o *options) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"syscall"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/cli/settings"
@@ -19,6 +20,9 @@ func hint(c *connection, err error) string {
 		return fmt.Sprintf("Is the server running at %s? `%s dev` starts one on this machine. If it is elsewhere, say where with\n"+
 			"-address, %s or `%s config set address <addr>`.", addr, Name, settings.EnvAddress, Name)
 	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Sprintf("Another program has that address, perhaps another `%s dev`. -listen takes another one.", Name)
+	}
 	var e *api.Error
 	if !errors.As(err, &e) {
 		return ""
@@ -30,7 +34,7 @@ func hint(c *connection, err error) string {
 	case e.Code == http.StatusUnauthorized:
 		return fmt.Sprintf("The API key in use, %s, comes from: %s. Is it a key of this server?", c.key.Show(c.key.Value), c.key.Source)
 	case e.ErrorCode == api.CodeUnknownTemplate:
-		return fmt.Sprintf("`%s template list` shows the templates, `%s template import NAME SOURCE` adds one.", Name, Name)
+		return fmt.Sprintf("`%s template list` shows those that exist, `%s template import NAME SOURCE` adds one.", Name, Name)
 	case e.ErrorCode == api.CodeNotRunning:
 		return fmt.Sprintf("`%s sandbox info ID` says why it does not run.", Name)
 	case e.ErrorCode == api.CodeVersion:

@@ -14,9 +14,9 @@ func initCommand(env *Env) *command {
 		synopsis: "Make a project file in this folder",
 		usage:    "[options] [<template>]",
 		about: `
-Writes the file soulbox.hcl with the name of a template. soulbox sandbox create
-makes sandboxes of it in this folder from then on. Default template = the
-setting "template", else base.
+Writes the file soulbox.hcl with the name of a template. In this folder,
+soulbox sandbox create makes sandboxes of it from then on. Default template =
+the setting "template", else base.
 
     $ soulbox init python
     $ soulbox sandbox create`,

@@ -18,9 +18,11 @@ func logsCommand(env *Env) *command {
 		synopsis: "Show the output of a sandbox's own command",
 		usage:    "[options] <id>",
 		about: `
-Shows what the command that a sandbox was made with has written, as far as it
-is kept. It stays readable for a while after the command ended.
+Shows what the command that a sandbox was made with has written: the newest
+256 KiB of each stream, while the sandbox exists. A sandbox that was made
+without a command has none.
 
+    $ soulbox sandbox create -template=base -- python3 -m http.server
     $ soulbox logs -f -tail=20 <id>`,
 		remote: true,
 		flags: func(o *options) {

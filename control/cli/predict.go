@@ -13,6 +13,9 @@ import (
 // predictTime is how long a person who pressed the tab key waits at most.
 const predictTime = time.Second
 
+// maxPredict is how many sandboxes are looked at: nobody reads more.
+const maxPredict = 1000
+
 // predict completes with what ask gets from the service. Whatever fails, nothing is said: the person is in the middle of a line.
 func predict(env *Env, ask func(context.Context, *api.Client) []string) complete.Predictor {
 	return complete.PredictFunc(func(a complete.Args) []string {
@@ -54,16 +57,16 @@ func flagIn(words []string, name string) string {
 // sandboxNames completes ids of sandboxes; all says whether those that have ended count.
 func sandboxNames(env *Env, all bool) complete.Predictor {
 	return predict(env, func(ctx context.Context, client *api.Client) []string {
-		o := api.ListOptions{Limit: 1000}
+		var o api.ListOptions
 		if all {
 			o.States = states
 		}
-		list, err := client.ListSandboxes(ctx, o)
+		list, _, err := collect(ctx, client, o, maxPredict)
 		if err != nil {
 			return nil
 		}
-		ids := make([]string, 0, len(list.Sandboxes))
-		for _, s := range list.Sandboxes {
+		ids := make([]string, 0, len(list))
+		for _, s := range list {
 			ids = append(ids, s.ID.String())
 		}
 		return ids

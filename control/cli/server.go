@@ -20,9 +20,9 @@ func serverCommand(env *Env) *command {
 		synopsis: "Run a server of the control service",
 		usage:    "[options]",
 		about: `
-Runs a server of the control service until it gets SIGINT or SIGTERM. Sandboxes
-go on without it. At its first start it makes an API key, writes it to the file
-bootstrap-key in its data folder and says so in its log.
+Runs a server of the control service until it gets SIGINT or SIGTERM.
+Sandboxes go on without it. At its first start it makes an API key, prints it
+and writes it to the file bootstrap-key in its data folder.
 
 With a block nomad, Nomad places the sandboxes; without, the node of this
 machine makes them (nomad-driver-soulbox node). A flag goes before the file.
@@ -79,10 +79,10 @@ A configuration file:
 			if err != nil {
 				return err
 			}
-			if s.Core.Bootstrapped {
-				log.Info("made the first API key", "file", s.Core.BootstrapFile)
-			}
 			fmt.Fprintf(env.Stdout, "==> SoulBox server running at %s\n", s.Address())
+			if s.Core.Bootstrapped {
+				fmt.Fprintf(env.Stdout, "    First API key, shown this once and kept in %s:\n    %s\n", s.Core.BootstrapFile, s.Core.Bootstrap.Key())
+			}
 			return s.Run(ctx)
 		},
 	}

@@ -34,10 +34,10 @@ func templateImportCommand(env *Env) *command {
 		synopsis: "Make a template of a tar, an OCI layout or a folder",
 		usage:    "[options] <name> <source>",
 		about: `
-Makes a template of a root file system. The source is a tar, plain or compressed
-with gzip or zstd, a folder with an OCI image layout or a tar of one, a folder
-with a root, or "-" for a tar from standard input. A template that had the name
-is replaced; sandboxes that run keep theirs.
+Makes a template of a root file system. The source is a tar, plain or
+compressed with gzip or zstd, a folder with an OCI image layout or a tar of
+one, a folder with a root, or "-" for a tar from standard input. A template
+that had the name is replaced; sandboxes that run keep theirs.
 
     $ soulbox template import debian ./debian.tar.zst
     $ docker export $(docker create alpine) | soulbox template import alpine -`,
@@ -154,7 +154,8 @@ func templateDeleteCommand(env *Env) *command {
 		synopsis: "Delete templates",
 		usage:    "<name>...",
 		about: `
-Deletes the names of templates. Sandboxes that run keep what they started from.`,
+Deletes the names of templates. Sandboxes that run keep what they started
+from.`,
 		remote: true,
 		args:   templateNames(env),
 		run: func(ctx context.Context, conn *connection, args []string) error {

@@ -22,6 +22,7 @@ type member struct {
 	entry     health.Node
 	self      nodeapi.Node // as last heard; ID is empty before that
 	client    *nodeapi.Client
+	holds     bool // it speaks for the node: no other entry does until it lets go
 	connected bool
 	since     time.Time // of the last change of connected
 	heard     time.Time // last sign of life
@@ -144,10 +145,16 @@ func (m *member) meet(self nodeapi.Node) error {
 		return fmt.Errorf("node %s answers at the address of node %s", self.ID, m.entry.ID)
 	}
 	for _, other := range m.f.members {
-		if other != m && other.connected && other.self.ID == self.ID {
-			return fmt.Errorf("node %s answers at %s already", self.ID, other.entry.Address)
+		if other == m || other.self.ID != self.ID {
+			continue
 		}
+		if other.holds {
+			return fmt.Errorf("node %s answers at %s already", self.ID, other.address)
+		}
+		other.self = nodeapi.Node{} // it moved here: that view is of the past
+		clear(other.sandboxes)
 	}
+	m.holds = true
 	if m.self.ID != self.ID { // another node than before: nothing of the view is its own
 		m.epoch, m.seq = "", 0
 		clear(m.sandboxes)
@@ -178,7 +185,7 @@ func (m *member) hangUp(problem string) {
 	if was {
 		m.connected, m.since = false, time.Now()
 	}
-	m.problem = problem
+	m.problem, m.holds = problem, false
 	if was || news {
 		m.f.wake()
 	}

@@ -106,6 +106,14 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 	mux.HandleFunc("GET "+base+"stats", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, 200, nodeapi.Stats{Time: testTime, CPUNanos: 1, MemoryBytes: 2, Measured: []string{"cpu_nanos"}})
 	})
+	mux.HandleFunc("GET "+base+"metrics", func(w http.ResponseWriter, r *http.Request) {
+		f.note(nil, r)
+		writeJSON(w, 200, []nodeapi.Sample{testSample(), testSample()})
+	})
+	mux.HandleFunc("GET /v1/metrics/latest", func(w http.ResponseWriter, r *http.Request) {
+		f.note(nil, r)
+		writeJSON(w, 200, map[api.SandboxID]nodeapi.Sample{testID: testSample(), otherID: testSample()})
+	})
 	srv := &http.Server{Handler: mux}
 	done := make(chan struct{})
 	go func() { _ = srv.Serve(l); close(done) }()
@@ -117,6 +125,13 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 
 func testFile() guest.FileInfo {
 	return guest.FileInfo{Name: "f", Path: "/f", Type: "file", Size: 7, Mode: 0o644, UID: 1000, GID: 1000, Owner: "user", Group: "user", ModTime: testTime}
+}
+
+func testSample() nodeapi.Sample {
+	return nodeapi.Sample{
+		Time: testTime.Add(500 * time.Millisecond), CPUPercent: 30, CPUNanos: 1, CPUMillis: 1500, MemoryBytes: 2, MemoryCache: 3, MemoryTotal: 4,
+		DiskRead: 5, DiskWritten: 6, DiskUsed: 7, DiskTotal: 8, NetIn: 9, NetOut: 10, Processes: 11,
+	}
 }
 
 // note keeps what was asked, and answers 204 where w is set.

@@ -26,7 +26,9 @@ func (s *Server) routes() []route {
 		{pattern: "POST /v2/sandboxes", handle: s.e2bCreateV2},
 		{pattern: "GET /sandboxes", handle: s.e2bListV1},
 		{pattern: "GET /v2/sandboxes", handle: s.e2bListV2},
+		{pattern: "GET /sandboxes/metrics", handle: s.e2bMetricsOfMany},
 		{pattern: "GET /sandboxes/{id}", handle: s.e2bGet},
+		{pattern: "GET /sandboxes/{id}/metrics", handle: s.e2bMetrics},
 		{pattern: "DELETE /sandboxes/{id}", handle: s.e2bDelete},
 		{pattern: "POST /sandboxes/{id}/timeout", handle: s.e2bTimeout},
 		{pattern: "POST /sandboxes/{id}/refreshes", handle: s.e2bRefresh},
@@ -45,6 +47,7 @@ func (s *Server) routes() []route {
 		{pattern: "DELETE /v1/sandboxes/{id}", handle: s.delete},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth},
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats},
+		{pattern: "GET /v1/sandboxes/{id}/metrics", handle: s.sandboxMetrics},
 		{pattern: "GET /v1/sandboxes/{id}/logs", handle: s.logs, stream: true},
 
 		{pattern: "POST /v1/sandboxes/{id}/exec", handle: s.exec, stream: true},

@@ -11,12 +11,12 @@ import (
 const commandVersion = 1
 
 // handle is the one msgpack encoding of the package. Canonical sorts map keys: equal values have equal bytes.
-var handle = &codec.MsgpackHandle{
-	BasicHandle: codec.BasicHandle{
-		EncodeOptions: codec.EncodeOptions{Canonical: true},
-		DecodeOptions: codec.DecodeOptions{MaxDepth: 32, MaxInitLen: 4096},
-	},
-	WriteExt: true,
+var handle = newHandle()
+
+func newHandle() *codec.MsgpackHandle {
+	h := &codec.MsgpackHandle{WriteExt: true}
+	h.Canonical, h.MaxDepth, h.MaxInitLen = true, 32, 4096
+	return h
 }
 
 func encode(v any) ([]byte, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -96,8 +97,21 @@ func (c *Config) raftConfig(servers int, notify chan<- bool) *raft.Config {
 	switch {
 	case servers == 1:
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = aloneTimeout, aloneTimeout, aloneTimeout
+		rc.Logger = aloneLogger{rc.Logger}
 	case c.fast:
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = fastTimeout, fastTimeout, fastTimeout
 	}
 	return rc
+}
+
+// aloneLogger takes the alarm out of what every start of a cluster of one logs: there is no leader to hear from.
+type aloneLogger struct{ hclog.Logger }
+
+// Warn implements hclog.Logger.
+func (l aloneLogger) Warn(msg string, args ...any) {
+	if strings.HasPrefix(msg, "heartbeat timeout reached") {
+		l.Debug(msg, args...)
+		return
+	}
+	l.Logger.Warn(msg, args...)
 }

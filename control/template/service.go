@@ -76,13 +76,42 @@ const (
 
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
 
+// reportTime is how long a connected node may take to report a template that was recorded a moment ago, and reportGap how
+// often that is looked at.
+const (
+	reportTime = time.Second
+	reportGap  = 2 * time.Millisecond
+)
+
 // Resolve returns the template that name, or digest, stands for. It exists, and a connected node has it: else the error
-// is template_not_found, or unavailable where a node that is away may have it.
-func (s *Service) Resolve(_ context.Context, tenant, name string) (state.Template, error) {
+// is template_not_found, or unavailable where a node that is away may have it. A template that was just imported is found,
+// although its node reports it after the import has returned.
+func (s *Service) Resolve(ctx context.Context, tenant, name string) (state.Template, error) {
 	name = strings.TrimSuffix(name, defaultTag)
+	var late <-chan time.Time
+	for {
+		t, unreported, err := s.resolve(tenant, name)
+		if err == nil || !unreported {
+			return t, err
+		}
+		if late == nil {
+			late = time.After(reportTime)
+		}
+		select {
+		case <-ctx.Done():
+			return state.Template{}, ctx.Err()
+		case <-late:
+			return t, err
+		case <-time.After(reportGap):
+		}
+	}
+}
+
+// resolve is one look of Resolve. unreported is true for a template that is recorded, and that no connected node reports.
+func (s *Service) resolve(tenant, name string) (_ state.Template, unreported bool, _ error) {
 	t, known, err := s.lookup(tenant, name)
 	if err != nil {
-		return state.Template{}, err
+		return state.Template{}, false, err
 	}
 	others, err := s.others(tenant)
 	if err != nil {
@@ -98,7 +127,7 @@ func (s *Service) Resolve(_ context.Context, tenant, name string) (state.Templat
 		connected++
 		for _, have := range n.Self.Templates {
 			if known && have.Digest == t.Digest {
-				return t, nil
+				return t, false, nil
 			}
 			if !known && !others[have.Digest] && (have.Name == name || have.Digest == name) && (onNode == nil || have.CreatedAt.After(onNode.CreatedAt)) {
 				onNode = &have
@@ -107,14 +136,14 @@ func (s *Service) Resolve(_ context.Context, tenant, name string) (state.Templat
 	}
 	switch {
 	case onNode != nil: // imported on the node itself
-		return fromNode(tenant, *onNode), nil
+		return fromNode(tenant, *onNode), false, nil
 	case connected == 0:
-		return state.Template{}, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "no node is connected at the moment")
+		return state.Template{}, false, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "no node is connected at the moment")
 	case known || away > 0:
-		return state.Template{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable,
+		return state.Template{}, known, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable,
 			"no connected node has template %q at the moment; %d nodes are away", name, away)
 	}
-	return state.Template{}, api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate,
+	return state.Template{}, false, api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate,
 		"template %q does not exist: import it with `soulbox template import`", name)
 }
 
@@ -246,5 +275,25 @@ func (s *Service) Delete(ctx context.Context, tenant, name string) error {
 	if !known {
 		return api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %.80q does not exist", name)
 	}
+	if len(errs) == 0 {
+		s.awaitGone(ctx, name)
+	}
 	return errors.Join(errs...)
+}
+
+// awaitGone returns once no connected node reports the name any more, or after reportTime: what was deleted must not be
+// found, though its nodes say so a moment later.
+func (s *Service) awaitGone(ctx context.Context, name string) {
+	late := time.After(reportTime)
+	for slices.ContainsFunc(s.cfg.Fleet.Nodes(), func(n fleet.Node) bool {
+		return n.Connected && slices.ContainsFunc(n.Self.Templates, func(t nodeapi.Template) bool { return t.Name == name })
+	}) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-late:
+			return
+		case <-time.After(reportGap):
+		}
+	}
 }

@@ -4,8 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 func until(t *testing.T, f func() bool) {
@@ -233,6 +236,26 @@ func TestTheWholeWay(t *testing.T) {
 	h, err := c.SandboxHealth(ctx, sb.ID)
 	must.NoError(t, err)
 	must.False(t, h.OK())
+}
+
+// A template can be used as soon as its import has returned.
+func TestImport_thenCreateAtOnce(t *testing.T) {
+	s := newStack(t)
+	var b bytes.Buffer
+	tar := exec.Command("tar", "-C", sandboxtest.Lower(t), "--numeric-owner", "-cf", "-", ".")
+	tar.Stdout = &b
+	must.NoError(t, tar.Run())
+	for i := range 10 {
+		name := fmt.Sprintf("template-%d", i)
+		_, err := s.client.ImportTemplate(t.Context(), name, bytes.NewReader(b.Bytes()), api.ImportOptions{})
+		must.NoError(t, err)
+		sb, err := s.client.CreateSandbox(t.Context(), api.CreateRequest{Template: name})
+		must.NoError(t, err)
+		must.NoError(t, s.client.DeleteSandbox(t.Context(), sb.ID))
+		must.NoError(t, s.client.DeleteTemplate(t.Context(), name))
+		_, err = s.client.CreateSandbox(t.Context(), api.CreateRequest{Template: name})
+		must.True(t, api.IsNotFound(err), must.Sprint(err))
+	}
 }
 
 type answer struct {

@@ -78,6 +78,7 @@ func newStack(t testing.TB) *stack {
 	})
 	n, err := node.New(node.Config{
 		StateDir: dir + "/s", RunDir: dir + "/r", InitPath: sandboxtest.Init(t), CgroupParent: parent, Version: version.Version, Logger: log.Named("node"),
+		SampleInterval: 200 * time.Millisecond, SampleWindow: time.Minute,
 	})
 	must.NoError(t, err)
 	inBackground(t, n.Run)

@@ -12,51 +12,71 @@ import (
 	"testing"
 )
 
+// Env names a folder with programs that are built already.
+const Env = "SOULBOX_BIN"
+
 var programs = map[string]string{
 	"soulbox":              "./control/cmd/soulbox",
 	"nomad-driver-soulbox": "./nomad-driver/cmd/nomad-driver-soulbox",
 	"soulbox-init":         "./nomad-driver/cmd/soulbox-init",
 }
 
-var build = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv("SOULBOX_BIN"); dir != "" {
-		return filepath.Abs(dir)
-	}
-	dir, err := os.MkdirTemp("", "soulbox-bin-")
-	if err != nil {
-		return "", err
-	}
-	for name, pkg := range programs {
-		cmd := exec.Command("go", "build", "-trimpath", "-tags=hashicorpmetrics", "-ldflags=-s -w",
-			"-o", filepath.Join(dir, name), pkg)
-		cmd.Dir = Root()
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build %s: %w: %s", name, err, out)
-		}
-	}
-	return dir, nil
-})
+// built is what this process has built.
+var built struct {
+	sync.Mutex
+	dir   string
+	paths map[string]string
+}
 
-// Dir returns a folder with soulbox, nomad-driver-soulbox and soulbox-init: SOULBOX_BIN where it is set, else built once per
-// test process.
-func Dir(t testing.TB) string {
+// Path returns the path of a program: in SOULBOX_BIN where that is set, else built once per test process.
+func Path(t testing.TB, name string) string {
 	t.Helper()
-	dir, err := build()
+	path, err := find(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return dir
+	return path
 }
 
-// Remove deletes what Dir built. A TestMain calls it last.
-func Remove() error {
-	if os.Getenv("SOULBOX_BIN") != "" {
-		return nil
+func find(name string) (string, error) {
+	pkg, ok := programs[name]
+	if !ok {
+		return "", fmt.Errorf("%q is no program of this module", name)
 	}
-	dir, err := build()
-	if err != nil {
-		return nil //nolint:nilerr // nothing was built
+	if dir := os.Getenv(Env); dir != "" {
+		return filepath.Abs(filepath.Join(dir, name))
+	}
+	built.Lock()
+	defer built.Unlock()
+	if path, ok := built.paths[name]; ok {
+		return path, nil
+	}
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "soulbox-bin-")
+		if err != nil {
+			return "", err
+		}
+		built.dir, built.paths = dir, map[string]string{}
+	}
+	path := filepath.Join(built.dir, name)
+	cmd := exec.Command("go", "build", "-trimpath", "-tags=hashicorpmetrics", "-ldflags=-s -w", "-o", path, pkg)
+	cmd.Dir = Root()
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w: %s", name, err, out)
+	}
+	built.paths[name] = path
+	return path, nil
+}
+
+// Remove deletes what Path built. A TestMain calls it last.
+func Remove() error {
+	built.Lock()
+	defer built.Unlock()
+	dir := built.dir
+	built.dir, built.paths = "", nil
+	if dir == "" {
+		return nil
 	}
 	return os.RemoveAll(dir)
 }

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -46,57 +45,14 @@ func TestPlacer_keepsContract(t *testing.T) {
 	})
 }
 
-func TestCreate_timeToTheNodesReport(t *testing.T) {
+func TestCreate_reachesTheNodeAndIsGoneAfterStop(t *testing.T) {
 	c := start(t)
 	seen := c.follow(t)
-	const runs = 50
-	var accepted, reported, stopped []time.Duration
-	var names []string // of the steps on the node, in their order
-	steps := map[string]time.Duration{}
-	for n := range runs + 1 {
-		req := request(small)
-		begin := time.Now()
-		must.NoError(t, c.placer.Place(t.Context(), req))
-		placed := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		at, err := seen.waitRunning(ctx, req.Node.ID)
-		cancel()
-		if err != nil {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			t.Fatal(errors.Join(err, c.placer.Watch(ctx, req.Node.ID)))
-		}
-		sb, err := c.node.Get(t.Context(), req.Node.ID)
-		must.NoError(t, err)
-		must.Eq(t, placement.OwnerKind, sb.Owner.Kind)
-		must.NotEq(t, "", sb.Owner.AllocID)
-		end := time.Now()
-		must.NoError(t, c.placer.Stop(t.Context(), req.Node.ID))
-		for {
-			if _, err := c.node.Get(t.Context(), req.Node.ID); api.IsNotFound(err) {
-				break
-			}
-			must.Less(t, 20*time.Second, time.Since(end))
-			time.Sleep(2 * time.Millisecond)
-		}
-		if n == 0 {
-			t.Logf("first create (with the registration of its parent job): %s", at.Sub(begin))
-			continue
-		}
-		accepted, reported = append(accepted, placed.Sub(begin)), append(reported, at.Sub(begin))
-		stopped = append(stopped, time.Since(end))
-		for _, s := range sb.Steps {
-			if _, ok := steps[s.Name]; !ok {
-				names = append(names, s.Name)
-			}
-			steps[s.Name] += time.Duration(s.Nanos) / runs
-		}
-	}
-	t.Logf("dispatch accepted:          p50 %s, p90 %s", quantile(accepted, .5), quantile(accepted, .9))
-	t.Logf("dispatch to node's report:  p50 %s, p90 %s", quantile(reported, .5), quantile(reported, .9))
-	t.Logf("stop to gone from the node: p50 %s, p90 %s", quantile(stopped, .5), quantile(stopped, .9))
-	for _, name := range names {
-		t.Logf("  on the node, mean of %-14s %s", name, steps[name].Round(time.Microsecond))
+	for range 3 {
+		life := c.live(t, seen, small)
+		must.Eq(t, placement.OwnerKind, life.sandbox.Owner.Kind)
+		must.NotEq(t, "", life.sandbox.Owner.AllocID)
+		must.SliceNotEmpty(t, life.sandbox.Steps)
 	}
 	list, err := c.placer.List(t.Context())
 	must.NoError(t, err)

@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,12 +56,11 @@ type cluster struct {
 	host   host.Node
 }
 
-func start(t *testing.T) *cluster {
+func start(t testing.TB) *cluster {
 	t.Helper()
 	for _, name := range []string{"nomad", "consul", "vault"} {
 		agenttest.Binary(t, name)
 	}
-	bin := binaries.Dir(t)
 	// The path of a unix socket has to be short: the test's own folder may be too deep.
 	dir, err := os.MkdirTemp("", "sbcl")
 	must.NoError(t, err)
@@ -70,7 +68,7 @@ func start(t *testing.T) *cluster {
 	cgroup := filepath.Base(dir)
 	begin := time.Now()
 	c, err := dev.Start(t.Context(), dev.Config{
-		Dir: dir, Driver: filepath.Join(bin, "nomad-driver-soulbox"), Init: filepath.Join(bin, "soulbox-init"),
+		Dir: dir, Driver: binaries.Path(t, "nomad-driver-soulbox"), Init: binaries.Path(t, "soulbox-init"),
 		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", cgroup, idBase),
 	})
 	must.NoError(t, err)
@@ -113,7 +111,7 @@ func start(t *testing.T) *cluster {
 }
 
 // entry waits for a view of the directory with one node that check accepts.
-func (c *cluster) entry(t *testing.T, check func(health.Node) bool) health.Node {
+func (c *cluster) entry(t testing.TB, check func(health.Node) bool) health.Node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -131,7 +129,7 @@ func (c *cluster) entry(t *testing.T, check func(health.Node) bool) health.Node 
 }
 
 // emptyTemplate is a root file system with what every sandbox needs, and no program.
-func emptyTemplate(t *testing.T) *bytes.Reader {
+func emptyTemplate(t testing.TB) *bytes.Reader {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -154,7 +152,7 @@ type events struct {
 	changed chan struct{}
 }
 
-func (c *cluster) follow(t *testing.T) *events {
+func (c *cluster) follow(t testing.TB) *events {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := c.node.Events(ctx, "", 0)
@@ -213,12 +211,6 @@ func (e *events) madeTimes(id api.SandboxID) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.made[id]
-}
-
-// quantile returns the q-th part of sorted durations.
-func quantile(d []time.Duration, q float64) time.Duration {
-	slices.Sort(d)
-	return d[min(len(d)-1, int(q*float64(len(d))))].Round(10 * time.Microsecond)
 }
 
 // closed reports whether nobody listens at the URL any more.

@@ -74,6 +74,9 @@ advertise {
   rpc  = "127.0.0.1"
   serf = "127.0.0.1"
 }
+telemetry {
+  publish_allocation_metrics = true # without it Nomad asks no driver for statistics
+}
 server {
   enabled          = true
   bootstrap_expect = 1
@@ -84,6 +87,9 @@ client {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
     "driver.allowlist"     = "soulbox"
   }
+}
+telemetry {
+  publish_allocation_metrics = true # else nomad alloc status -stats shows nothing, for any driver
 }
 plugin "nomad-driver-soulbox" {
   config {
@@ -122,7 +128,7 @@ func binary(t *testing.T, name string) string {
 		must.NoError(t, err)
 		return path
 	}
-	return filepath.Join(binaries.Dir(t), name)
+	return binaries.Path(t, name)
 }
 
 // start launches the agent, again after a kill.
@@ -153,6 +159,7 @@ func (a *agent) stop(t *testing.T) {
 			t.Logf("%s:\n%s", log, tail(string(b), 6000))
 		}
 	}
+	a.endJobs(t)
 	_ = a.cmd.Process.Signal(os.Interrupt)
 	select {
 	case <-a.done:
@@ -161,8 +168,60 @@ func (a *agent) stop(t *testing.T) {
 		<-a.done
 	}
 	a.stopNode(t)
+	a.unmountSecrets(t)
 	if err := os.RemoveAll(a.dir); err != nil {
 		t.Errorf("remove the agent's folder: %v", err)
+	}
+}
+
+// endJobs stops what a test that failed has left running: an agent that ends leaves its tasks and their log collectors.
+func (a *agent) endJobs(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	jobs, _, err := a.api.Jobs().List(nil)
+	if err != nil {
+		t.Errorf("jobs at the end of the test: %v", err)
+		return
+	}
+	for _, j := range jobs {
+		if _, _, err := a.api.Jobs().Deregister(j.ID, false, nil); err != nil {
+			t.Errorf("stop job %s: %v", j.ID, err)
+		}
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		allocs, _, err := a.api.Allocations().List(nil)
+		if err != nil {
+			t.Errorf("allocations at the end of the test: %v", err)
+			return
+		}
+		running := 0
+		for _, al := range allocs {
+			if al.ClientStatus == "running" || al.ClientStatus == "pending" {
+				running++
+			}
+		}
+		if running == 0 {
+			return
+		}
+	}
+}
+
+// unmountSecrets takes away what an agent leaves of allocations that it has not collected: a file system in memory each.
+func (a *agent) unmountSecrets(t *testing.T) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Errorf("mounts at the end of the test: %v", err)
+		return
+	}
+	for line := range strings.Lines(string(mounts)) {
+		path := strings.Fields(line)[4]
+		if !strings.HasPrefix(path, filepath.Join(a.dir, "data")+"/") {
+			continue
+		}
+		if err := syscall.Unmount(path, 0); err != nil {
+			t.Errorf("unmount %s: %v", path, err)
+		}
 	}
 }
 
@@ -277,7 +336,7 @@ func describe(allocs []*nomadapi.AllocationListStub) string {
 func events(state *nomadapi.TaskState) string {
 	var s []string
 	for _, e := range state.Events {
-		s = append(s, e.Type+": "+e.DisplayMessage)
+		s = append(s, e.Type+": "+e.DisplayMessage+" oom_killed="+e.Details["oom_killed"])
 	}
 	return strings.Join(s, " | ")
 }

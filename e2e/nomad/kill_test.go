@@ -8,7 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -49,6 +51,13 @@ func TestKill_losesNothing(t *testing.T) {
 			must.Eq(t, before[0].ID, after[0].ID)
 			must.Eq(t, before[0].PID, after[0].PID, must.Sprint("the same PID 1 is there"))
 			must.Eq(t, nodeapi.StateRunning, after[0].State)
+			seen := strings.Count(a.cli(t, "alloc", "logs", alloc.ID), "tick")
+			poll(t, "output to reach the logs again", func() error {
+				if now := strings.Count(a.cli(t, "alloc", "logs", alloc.ID), "tick"); now <= seen {
+					return fmt.Errorf("%d lines, %d before", now, seen)
+				}
+				return nil
+			})
 		})
 	}
 	t.Run("an end that nobody saw is told with its exit code", func(t *testing.T) {
@@ -80,6 +89,72 @@ func TestKill_losesNothing(t *testing.T) {
 			return fmt.Errorf("sandboxes: %+v", left)
 		}
 		return nil
+	})
+	a.host().NothingLeft(t)
+}
+
+// TestKill_whileOneIsMade kills each part at several moments of a start. However far it had come, in the end the
+// allocation has exactly one sandbox, and nothing is left of another.
+func TestKill_whileOneIsMade(t *testing.T) {
+	a := startAgent(t)
+	client := nodeapi.NewUnix(a.socket)
+	for _, tc := range []struct {
+		name string
+		kill func(t *testing.T)
+	}{
+		{"plugin", func(t *testing.T) { killPID(t, a.pluginPID(t)) }},
+		{"node-daemon", func(t *testing.T) {
+			node, err := client.Node(t.Context())
+			must.NoError(t, err)
+			killPID(t, node.PID)
+		}},
+		{"nomad-client", func(t *testing.T) { a.kill(t); a.start(t) }},
+	} {
+		for _, after := range []time.Duration{20 * time.Millisecond, 60 * time.Millisecond, 110 * time.Millisecond} {
+			t.Run(fmt.Sprintf("%s after %v", tc.name, after), func(t *testing.T) {
+				a.waitDriver(t)
+				poll(t, "the node to answer", func() error { _, err := client.Node(t.Context()); return err })
+				job := batchJob(fmt.Sprintf("%s-%d", tc.name, after.Milliseconds()), command("sleep", "1000"), "")
+				attempts, mode, delay := 3, "fail", time.Second
+				job.TaskGroups[0].RestartPolicy = &nomadapi.RestartPolicy{Attempts: &attempts, Mode: &mode, Delay: &delay}
+				_, _, err := a.api.Jobs().Register(job, nil)
+				must.NoError(t, err)
+				time.Sleep(after) // the moment of the kill is what is tried
+				tc.kill(t)
+				alloc := a.alloc(t, *job.ID, "running")
+				var last string
+				poll(t, "the allocation's one sandbox", func() error {
+					all, err := client.List(t.Context())
+					if err != nil {
+						return err
+					}
+					var mine []string
+					for _, sb := range all {
+						if sb.Owner.AllocID == alloc.ID {
+							mine = append(mine, fmt.Sprintf("%s %s", sb.ID, sb.State))
+						}
+					}
+					last = strings.Join(mine, ", ")
+					if len(mine) != 1 || !strings.HasSuffix(mine[0], " "+string(nodeapi.StateRunning)) {
+						return fmt.Errorf("sandboxes of the allocation: %s", last)
+					}
+					return nil
+				})
+				poll(t, "exec", func() error {
+					if out, err := a.tryCLI(t, "alloc", "exec", "-t=false", alloc.ID, "true"); err != nil {
+						return fmt.Errorf("%w: %s", err, out)
+					}
+					return nil
+				})
+				a.cli(t, "job", "stop", "-purge", "-detach", *job.ID)
+			})
+		}
+	}
+	poll(t, "the node to forget all", func() error {
+		if out, err := a.tryCLI(t, "system", "gc"); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return a.none(t)
 	})
 	a.host().NothingLeft(t)
 }

@@ -10,12 +10,33 @@ import (
 	"time"
 )
 
-// Limits of one group. Zero means no limit.
+// Limits of one group. Zero means no limit for a new group, and leaves that of an existing one.
 type Limits struct {
 	CPUMillis   int64 // hard limit in thousandths of a core
 	CPUWeight   int64 // 1..10000 as cgroup v2's cpu.weight; 100 is the kernel's default
 	MemoryBytes int64 // hard limit; swap is not available on top of it where the kernel can say so
-	PIDs        int64 // processes and threads
+	// MemoryLow is how much of its memory the kernel takes only when there is nothing else to take; Unlimited (-1) ends
+	// the protection. v2 only.
+	MemoryLow int64
+	// MemorySoft is beyond what the kernel takes from the group first when memory is short; Unlimited (-1) lifts it. v1 only:
+	// v2 takes by use beyond MemoryLow.
+	MemorySoft int64
+	PIDs       int64 // processes and threads
+	IO         IOLimits
+}
+
+// Unlimited lifts a limit of a group that has one, where the field's comment allows it.
+const Unlimited = -1
+
+// IOLimits bound what a group reads from and writes to one disk, per second. Unlimited (-1) lifts a limit.
+type IOLimits struct {
+	Device                                   string // "major:minor" of a whole disk, not of a partition; see Disk
+	ReadBytes, WriteBytes, ReadOps, WriteOps int64
+}
+
+// Any reports whether l says anything.
+func (l IOLimits) Any() bool {
+	return l.ReadBytes != 0 || l.WriteBytes != 0 || l.ReadOps != 0 || l.WriteOps != 0
 }
 
 // Stats are a group's counters at one moment. Measured names the fields (as snake_case) that the kernel has. The fields
@@ -33,11 +54,20 @@ type Stats struct {
 	MemoryLimit uint64 // 0: none
 	PIDs        uint64
 	OOMKills    uint64
-	Measured    []string
+	ForksDenied uint64 // processes and threads refused at the limit PIDs
+	// Those of the disk are not the group's: package sandbox fills them in where a disk limit tells them.
+	DiskBytes      uint64
+	DiskLimit      uint64 // 0: none
+	DiskInodes     uint64
+	DiskInodeLimit uint64 // 0: none
+	Measured       []string
 }
 
 // ErrNotExist is in the chain of errors about a group that is not there (any more).
 var ErrNotExist = errors.New("control group does not exist")
+
+// ErrBelowUse is in the chain of errors about a memory limit that is below what the group uses and cannot give back.
+var ErrBelowUse = errors.New("memory limit is below what is in use")
 
 // ErrUnsupported is in the chain of errors about a limit or an action that this kernel's controllers do not offer.
 var ErrUnsupported = errors.New("not supported by this kernel's control groups")

@@ -273,7 +273,7 @@ func TestV2_missingFilesAreNotMeasured(t *testing.T) {
 	if err != nil || slices.Contains(s.Measured, "memory_max_bytes") || s.MemoryLimit != 0 {
 		t.Errorf("stats are %+v, %v", s, err)
 	}
-	if err := g.SetLimits(Limits{MemoryBytes: 5}); err != nil {
+	if err := g.SetLimits(Limits{MemoryBytes: 5000}); err != nil {
 		t.Errorf("a kernel without swap: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, "pids.max")); err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,9 @@ type Manager struct {
 	h      hierarchy
 	parent string
 	mkdir  func(path string) error // os.Mkdir, but for tests on ordinary directories
+
+	mu    sync.Mutex
+	ready bool // the parent was prepared by this Manager
 }
 
 // hierarchy is what differs between the versions. dirs are a group's directories, one for each mounted hierarchy.
@@ -26,8 +30,17 @@ type hierarchy interface {
 	version() int
 	// roots returns the root directory of each hierarchy.
 	roots() []string
-	// prepareParent readies the parent's directories, which exist, for groups below them.
+	// prepareParent readies the parent's directories, which exist, for groups below them. It may be called again.
 	prepareParent(parent string) error
+	// guardDevices denies a new group all devices but those of a sandbox's /dev.
+	guardDevices(group string) error
+	// devices says by what the groups' devices are guarded, or why they are not. Valid after prepareParent.
+	devices() (string, error)
+	// removed is told of every group that is gone.
+	removed(group string) error
+	// oomEvents returns a file that can be read after the group ran out of memory; nil where the kernel itself ends the
+	// whole group then.
+	oomEvents(group string) (*os.File, error)
 	// entry opens what a new process needs to start in the group.
 	entry(group string) (*Entry, error)
 	setLimits(group string, l Limits) error
@@ -37,6 +50,8 @@ type hierarchy interface {
 	kill(group string) error
 	stats(group string) (Stats, error)
 	oomKills(group string) (uint64, error)
+	usage(group string) (Usage, error)
+	forksDenied(group string) (uint64, error)
 }
 
 // Detect finds out which control groups are mounted at root (normally /sys/fs/cgroup) and returns a Manager whose groups
@@ -79,10 +94,13 @@ func (m *Manager) Create(name string, l Limits) (*Group, error) {
 		}
 		return err
 	}
+	if err := m.makeParent(false); err != nil {
+		return nil, fmt.Errorf("make control group %s: %w", m.parent, err)
+	}
 	for _, dir := range g.dirs() {
 		err := m.mkdir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			if err = m.makeParent(); err == nil {
+			if err = m.makeParent(true); err == nil {
 				err = m.mkdir(dir)
 			}
 		}
@@ -91,19 +109,38 @@ func (m *Manager) Create(name string, l Limits) (*Group, error) {
 		}
 		made = append(made, dir)
 	}
-	if err := m.h.setLimits(g.rel, l); err != nil {
-		return nil, undo(fmt.Errorf("limit control group %s: %w", name, err))
+	if err := errors.Join(m.h.setLimits(g.rel, l), m.h.guardDevices(g.rel)); err != nil {
+		return nil, errors.Join(undo(fmt.Errorf("limit control group %s: %w", name, err)), m.h.removed(g.rel))
 	}
 	return g, nil
 }
 
-func (m *Manager) makeParent() error {
+// makeParent makes and prepares the parent, once for each Manager, and again where somebody has removed it since.
+func (m *Manager) makeParent(again bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ready && !again {
+		return nil
+	}
 	for _, root := range m.h.roots() {
 		if err := m.mkdir(filepath.Join(root, m.parent)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
-	return m.h.prepareParent(m.parent)
+	if err := m.h.prepareParent(m.parent); err != nil {
+		return err
+	}
+	m.ready = true
+	return nil
+}
+
+// Devices says by what sandboxes' groups are kept from devices of the host ("devices controller", "bpf"), or why they are
+// not: there is a /dev of six nodes in front of it, so that this is no reason not to start one.
+func (m *Manager) Devices() (string, error) {
+	if err := m.makeParent(false); err != nil {
+		return "", err
+	}
+	return m.h.devices()
 }
 
 // Open returns the group of that name, whether it exists or not.
@@ -188,8 +225,20 @@ func (g *Group) dirs() []string {
 // Entry opens the way in for a new process. The caller closes it.
 func (g *Group) Entry() (*Entry, error) { return g.m.h.entry(g.rel) }
 
-// SetLimits changes the limits. Zero values leave what is set.
-func (g *Group) SetLimits(l Limits) error { return g.m.h.setLimits(g.rel, l) }
+// SetLimits changes the limits. Zero values leave what is set. A memory limit below what is in use is ErrBelowUse: v2
+// would end the group over it. After an error some of the limits may have changed.
+func (g *Group) SetLimits(l Limits) error {
+	if l.MemoryBytes > 0 {
+		s, err := g.Stats()
+		if err != nil {
+			return err
+		}
+		if s.MemoryBytes > uint64(l.MemoryBytes) {
+			return fmt.Errorf("%w: %d bytes are, the limit would be %d", ErrBelowUse, s.MemoryBytes, l.MemoryBytes)
+		}
+	}
+	return g.m.h.setLimits(g.rel, l)
+}
 
 // Stats reads the counters.
 func (g *Group) Stats() (Stats, error) {
@@ -200,6 +249,13 @@ func (g *Group) Stats() (Stats, error) {
 
 // OOMKills returns how many processes the kernel's out-of-memory killer ended in the group.
 func (g *Group) OOMKills() (uint64, error) { return g.m.h.oomKills(g.rel) }
+
+// ForksDenied returns how many processes and threads the group was refused at its limit.
+func (g *Group) ForksDenied() (uint64, error) { return g.m.h.forksDenied(g.rel) }
+
+// OOMEvents returns a file for the runtime's poller that can be read after the group ran out of memory, and at its
+// removal. It is nil where the kernel ends the whole group by itself (v2). The caller closes it.
+func (g *Group) OOMEvents() (*os.File, error) { return g.m.h.oomEvents(g.rel) }
 
 // Processes returns the host's pids of the processes in the group, in any hierarchy.
 func (g *Group) Processes() ([]int, error) {
@@ -259,7 +315,7 @@ func (g *Group) Remove(ctx context.Context) error {
 			return fmt.Errorf("remove control group %s: %w", dir, err)
 		}
 	}
-	return nil
+	return g.m.h.removed(g.rel)
 }
 
 // poll calls step until it reports that it is done, an error, or until ctx ends; at once, then at growing distances.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,11 +17,7 @@ type v1 struct {
 	all  []string          // the roots, each once; that of the freezer first
 }
 
-var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices"}
-
-// v1Devices are all the devices that a process of a sandbox may open: null, zero, full, random, urandom, tty, ptmx and
-// the terminals of devpts. There is nothing in /dev besides them; this is the second wall.
-var v1Devices = []string{"c 1:3 rw", "c 1:5 rw", "c 1:7 rw", "c 1:8 rw", "c 1:9 rw", "c 5:0 rw", "c 5:2 rw", "c 136:* rw"}
+var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio"}
 
 const (
 	v1Period = 100_000 // µs
@@ -124,7 +121,43 @@ func (h *v1) setLimits(group string, l Limits) error {
 			return err
 		}
 	}
-	return h.limitDevices(group)
+	if l.MemorySoft != 0 {
+		dir, err := h.dir("memory", group)
+		if err != nil {
+			return err
+		}
+		if err := writeInt(dir, "memory.soft_limit_in_bytes", l.MemorySoft); err != nil { // -1: none
+			return err
+		}
+	}
+	return h.limitIO(group, l.IO)
+}
+
+// limitIO sets limits of a disk. v1 cannot tell whose a write is that comes from the page cache: only direct and
+// synchronous writes count.
+func (h *v1) limitIO(group string, l IOLimits) error {
+	if !l.Any() {
+		return nil
+	}
+	dir, err := h.dir("blkio", group)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		file string
+		v    int64
+	}{
+		{"read_bps", l.ReadBytes}, {"write_bps", l.WriteBytes}, {"read_iops", l.ReadOps}, {"write_iops", l.WriteOps},
+	} {
+		if f.v == 0 {
+			continue
+		}
+		// 0 is the kernel's word for no limit.
+		if err := write(dir, "blkio.throttle."+f.file+"_device", fmt.Sprintf("%s %d", l.Device, max(f.v, 0))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // v1Memory sets the limit of memory and that of memory and swap together to the same. The second must never be below the
@@ -138,19 +171,22 @@ func v1Memory(dir string, limit int64) error {
 		return err
 	}
 	err := writeInt(dir, "memory.limit_in_bytes", limit)
-	if errors.Is(err, unix.EINVAL) {
+	switch {
+	case errors.Is(err, unix.EINVAL):
 		if err = swap(); err == nil {
 			err = writeInt(dir, "memory.limit_in_bytes", limit)
 		}
-		return err
+	case err == nil:
+		err = swap()
 	}
-	if err != nil {
-		return err
+	if errors.Is(err, unix.EBUSY) {
+		err = fmt.Errorf("%w: %w", ErrBelowUse, err)
 	}
-	return swap()
+	return err
 }
 
-func (h *v1) limitDevices(group string) error {
+// guardDevices is for new groups: in between its writes there are no devices at all.
+func (h *v1) guardDevices(group string) error {
 	dir, err := h.dir("devices", group)
 	if err != nil {
 		return nil //nolint:nilerr // the second wall only: /dev holds nothing else
@@ -158,12 +194,59 @@ func (h *v1) limitDevices(group string) error {
 	if err := write(dir, "devices.deny", "a"); err != nil {
 		return err
 	}
-	for _, d := range v1Devices {
-		if err := write(dir, "devices.allow", d); err != nil {
+	for _, d := range devices {
+		minor := "*"
+		if d.minor != anyMinor {
+			minor = strconv.Itoa(int(d.minor))
+		}
+		if err := write(dir, "devices.allow", fmt.Sprintf("c %d:%s rw", d.major, minor)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (h *v1) devices() (string, error) {
+	if h.dirs["devices"] == "" {
+		return "", fmt.Errorf("controller devices is not mounted: %w", ErrUnsupported)
+	}
+	return "devices controller", nil
+}
+
+func (h *v1) removed(string) error { return nil }
+
+// oomEvents is how v1 tells of a group that is out of memory: by an eventfd.
+func (h *v1) oomEvents(group string) (*os.File, error) {
+	dir, err := h.dir("memory", group)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("make eventfd: %w", err)
+	}
+	events := os.NewFile(uintptr(fd), "out of memory events")
+	control, err := os.Open(filepath.Join(dir, "memory.oom_control"))
+	if err == nil {
+		// The kernel keeps what it needs of both: the control file may be closed.
+		err = errors.Join(write(dir, "cgroup.event_control", fmt.Sprintf("%d %d", fd, control.Fd())), control.Close())
+	}
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrNotExist, err)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("ask for out of memory events: %w", err), events.Close())
+	}
+	return events, nil
+}
+
+func (h *v1) forksDenied(group string) (uint64, error) {
+	dir, err := h.dir("pids", group)
+	if err != nil {
+		return 0, err
+	}
+	t, err := readTable(dir, "pids.events")
+	return t["max"], err
 }
 
 func (h *v1) setFrozen(group string, frozen bool) (bool, error) {
@@ -246,6 +329,9 @@ func (h *v1) stats(group string) (Stats, error) {
 	}
 	if dir, err := h.dir("pids", group); err == nil {
 		r.number(&s.PIDs, "pids", dir, "pids.current", 1)
+		if t := r.table(dir, "pids.events"); t != nil {
+			r.field(&s.ForksDenied, "forks_denied", t, "max", 1)
+		}
 	}
 	return s, r.err
 }

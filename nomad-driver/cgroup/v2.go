@@ -14,10 +14,14 @@ import (
 type v2 struct {
 	root        string
 	controllers []string // of the root
+
+	low     lowMemory
+	guard   string // by what devices are guarded
+	noGuard error  // why they are not
 }
 
 // v2Controllers are what groups of sandboxes need; a limit whose controller is not there is an error.
-var v2Controllers = []string{"cpu", "memory", "pids"}
+var v2Controllers = []string{"cpu", "memory", "pids", "io"}
 
 const v2Period = 100_000 // µs
 
@@ -49,8 +53,18 @@ func (h *v2) prepareParent(parent string) error {
 			}
 		}
 	}
+	// The second wall only: /dev holds nothing else. Attached to the parent, it costs a new group nothing.
+	if h.noGuard = guardDevices(filepath.Join(h.root, parent)); h.noGuard == nil {
+		h.guard = "bpf"
+	}
 	return nil
 }
+
+func (h *v2) guardDevices(string) error { return nil }
+
+func (h *v2) devices() (string, error) { return h.guard, h.noGuard }
+
+func (h *v2) oomEvents(string) (*os.File, error) { return nil, nil }
 
 func (h *v2) entry(group string) (*Entry, error) {
 	f, err := os.Open(filepath.Join(h.root, group))
@@ -86,9 +100,44 @@ func (h *v2) setLimits(group string, l Limits) error {
 		}
 	}
 	if l.PIDs > 0 {
-		return writeInt(dir, "pids.max", l.PIDs)
+		if err := writeInt(dir, "pids.max", l.PIDs); err != nil {
+			return err
+		}
 	}
-	return nil
+	if l.MemoryLow != 0 {
+		if err := h.low.set(h.root, group, max(l.MemoryLow, 0)); err != nil {
+			return err
+		}
+	}
+	return h.limitIO(dir, l.IO)
+}
+
+func (h *v2) limitIO(dir string, l IOLimits) error {
+	if !l.Any() {
+		return nil
+	}
+	line := l.Device
+	for _, f := range []struct {
+		key string
+		v   int64
+	}{
+		{"rbps", l.ReadBytes}, {"wbps", l.WriteBytes}, {"riops", l.ReadOps}, {"wiops", l.WriteOps},
+	} {
+		switch {
+		case f.v > 0:
+			line += fmt.Sprintf(" %s=%d", f.key, f.v)
+		case f.v < 0:
+			line += " " + f.key + "=max"
+		}
+	}
+	return write(dir, "io.max", line)
+}
+
+func (h *v2) removed(group string) error { return h.low.forget(h.root, group) }
+
+func (h *v2) forksDenied(group string) (uint64, error) {
+	t, err := readTable(filepath.Join(h.root, group), "pids.events")
+	return t["max"], err
 }
 
 func (h *v2) setFrozen(group string, frozen bool) (bool, error) {
@@ -143,6 +192,9 @@ func (h *v2) stats(group string) (Stats, error) {
 		r.field(&s.OOMKills, "oom_kills", t, "oom_kill", 1)
 	}
 	r.number(&s.PIDs, "pids", dir, "pids.current", 1)
+	if t := r.table(dir, "pids.events"); t != nil {
+		r.field(&s.ForksDenied, "forks_denied", t, "max", 1)
+	}
 	return s, r.err
 }
 

@@ -7,6 +7,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Limits of one folder. Zero is no limit.
@@ -55,6 +56,30 @@ const (
 	Tmpfs = "tmpfs"
 	None  = "none"
 )
+
+// ByName returns the limiter of that name without asking the machine for it; nil for None and an empty name.
+func ByName(name string) (Limiter, error) {
+	switch name {
+	case "", None:
+		return nil, nil
+	case Quota:
+		return &ProjectQuota{}, nil
+	case Image:
+		return &LoopImage{}, nil
+	case Tmpfs:
+		return TmpfsLimiter{}, nil
+	}
+	return nil, fmt.Errorf("disk limiter %q is not one of quota, image, tmpfs, none", name)
+}
+
+// Release ends whatever bounds dir, for those who do not know what that is. It is nil where nothing does.
+func Release(dir string) error {
+	return errors.Join(TmpfsLimiter{}.Release(dir), (&LoopImage{}).Release(dir), (&ProjectQuota{}).Release(dir))
+}
+
+// FolderOf returns the folder that a name beside it belongs to: an image's name is its folder's and more. Every other name is
+// returned as it is.
+func FolderOf(name string) string { return strings.TrimSuffix(name, imageSuffix) }
 
 // validate refuses limits that no file system has.
 func (l Limits) validate() error {

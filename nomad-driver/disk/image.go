@@ -19,7 +19,9 @@ type LoopImage struct{}
 const DefaultImageBytes = 10 << 30
 
 // imageOf is the image's file: beside the folder, as the folder is its mount point.
-func imageOf(dir string) string { return filepath.Clean(dir) + ".img" }
+func imageOf(dir string) string { return filepath.Clean(dir) + imageSuffix }
+
+const imageSuffix = ".img"
 
 // Name is Image.
 func (*LoopImage) Name() string { return Image }

@@ -207,7 +207,9 @@ func (*ProjectQuota) open(dir string) (*os.File, uint32, error) {
 	id, err := projectID(dir)
 	if err == nil {
 		var attr fsxattr
-		if attr, err = getXattr(f); err == nil && attr.ProjID != id {
+		attr, err = getXattr(f)
+		// A file system without such attributes, as tmpfs on some kernels, has no projects.
+		if err == nil && attr.ProjID != id || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("disk limit of %s: %w", dir, ErrNotPrepared)
 		}
 	}

@@ -23,7 +23,6 @@ type Driver struct {
 	version string
 	events  *eventer.Eventer
 	tasks   *taskStore
-	pipes   *logPipes
 
 	mu      sync.Mutex
 	config  Config
@@ -47,7 +46,6 @@ func New(ctx context.Context, logger hclog.Logger, version string) *Driver {
 		version: version,
 		events:  eventer.NewEventer(ctx, logger),
 		tasks:   newTaskStore(),
-		pipes:   newLogPipes(),
 	}
 }
 

@@ -4,13 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -28,6 +26,7 @@ import (
 type fakeNode struct {
 	mu        sync.Mutex
 	sandboxes map[api.SandboxID]*nodeapi.Sandbox
+	requests  map[api.SandboxID]string // the JSON of what was asked for
 	creates   int
 	stops     []nodeapi.StopRequest
 	ended     chan struct{} // closed and renewed at every end
@@ -35,7 +34,7 @@ type fakeNode struct {
 
 func serveFake(t *testing.T) (*fakeNode, string) {
 	t.Helper()
-	f := &fakeNode{sandboxes: map[api.SandboxID]*nodeapi.Sandbox{}, ended: make(chan struct{})}
+	f := &fakeNode{sandboxes: map[api.SandboxID]*nodeapi.Sandbox{}, requests: map[api.SandboxID]string{}, ended: make(chan struct{})}
 	socket := filepath.Join(t.TempDir(), "node.sock")
 	l, err := net.Listen("unix", socket)
 	must.NoError(t, err)
@@ -76,7 +75,13 @@ func (f *fakeNode) create(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.creates++
+	body, _ := json.Marshal(req)
+	if f.sandboxes[req.ID] != nil && f.requests[req.ID] != string(body) {
+		refuse(w, api.Errorf(409, api.CodeConflict, "sandbox %s exists and is another", req.ID))
+		return
+	}
 	if f.sandboxes[req.ID] == nil {
+		f.requests[req.ID] = string(body)
 		f.sandboxes[req.ID] = &nodeapi.Sandbox{ID: req.ID, State: nodeapi.StateRunning, Template: req.Template, Owner: req.Owner}
 	}
 	answer(w, f.sandboxes[req.ID])
@@ -242,10 +247,111 @@ func TestStart_repeatedFindsTheFirstSandbox(t *testing.T) {
 	must.MapLen(t, 1, node.sandboxes)
 }
 
+// A deadline counts from each call, so the second request is not the first one's.
+func TestStart_repeatedFindsTheFirstSandboxWithADeadline(t *testing.T) {
+	node, socket := serveFake(t)
+	cfg := task(t, TaskConfig{Deadline: "1h"})
+	_, _, err := driverOn(t, socket).StartTask(cfg)
+	must.NoError(t, err)
+	_, _, err = driverOn(t, socket).StartTask(cfg)
+	must.NoError(t, err)
+	must.MapLen(t, 1, node.sandboxes)
+}
+
+// The client was killed before it could note the start: it starts the task again, under another id.
+func TestStart_removesWhatAnEarlierRunLeft(t *testing.T) {
+	node, socket := serveFake(t)
+	first := task(t, TaskConfig{})
+	_, _, err := driverOn(t, socket).StartTask(first)
+	must.NoError(t, err)
+	other := task(t, TaskConfig{})
+	other.ID, other.Name = "alloc-1/side/0badcafe", "side"
+	_, _, err = driverOn(t, socket).StartTask(other)
+	must.NoError(t, err)
+
+	again := task(t, TaskConfig{})
+	again.ID = "alloc-1/main/feedbeef"
+	_, _, err = driverOn(t, socket).StartTask(again)
+	must.NoError(t, err)
+	must.MapLen(t, 2, node.sandboxes)
+	must.MapContainsKeys(t, node.sandboxes, []api.SandboxID{sandboxID(again.ID), sandboxID(other.ID)})
+}
+
+func TestStart_dispatchedAgainReplacesTheSandboxOfTheSameAllocation(t *testing.T) {
+	node, socket := serveFake(t)
+	req := nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}
+	first := task(t, TaskConfig{})
+	writeDispatch(t, first, req)
+	_, _, err := driverOn(t, socket).StartTask(first)
+	must.NoError(t, err)
+
+	again := task(t, TaskConfig{})
+	again.ID = "alloc-1/main/feedbeef"
+	writeDispatch(t, again, req)
+	_, _, err = driverOn(t, socket).StartTask(again)
+	must.NoError(t, err)
+	must.Eq(t, again.ID, node.sandboxes[req.ID].Owner.TaskID)
+
+	foreign := task(t, TaskConfig{})
+	foreign.ID, foreign.AllocID = "alloc-2/main/feedbeef", "alloc-2"
+	writeDispatch(t, foreign, req)
+	_, _, err = driverOn(t, socket).StartTask(foreign)
+	must.ErrorContains(t, err, "exists and is another")
+	must.Eq(t, again.ID, node.sandboxes[req.ID].Owner.TaskID)
+}
+
+func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {
+	_, socket := serveFake(t)
+	cfg := task(t, TaskConfig{})
+	cfg.Mounts = []*drivers.MountConfig{{TaskPath: "/data", HostPath: "/srv"}}
+	_, _, err := driverOn(t, socket).StartTask(cfg)
+	must.ErrorContains(t, err, `volume_mount to "/data" is not supported`)
+	cfg = task(t, TaskConfig{})
+	cfg.Devices = []*drivers.DeviceConfig{{HostPath: "/dev/sda"}}
+	_, _, err = driverOn(t, socket).StartTask(cfg)
+	must.ErrorContains(t, err, "device blocks are not supported")
+	cfg = task(t, TaskConfig{})
+	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup}
+	_, _, err = driverOn(t, socket).StartTask(cfg)
+	must.ErrorContains(t, err, "network mode bridge is not supported")
+}
+
+// Nomad's log collector ends for good at the end of file: it must not see one while the task runs, whatever happens to
+// the daemon, and must see one when it has ended.
+func TestLogs_stayOpenAsLongAsTheTaskRuns(t *testing.T) {
+	node, socket := serveFake(t)
+	d := driverOn(t, socket)
+	cfg := task(t, TaskConfig{Command: "true"})
+	dir := t.TempDir()
+	cfg.StdoutPath, cfg.StderrPath = filepath.Join(dir, "out"), filepath.Join(dir, "err")
+	must.NoError(t, unix.Mkfifo(cfg.StdoutPath, 0o600))
+	must.NoError(t, unix.Mkfifo(cfg.StderrPath, 0o600))
+	handle, _, err := d.StartTask(cfg)
+	must.NoError(t, err)
+	next := driverOn(t, socket)
+	must.NoError(t, next.RecoverTask(handle))
+
+	fd, err := unix.Open(cfg.StdoutPath, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	must.NoError(t, err)
+	defer unix.Close(fd)
+	_, err = unix.Read(fd, make([]byte, 1))
+	must.Eq[error](t, unix.EAGAIN, err, must.Sprint("somebody holds the other end"))
+
+	node.end(sandboxID(cfg.ID), nodeapi.Exit{Reason: nodeapi.ExitMainExited})
+	for _, d := range []*Driver{d, next} {
+		ch, err := d.WaitTask(t.Context(), cfg.ID)
+		must.NoError(t, err)
+		<-ch
+	}
+	n, err := unix.Read(fd, make([]byte, 1))
+	must.NoError(t, err)
+	must.Zero(t, n)
+}
+
 func TestStart_saysWhetherARestartMayHelp(t *testing.T) {
 	_, socket := serveFake(t)
 	_, _, err := driverOn(t, socket).StartTask(task(t, TaskConfig{Template: "missing"}))
-	must.ErrorContains(t, err, "template missing does not exist")
+	must.ErrorContains(t, err, "template missing does not exist (template_not_found)", must.Sprint("the code survives as text"))
 	var r interface{ IsRecoverable() bool }
 	must.False(t, errors.As(err, &r), must.Sprint("a missing template stays missing"))
 
@@ -298,6 +404,10 @@ func TestRecover_isIdempotentAndChecksTheHandle(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 2, (<-ch).Signal, must.Sprint("a task that ended meanwhile has its real exit"))
 
+	stranger := handle.Copy()
+	stranger.Config.ID = "alloc-9/main/0badcafe"
+	must.ErrorContains(t, driverOn(t, socket).RecoverTask(stranger), "belongs to task")
+
 	newer := handle.Copy()
 	newer.Version = 99
 	must.ErrorContains(t, driverOn(t, socket).RecoverTask(newer), "version 99")
@@ -338,46 +448,4 @@ func TestUsage_turnsCountersIntoRates(t *testing.T) {
 	must.Eq(t, 1000.0, second.ResourceUsage.CpuStats.TotalTicks)
 	must.Eq(t, []string{"Percent", "Total Ticks"}, second.ResourceUsage.CpuStats.Measured)
 	must.Eq(t, uint64(42), second.ResourceUsage.MemoryStats.RSS)
-}
-
-func TestLogPipes_areHeldUntilTheTaskEnds(t *testing.T) {
-	node, socket := serveFake(t)
-	d := driverOn(t, socket)
-	cfg := task(t, TaskConfig{Command: "true"})
-	cfg.StdoutPath = filepath.Join(t.TempDir(), "stdout.fifo")
-	must.NoError(t, syscall.Mkfifo(cfg.StdoutPath, 0o600))
-	ended := make(chan error, 1)
-	go func() { // as Nomad's log collector: until the first end of file
-		f, err := os.Open(cfg.StdoutPath)
-		if err == nil {
-			_, err = io.Copy(io.Discard, f)
-			_ = f.Close()
-		}
-		ended <- err
-	}()
-	_, _, err := d.StartTask(cfg)
-	must.NoError(t, err)
-	// Another writer comes and goes, as a node daemon that is killed does.
-	f, err := os.OpenFile(cfg.StdoutPath, os.O_WRONLY, 0)
-	must.NoError(t, err)
-	must.NoError(t, f.Close())
-	select {
-	case err := <-ended:
-		t.Fatalf("the collector saw an end of file: %v", err)
-	default:
-	}
-	ch, err := d.WaitTask(t.Context(), cfg.ID)
-	must.NoError(t, err)
-	node.end(sandboxID(cfg.ID), nodeapi.Exit{Reason: nodeapi.ExitMainExited})
-	<-ch
-	must.NoError(t, <-ended)
-}
-
-func TestStart_refusesALogPipeThatIsALink(t *testing.T) {
-	_, socket := serveFake(t)
-	cfg := task(t, TaskConfig{Command: "true"})
-	cfg.StdoutPath = filepath.Join(t.TempDir(), "stdout.fifo")
-	must.NoError(t, os.Symlink("/etc/passwd", cfg.StdoutPath))
-	_, _, err := driverOn(t, socket).StartTask(cfg)
-	must.ErrorContains(t, err, "log pipe")
 }

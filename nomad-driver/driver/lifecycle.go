@@ -24,6 +24,12 @@ type taskState struct {
 	SandboxID string `codec:"sandbox_id"`
 }
 
+// maxStopTimeout is the longest that a node waits for a sandbox to end by itself.
+const maxStopTimeout = time.Hour
+
+// ownerNomad is the owner kind of a sandbox that a job file named itself.
+const ownerNomad = "nomad"
+
 // startTimeout bounds one create on the node, a first import of nothing included: templates are there before tasks are.
 const startTimeout = 2 * time.Minute
 
@@ -38,6 +44,9 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if len(cfg.Devices) > 0 {
 		return nil, nil, errors.New("device blocks are not supported: a sandbox has no devices of the host")
 	}
+	if len(cfg.Mounts) > 0 {
+		return nil, nil, fmt.Errorf("volume_mount to %q is not supported: a sandbox has no files of the host", cfg.Mounts[0].TaskPath)
+	}
 	req, err := request(cfg, time.Now())
 	if err != nil {
 		return nil, nil, err
@@ -48,26 +57,77 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if err != nil {
 		return nil, nil, recoverable(err)
 	}
-	if err := d.pipes.hold(cfg.ID, req.Logs); err != nil {
-		return nil, nil, err
-	}
-	sb, err := node.Create(ctx, req)
+	logs, err := holdLogs(req.Logs)
 	if err != nil {
-		d.pipes.release(cfg.ID)
+		d.logger.Warn("log pipes of a task", "task_id", cfg.ID, "error", err) // the node refuses what it cannot write to
+	}
+	sb, err := d.create(ctx, node, req)
+	if err != nil {
+		logs.close()
 		return nil, nil, startError(err)
 	}
 	handle := drivers.NewTaskHandle(handleVersion)
 	handle.Config = cfg
 	handle.State = drivers.TaskStateRunning
 	if err := handle.SetDriverState(taskState{SandboxID: sb.ID.String()}); err != nil {
-		d.pipes.release(cfg.ID)
+		logs.close()
 		return nil, nil, errors.Join(fmt.Errorf("task handle: %w", err), node.Delete(ctx, sb.ID))
 	}
-	d.tasks.put(cfg.ID, cfg.Name, sb.ID)
+	d.tasks.put(cfg.ID, cfg.Name, sb.ID, logs)
 	d.emit(cfg, fmt.Sprintf("Sandbox %s is running", sb.ID), map[string]string{
 		"sandbox_id": sb.ID.String(), "template": sb.Template, "template_digest": sb.Digest,
 	})
 	return handle, nil, nil
+}
+
+// create makes the task's sandbox, or finds the one that an earlier call for the same task made before the plugin, the
+// client or the daemon was killed. What an earlier run of the task left is removed first: Nomad starts a task again under a
+// new id where it never heard of the first start, and nobody would ask for that one again.
+func (d *Driver) create(ctx context.Context, node *nodeapi.Client, req nodeapi.CreateRequest) (nodeapi.Sandbox, error) {
+	if req.Owner.Kind == ownerNomad {
+		if err := d.removeEarlier(ctx, node, req.Owner); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+	}
+	sb, err := node.Create(ctx, req)
+	if api.StatusOf(err) != http.StatusConflict {
+		return sb, err
+	}
+	there, gerr := node.Get(ctx, req.ID)
+	if gerr != nil || there.Owner.AllocID != req.Owner.AllocID {
+		return nodeapi.Sandbox{}, err // another's
+	}
+	if there.Owner.TaskID == req.Owner.TaskID {
+		return there, nil // a deadline counts from each call, so that the requests differ
+	}
+	if err := ignoreNotFound(node.Delete(ctx, req.ID)); err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	return node.Create(ctx, req)
+}
+
+// removeEarlier removes the sandboxes of earlier runs of a task.
+func (d *Driver) removeEarlier(ctx context.Context, node *nodeapi.Client, owner nodeapi.Owner) error {
+	list, err := node.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, sb := range list {
+		if sb.Owner.Kind != ownerNomad || sb.Owner.AllocID != owner.AllocID || !earlierRun(sb.Owner.TaskID, owner.TaskID) {
+			continue
+		}
+		d.logger.Warn("an earlier run of the task is removed", "sandbox_id", sb.ID, "task_id", sb.Owner.TaskID)
+		if err := ignoreNotFound(node.Delete(ctx, sb.ID)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// earlierRun reports whether two ids are of different runs of one task. A task's id is allocation/name/run.
+func earlierRun(a, b string) bool {
+	i, j := strings.LastIndexByte(a, '/'), strings.LastIndexByte(b, '/')
+	return i > 0 && j > 0 && a[:i] == b[:j] && a != b
 }
 
 // emit sends a task event; the event stream is advice for people, so an error is only logged.
@@ -106,11 +166,20 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if err != nil {
 		return err
 	}
-	if _, err := node.Get(ctx, id); err != nil {
+	sb, err := node.Get(ctx, id)
+	if err != nil {
 		return fmt.Errorf("recover task %s: %w", handle.Config.ID, err)
 	}
-	d.holdLogs(handle.Config)
-	d.tasks.put(handle.Config.ID, handle.Config.Name, id)
+	if sb.Owner.TaskID != handle.Config.ID {
+		return fmt.Errorf("recover task %s: sandbox %s belongs to task %q", handle.Config.ID, id, sb.Owner.TaskID)
+	}
+	var logs *heldLogs
+	if sb.State != nodeapi.StateStopped && sb.Main != 0 {
+		if logs, err = holdLogs(logTargets(handle.Config)); err != nil {
+			d.logger.Warn("log pipes of a recovered task", "task_id", handle.Config.ID, "error", err)
+		}
+	}
+	d.tasks.put(handle.Config.ID, handle.Config.Name, id, logs)
 	return nil
 }
 
@@ -127,7 +196,7 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 		defer cancel()
 		defer context.AfterFunc(d.ctx, cancel)()
 		if result := d.wait(ctx, id); result != nil {
-			d.pipes.release(taskID)
+			d.tasks.letGoLogs(taskID)
 			ch <- result
 		}
 	}()
@@ -182,8 +251,11 @@ func (d *Driver) StopTask(taskID string, timeout time.Duration, signal string) e
 	if err != nil || id == "" {
 		return err
 	}
-	_, err = node.Stop(d.ctx, id, nodeapi.StopRequest{Signal: int(number), Timeout: timeout})
-	return ignoreNotFound(err)
+	_, err = node.Stop(d.ctx, id, nodeapi.StopRequest{Signal: int(number), Timeout: min(max(timeout, 0), maxStopTimeout)})
+	if err = ignoreNotFound(err); err == nil {
+		d.tasks.letGoLogs(taskID)
+	}
+	return err
 }
 
 // DestroyTask removes the task's sandbox. It works for tasks that this plugin does not know, by the node's records.
@@ -194,7 +266,7 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 	}
 	sb, err := node.Get(d.ctx, id)
 	if err != nil {
-		d.forget(taskID)
+		d.tasks.remove(taskID)
 		return ignoreNotFound(err)
 	}
 	if sb.State != nodeapi.StateStopped {
@@ -208,14 +280,8 @@ func (d *Driver) DestroyTask(taskID string, force bool) error {
 	if err := ignoreNotFound(node.Delete(d.ctx, id)); err != nil {
 		return err
 	}
-	d.forget(taskID)
-	return nil
-}
-
-// forget drops what the plugin holds of a task.
-func (d *Driver) forget(taskID string) {
-	d.pipes.release(taskID)
 	d.tasks.remove(taskID)
+	return nil
 }
 
 // locate returns the node and the task's sandbox; an empty id where the node has none.

@@ -1,87 +1,71 @@
 package driver
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"sync"
 
-	"github.com/hashicorp/nomad/plugins/drivers"
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// logPipes holds the FIFOs of running tasks open. Nomad's log collector reads a FIFO until its first end of file and then
-// never again, so one writer must be there from before the node's first byte until the task has ended, whatever is killed
-// meanwhile: the node writes, the plugin only holds.
-type logPipes struct {
-	mu   sync.Mutex
-	held map[string][]*os.File // by task id
-}
+// heldLogs holds a task's log pipes open. It never reads or writes them: the node does the writing. Nomad's log collector
+// stops for good at the end of file, which it would see when the daemon is killed; with the plugin holding the pipes too, both
+// would have to be killed at the same moment.
+type heldLogs struct{ files []*os.File }
 
-func newLogPipes() *logPipes { return &logPipes{held: map[string][]*os.File{}} }
-
-// hold opens the task's FIFOs. What is not a FIFO is left alone: the node says what it thinks of it.
-func (p *logPipes) hold(taskID string, t *nodeapi.LogTargets) error {
+// holdLogs opens the FIFOs of t, which may be nil. Targets that are no FIFOs need no holding.
+func holdLogs(t *nodeapi.LogTargets) (*heldLogs, error) {
 	if t == nil {
-		return nil
+		return nil, nil
 	}
-	var files []*os.File
+	h := &heldLogs{}
 	for _, path := range []string{t.Stdout, t.Stderr} {
 		if path == "" {
 			continue
 		}
 		f, err := openFIFO(path)
 		if err != nil {
-			closeAll(files)
-			return err
+			h.close()
+			return nil, fmt.Errorf("log pipe: %w", err)
 		}
 		if f != nil {
-			files = append(files, f)
+			h.files = append(h.files, f)
 		}
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	closeAll(p.held[taskID])
-	p.held[taskID] = files
-	return nil
+	return h, nil
 }
 
-// release lets the log collector see the end.
-func (p *logPipes) release(taskID string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	closeAll(p.held[taskID])
-	delete(p.held, taskID)
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close() // a FIFO has nothing to flush
-	}
-}
-
-// openFIFO opens a FIFO for both directions, which neither waits for a reader nor fails without one. The folder is the
-// allocation's: links are not followed. It returns nil for another kind of file.
+// openFIFO opens a FIFO for both directions, which does not wait for a peer; nil where path is something else. The folder
+// belongs to the allocation, so another task of it may exchange the name: what is opened is what was looked at, and a link
+// is not followed.
 func openFIFO(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("log pipe: %w", &os.PathError{Op: "open", Path: path, Err: err})
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
+	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, errors.Join(fmt.Errorf("log pipe %s: %w", path, err), unix.Close(fd))
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return nil, unix.Close(fd)
+		return nil, nil
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(own), path), nil
 }
 
-// holdLogs keeps a recovered task's FIFOs open. Its logs are not worth the task: an error is only told.
-func (d *Driver) holdLogs(cfg *drivers.TaskConfig) {
-	if err := d.pipes.hold(cfg.ID, logTargets(cfg)); err != nil {
-		d.logger.Warn("hold the log pipes of a recovered task", "task_id", cfg.ID, "error", err)
+// close may be called on nil and more than once.
+func (h *heldLogs) close() {
+	if h == nil {
+		return
 	}
+	for _, f := range h.files {
+		_ = f.Close() // nothing was written to it
+	}
+	h.files = nil
 }

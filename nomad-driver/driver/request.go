@@ -42,7 +42,32 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 		return req, err
 	}
 	req.Owner.AllocID, req.Owner.TaskID = cfg.AllocID, cfg.ID
-	return req, nil
+	// Where output goes on the host is Nomad's to say: a payload that names a file of the host would have the node write
+	// into it.
+	req.Logs = nil
+	if req.Main != nil {
+		req.Logs = logTargets(cfg)
+	}
+	return req, withinTask(&req.Limits, cfg)
+}
+
+// withinTask fills in limits from Nomad's resources block, and refuses a payload that asks for more memory than Nomad has
+// reserved for the task.
+func withinTask(l *nodeapi.Limits, cfg *drivers.TaskConfig) error {
+	if cfg.Resources == nil || cfg.Resources.LinuxResources == nil {
+		return nil
+	}
+	r := cfg.Resources.LinuxResources
+	if l.MemoryBytes == 0 {
+		l.MemoryBytes = r.MemoryLimitBytes
+	}
+	if r.MemoryLimitBytes > 0 && l.MemoryBytes > r.MemoryLimitBytes {
+		return fmt.Errorf("dispatch payload: limits.memory_bytes %d is more than the %d that Nomad reserved", l.MemoryBytes, r.MemoryLimitBytes)
+	}
+	if l.CPUWeight == 0 {
+		l.CPUWeight = cpuWeight(r.CPUShares)
+	}
+	return nil
 }
 
 // dispatched reads the request that the control service dispatched. The folder may have been prepared by an artifact or a
@@ -102,7 +127,7 @@ func configured(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, 
 			TmpBytes:  tc.Limits.TmpMB << 20,
 			NoFile:    tc.Limits.NoFile,
 		},
-		Owner: nodeapi.Owner{Kind: "nomad"},
+		Owner: nodeapi.Owner{Kind: ownerNomad},
 	}
 	if req.Template == "" {
 		req.Template = DefaultTemplate
@@ -121,11 +146,6 @@ func configured(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, 
 	if tc.Command != "" {
 		req.Main = &guest.Start{Argv: append([]string{tc.Command}, tc.Args...)}
 	}
-	if cfg.Resources != nil && cfg.Resources.LinuxResources != nil {
-		req.Limits.MemoryBytes = cfg.Resources.LinuxResources.MemoryLimitBytes
-		req.Limits.CPUWeight = cpuWeight(cfg.Resources.LinuxResources.CPUShares)
-	}
-	req.Logs = logTargets(cfg)
 	return req, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
@@ -24,7 +25,7 @@ func task(t *testing.T, tc TaskConfig) *drivers.TaskConfig {
 	cfg := &drivers.TaskConfig{
 		ID: "alloc-1/main/0badcafe", Name: "main", AllocID: "alloc-1", AllocDir: t.TempDir(),
 		Env:        map[string]string{"NOMAD_TASK_NAME": "main", "A": "from nomad"},
-		StdoutPath: os.DevNull, StderrPath: os.DevNull, // what Nomad sends for logs { disabled = true }
+		StdoutPath: "/alloc/logs/.main.stdout.fifo", StderrPath: "/alloc/logs/.main.stderr.fifo",
 		Resources: &drivers.Resources{LinuxResources: &drivers.LinuxResources{
 			CPUShares: 1024, MemoryLimitBytes: 256 << 20,
 		}},
@@ -39,7 +40,6 @@ func TestRequest_mapsATask(t *testing.T) {
 		Cwd: "/srv", User: "user", Hostname: "box", Profile: "strict", Deadline: "90s",
 		Limits: TaskLimits{CPUMillis: 500, PIDs: 64, TmpMB: 32, NoFile: 1024},
 	})
-	cfg.StdoutPath, cfg.StderrPath = "/alloc/logs/.main.stdout.fifo", "/alloc/logs/.main.stderr.fifo"
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	want := nodeapi.CreateRequest{
@@ -54,7 +54,7 @@ func TestRequest_mapsATask(t *testing.T) {
 		Logs:     &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath},
 		Owner:    nodeapi.Owner{Kind: "nomad", AllocID: "alloc-1", TaskID: "alloc-1/main/0badcafe"},
 	}
-	must.Eq(t, want, got)
+	must.Eq(t, want, got, must.Cmp(cmp.AllowUnexported()))
 	again, err := request(cfg, now)
 	must.NoError(t, err)
 	must.Eq(t, got.ID, again.ID, must.Sprint("the same task has the same sandbox"))
@@ -65,6 +65,7 @@ func TestRequest_mapsATask(t *testing.T) {
 func TestRequest_defaults(t *testing.T) {
 	cfg := task(t, TaskConfig{})
 	cfg.User = "www"
+	cfg.StdoutPath, cfg.StderrPath = os.DevNull, os.DevNull // what Nomad sends for logs { disabled = true }
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	must.Eq(t, DefaultTemplate, got.Template)
@@ -101,7 +102,7 @@ func TestRequest_namesTheFieldAtFault(t *testing.T) {
 
 func TestRequest_dispatchPayloadWins(t *testing.T) {
 	want := nodeapi.CreateRequest{
-		ID: api.NewSandboxID(), Template: "base", Limits: nodeapi.Limits{MemoryBytes: 1 << 29},
+		ID: api.NewSandboxID(), Template: "base", Limits: nodeapi.Limits{MemoryBytes: 200 << 20, CPUWeight: 7},
 		Env: map[string]string{"K": "${v}\n\"}"},
 	}
 	cfg := task(t, TaskConfig{Template: "other", Command: "ignored"})
@@ -110,6 +111,33 @@ func TestRequest_dispatchPayloadWins(t *testing.T) {
 	must.NoError(t, err)
 	want.Owner = nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}
 	must.Eq(t, want, got)
+}
+
+// Whoever may dispatch a job must not thereby write into the host's files, or take more than Nomad has reserved.
+func TestRequest_payloadStaysWithinTheTask(t *testing.T) {
+	cfg := task(t, TaskConfig{})
+	req := nodeapi.CreateRequest{
+		ID: api.NewSandboxID(), Template: "base", Logs: &nodeapi.LogTargets{Stdout: "/etc/cron.d/x"},
+		Main: &guest.Start{Argv: []string{"true"}}, Owner: nodeapi.Owner{Kind: "test", AllocID: "x", TaskID: "y"},
+	}
+	writeDispatch(t, cfg, req)
+	got, err := request(cfg, now)
+	must.NoError(t, err)
+	must.Eq(t, &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath}, got.Logs)
+	must.Eq(t, nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}, got.Owner)
+	must.Eq(t, 256<<20, got.Limits.MemoryBytes)
+	must.Positive(t, got.Limits.CPUWeight)
+
+	req.Limits.MemoryBytes = 257 << 20
+	writeDispatch(t, cfg, req)
+	_, err = request(cfg, now)
+	must.ErrorContains(t, err, "limits.memory_bytes")
+
+	req.Limits.MemoryBytes, req.Main = 1<<20, nil
+	writeDispatch(t, cfg, req)
+	got, err = request(cfg, now)
+	must.NoError(t, err)
+	must.Nil(t, got.Logs)
 }
 
 func TestRequest_refusesAnOddPayload(t *testing.T) {

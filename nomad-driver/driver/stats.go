@@ -6,14 +6,14 @@ import (
 	"slices"
 	"time"
 
-	cstructs "github.com/hashicorp/nomad/client/structs"
+	"github.com/hashicorp/nomad/plugins/drivers"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // TaskStats sends the sandbox's counters at the given interval until the sandbox or ctx ends.
-func (d *Driver) TaskStats(ctx context.Context, taskID string, interval time.Duration) (<-chan *cstructs.TaskResourceUsage, error) {
+func (d *Driver) TaskStats(ctx context.Context, taskID string, interval time.Duration) (<-chan *drivers.TaskResourceUsage, error) {
 	id, err := d.known(taskID)
 	if err != nil {
 		return nil, taskGone{err}
@@ -21,7 +21,7 @@ func (d *Driver) TaskStats(ctx context.Context, taskID string, interval time.Dur
 	if interval <= 0 {
 		return nil, errors.New("interval of the task's statistics is not above zero")
 	}
-	ch := make(chan *cstructs.TaskResourceUsage)
+	ch := make(chan *drivers.TaskResourceUsage)
 	go func() {
 		defer close(ch)
 		d.sample(ctx, id, interval, ch)
@@ -35,7 +35,7 @@ type taskGone struct{ error }
 // IsRecoverable is false: a task that is gone stays gone.
 func (taskGone) IsRecoverable() bool { return false }
 
-func (d *Driver) sample(ctx context.Context, id api.SandboxID, interval time.Duration, ch chan<- *cstructs.TaskResourceUsage) {
+func (d *Driver) sample(ctx context.Context, id api.SandboxID, interval time.Duration, ch chan<- *drivers.TaskResourceUsage) {
 	_, node, compute := d.settings()
 	usage := usage{compute: compute}
 	timer := time.NewTimer(0)
@@ -72,9 +72,9 @@ type usage struct {
 	last    nodeapi.Stats
 }
 
-func (u *usage) of(s nodeapi.Stats) *cstructs.TaskResourceUsage {
+func (u *usage) of(s nodeapi.Stats) *drivers.TaskResourceUsage {
 	percent := rate(u.last.CPUNanos, s.CPUNanos, u.last.Time, s.Time)
-	cpu := &cstructs.CpuStats{
+	cpu := &drivers.CpuStats{
 		Percent:          percent,
 		UserMode:         rate(u.last.UserNanos, s.UserNanos, u.last.Time, s.Time),
 		SystemMode:       rate(u.last.SystemNanos, s.SystemNanos, u.last.Time, s.Time),
@@ -82,7 +82,7 @@ func (u *usage) of(s nodeapi.Stats) *cstructs.TaskResourceUsage {
 		ThrottledPeriods: s.Throttled,
 		ThrottledTime:    s.ThrottledNs,
 	}
-	memory := &cstructs.MemoryStats{
+	memory := &drivers.MemoryStats{
 		RSS: s.MemoryBytes, Cache: s.MemoryCache, Usage: s.MemoryBytes + s.MemoryCache, MaxUsage: s.MemoryMax,
 	}
 	for _, f := range []struct {
@@ -104,8 +104,8 @@ func (u *usage) of(s nodeapi.Stats) *cstructs.TaskResourceUsage {
 		}
 	}
 	u.last = s
-	return &cstructs.TaskResourceUsage{
-		ResourceUsage: &cstructs.ResourceUsage{CpuStats: cpu, MemoryStats: memory},
+	return &drivers.TaskResourceUsage{
+		ResourceUsage: &drivers.ResourceUsage{CpuStats: cpu, MemoryStats: memory},
 		Timestamp:     s.Time.UnixNano(),
 	}
 }

@@ -10,35 +10,57 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
+// entry is what the plugin remembers of a task.
+type entry struct {
+	sandbox api.SandboxID
+	name    string
+	logs    *heldLogs // nil where it has none, or has ended
+}
+
 // taskStore remembers which sandbox belongs to a task. It is a cache: the node's records say it too.
 type taskStore struct {
-	mu    sync.Mutex
-	byID  map[string]api.SandboxID
-	names map[string]string // task id → task name, for Inspect
+	mu   sync.Mutex
+	byID map[string]*entry
 }
 
-func newTaskStore() *taskStore {
-	return &taskStore{byID: map[string]api.SandboxID{}, names: map[string]string{}}
-}
+func newTaskStore() *taskStore { return &taskStore{byID: map[string]*entry{}} }
 
-func (s *taskStore) put(taskID, name string, id api.SandboxID) {
+// put enters a task and takes its logs over. Where a call for the same task was faster, that one's entry stays.
+func (s *taskStore) put(taskID, name string, id api.SandboxID, logs *heldLogs) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.byID[taskID], s.names[taskID] = id, name
+	if s.byID[taskID] != nil {
+		logs.close()
+		return
+	}
+	s.byID[taskID] = &entry{sandbox: id, name: name, logs: logs}
 }
 
 func (s *taskStore) get(taskID string) (id api.SandboxID, name string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id, ok = s.byID[taskID]
-	return id, s.names[taskID], ok
+	t := s.byID[taskID]
+	if t == nil {
+		return "", "", false
+	}
+	return t.sandbox, t.name, true
+}
+
+// letGoLogs closes the log pipes of a task that has ended, so that their reader sees the end.
+func (s *taskStore) letGoLogs(taskID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.byID[taskID]; t != nil {
+		t.logs.close()
+		t.logs = nil
+	}
 }
 
 func (s *taskStore) remove(taskID string) {
+	s.letGoLogs(taskID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byID, taskID)
-	delete(s.names, taskID)
 }
 
 // known returns the sandbox of a task that this plugin started or recovered, or drivers.ErrTaskNotFound.

@@ -215,12 +215,8 @@ func (c *Client) dial(ctx context.Context, req Request) (*conversation, error) {
 	// closing leaves the error's cause to chance.
 	v.stop = context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	if req.Op != OpWait {
-		// Nothing but OpWait may take long to answer. A deadline of ctx that is earlier wins.
-		deadline := time.Now().Add(answerTimeout(req))
-		if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-			deadline = d
-		}
-		conn.SetDeadline(deadline)
+		// Nothing but OpWait may take long to answer. Where ctx ends before, it has already said so when the read fails.
+		conn.SetDeadline(time.Now().Add(answerTimeout(req)))
 		if ctx.Err() != nil { // it ended between AfterFunc and SetDeadline
 			conn.SetDeadline(time.Unix(1, 0))
 		}

@@ -96,6 +96,12 @@ func (s *Sink) IncrCounterWithLabels(key []string, val float32, labels []metrics
 	s.with("counter", key, labels, func(m *series) { m.value += float64(val) })
 }
 
+// SetCounter sets a counter that somebody else adds up, and that starts anew only with the process. Its name is key alone,
+// without what metrics.Metrics puts before others.
+func (s *Sink) SetCounter(key []string, total float64) {
+	s.with("counter", key, nil, func(m *series) { m.value = total })
+}
+
 // AddSample implements metrics.MetricSink.
 func (s *Sink) AddSample(key []string, val float32) { s.AddSampleWithLabels(key, val, nil) }
 

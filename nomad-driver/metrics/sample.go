@@ -20,10 +20,12 @@ type Counters struct {
 	DiskRead    uint64 // bytes
 	DiskWritten uint64
 	DiskUsed    uint64
+	DiskPartial bool   // DiskUsed is what a bounded look found: there is at least as much
 	DiskTotal   uint64 // limit, or the file system's size
 	NetIn       uint64 // bytes
 	NetOut      uint64
-	Processes   uint64
+	Processes   uint64 // and their threads
+	CPUMillis   uint64 // limit in thousandths of a core, or the machine's cores
 }
 
 // Sample is a reading at a moment. CPUPercent is since the sample before: 100 is one core in full.

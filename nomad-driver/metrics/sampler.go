@@ -21,7 +21,7 @@ type Config struct {
 	Now func() time.Time
 }
 
-// DefaultConfig samples every 5 s and keeps an hour: 720 samples of 112 bytes, 80 KB for a sandbox that lives that long.
+// DefaultConfig samples every 5 s and keeps an hour: 720 samples of 136 bytes, 98 KB for a sandbox that lives that long.
 func DefaultConfig(targets func() []Target) Config {
 	return Config{Interval: 5 * time.Second, Window: time.Hour, Targets: targets}
 }
@@ -46,6 +46,13 @@ type Sampler struct {
 
 	mu    sync.Mutex
 	rings map[api.SandboxID]*ring
+	grown Grown
+	begun bool // a first round has been taken
+}
+
+// Grown is what all sandboxes together have used since the Sampler's first round, ended ones included up to their last sample.
+type Grown struct {
+	CPUNanos, DiskRead, DiskWritten, NetIn, NetOut uint64
 }
 
 // New returns a Sampler that samples once Run is called.
@@ -104,11 +111,38 @@ func (s *Sampler) Sample() {
 			s.rings[r.id] = box
 		}
 		sample := Sample{Time: r.at, Counters: r.c}
-		if before, ok := box.last(); ok {
+		before, ok := box.last()
+		if ok {
 			sample.CPUPercent = percent(before, sample)
+		}
+		// What is there at the first round may have run for days under an earlier daemon.
+		if ok || s.begun {
+			s.grown.add(before.Counters, sample.Counters)
 		}
 		box.add(sample)
 	}
+	s.begun = true
+}
+
+// add adds what grew from one reading to the next. A counter that went back counts as not grown.
+func (g *Grown) add(before, now Counters) {
+	for _, c := range []struct {
+		to          *uint64
+		before, now uint64
+	}{
+		{&g.CPUNanos, before.CPUNanos, now.CPUNanos},
+		{&g.DiskRead, before.DiskRead, now.DiskRead}, {&g.DiskWritten, before.DiskWritten, now.DiskWritten},
+		{&g.NetIn, before.NetIn, now.NetIn}, {&g.NetOut, before.NetOut, now.NetOut},
+	} {
+		*c.to += max(c.now, c.before) - c.before
+	}
+}
+
+// Grown returns it.
+func (s *Sampler) Grown() Grown {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.grown
 }
 
 // percent is the share of one core between two samples; 0 where a counter went back.
@@ -168,8 +202,10 @@ func (c *Counters) add(o Counters) {
 	c.DiskRead += o.DiskRead
 	c.DiskWritten += o.DiskWritten
 	c.DiskUsed += o.DiskUsed
+	c.DiskPartial = c.DiskPartial || o.DiskPartial
 	c.DiskTotal += o.DiskTotal
 	c.NetIn += o.NetIn
 	c.NetOut += o.NetOut
 	c.Processes += o.Processes
+	c.CPUMillis += o.CPUMillis
 }

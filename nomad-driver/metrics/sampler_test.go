@@ -108,6 +108,22 @@ func TestNew_namesTheFieldAtFault(t *testing.T) {
 	}
 }
 
+func TestSampler_whatHasGrownCountsFromItsFirstRound(t *testing.T) {
+	old := &Counters{CPUNanos: 1000, NetIn: 50}
+	src := source{"old": old}
+	s, err := New(Config{Interval: time.Second, Window: time.Minute, Targets: src.targets})
+	must.NoError(t, err)
+	s.Sample()
+	must.Eq(t, Grown{}, s.Grown())
+	old.CPUNanos, old.NetIn = 1100, 40 // the second went back
+	src["new"] = &Counters{CPUNanos: 7, DiskRead: 3}
+	s.Sample()
+	must.Eq(t, Grown{CPUNanos: 107, DiskRead: 3}, s.Grown())
+	delete(src, "new") // its end takes nothing away
+	s.Sample()
+	must.Eq(t, Grown{CPUNanos: 107, DiskRead: 3}, s.Grown())
+}
+
 func BenchmarkSample500(b *testing.B) {
 	src := source{}
 	for range 500 {

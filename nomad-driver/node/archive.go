@@ -306,8 +306,14 @@ func (u *unpacker) symlink(ctx context.Context, abs, target string) error {
 	if err := checkPath("target", target); err != nil {
 		return err
 	}
-	req := guest.FileRequest{Path: abs, Target: target, User: u.target.user, Parents: true}
+	req := guest.FileRequest{Path: abs, Target: target, User: u.target.user}
 	err := u.target.guest.Symlink(ctx, req)
+	if isGuestCode(err, guest.CodeNotFound) { // an archive need not name the directories of its entries
+		if _, err := u.target.guest.Mkdir(ctx, guest.FileRequest{Path: path.Dir(abs), User: u.target.user, Parents: true}); err != nil {
+			return err
+		}
+		err = u.target.guest.Symlink(ctx, req)
+	}
 	if isGuestCode(err, guest.CodeExists) {
 		if err := u.makeRoom(ctx, abs); err != nil {
 			return err

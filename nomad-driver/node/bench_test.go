@@ -1,7 +1,7 @@
 package node
 
 import (
-	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -11,16 +11,19 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 // Each benchmark measures a floor in the same run, with the same rhythm, and reports p50, p99 and the ratio of the medians.
@@ -43,25 +46,25 @@ func report(b *testing.B, d, floor []time.Duration) {
 	b.ReportMetric(quantile(d, .5)/quantile(floor, .5), "x-floor")
 }
 
-// floorNamespaces starts /bin/true in the namespaces that a sandbox has, and waits for it: what the kernel takes for the
-// clone, the exec and the end, without any set-up.
+// floorNamespaces is the kernel's own time for a process in namespaces as a sandbox has, from its start to its end.
 func floorNamespaces(b *testing.B) time.Duration {
 	b.Helper()
-	start := time.Now()
-	cmd := exec.Command("/bin/true")
-	cmd.SysProcAttr = sandboxClone()
-	must.NoError(b, cmd.Run())
-	return time.Since(start)
+	d, err := sandboxtest.Floor()
+	must.NoError(b, err)
+	return d
 }
 
-// BenchmarkCreate is POST /v1/sandboxes to the answer, and Destroy the DELETE of each after it; the steps go to the log.
+// BenchmarkCreate is POST /v1/sandboxes to the answer, its steps, and the DELETE of each after it.
 func BenchmarkCreate(b *testing.B) {
 	d := startDaemon(b)
-	var create, destroy, floor []time.Duration
+	var create, destroy, floor, floorEnd []time.Duration
 	steps := map[string][]time.Duration{}
 	var names []string
 	for b.Loop() {
 		floor = append(floor, floorNamespaces(b))
+		end, err := sandboxtest.FloorEnd()
+		must.NoError(b, err)
+		floorEnd = append(floorEnd, end)
 		req := createRequest()
 		start := time.Now()
 		sb, err := d.client.Create(b.Context(), req)
@@ -80,11 +83,11 @@ func BenchmarkCreate(b *testing.B) {
 	report(b, create, floor)
 	b.ReportMetric(quantile(destroy, .5), "destroy-p50-µs")
 	b.ReportMetric(quantile(destroy, .99), "destroy-p99-µs")
-	var text strings.Builder
-	for _, n := range names {
-		fmt.Fprintf(&text, "%s %.0f (%.0f), ", n, quantile(steps[n], .5), quantile(steps[n], .99))
+	b.ReportMetric(quantile(floorEnd, .5), "destroy-floor-p50-µs")
+	for i, name := range names { // numbered, since the testing package sorts them
+		b.ReportMetric(quantile(steps[name], .5), fmt.Sprintf("step-%02d-%s-p50-µs", i, name))
+		b.ReportMetric(quantile(steps[name], .99), fmt.Sprintf("step-%02d-%s-p99-µs", i, name))
 	}
-	b.Logf("steps, p50 (p99) in µs: %s", text.String()) // one line: the testing package cuts long logs
 }
 
 // BenchmarkExec is an exec of /bin/true over the node's socket, from the call to its exit code. The floor is the same
@@ -126,6 +129,7 @@ func BenchmarkHundred(b *testing.B) {
 	slices.Sort(floors)
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(rates[len(rates)/2], "creates/s/core")
+	b.ReportMetric(rates[0], "worst-creates/s/core")
 	b.ReportMetric(floors[len(floors)/2], "floor/s/core")
 	b.ReportMetric(floors[len(floors)/2]/rates[len(rates)/2], "x-floor")
 }
@@ -150,11 +154,14 @@ func perCore(n int, do func(i int)) float64 {
 	return float64(n) / time.Since(start).Seconds() / float64(goruntime.NumCPU())
 }
 
-// BenchmarkIdleMemory reports what 50 idle sandboxes cost each: private memory of PID 1, and what the daemon grew by.
+// BenchmarkIdleMemory reports what 50 idle sandboxes cost each: private memory of PID 1, and what the daemon grew by. The
+// floor is the smallest Go program that waits.
 func BenchmarkIdleMemory(b *testing.B) {
 	d := startDaemon(b)
 	const count = 50
+	var each, grown, floors []float64
 	for b.Loop() {
+		floor := waiter(b)
 		before := private(b, d.cmd.Process.Pid)
 		var pids []int
 		for range count {
@@ -165,8 +172,9 @@ func BenchmarkIdleMemory(b *testing.B) {
 		for _, pid := range pids {
 			total += private(b, pid)
 		}
-		b.ReportMetric(float64(total)/count, "init-private-KiB")
-		b.ReportMetric(float64(private(b, d.cmd.Process.Pid)-before)/count, "daemon-growth-KiB")
+		each = append(each, float64(total)/count)
+		grown = append(grown, float64(private(b, d.cmd.Process.Pid)-before)/count)
+		floors = append(floors, floor)
 		list, err := d.client.List(b.Context())
 		must.NoError(b, err)
 		for _, sb := range list {
@@ -174,23 +182,45 @@ func BenchmarkIdleMemory(b *testing.B) {
 		}
 	}
 	b.ReportMetric(0, "ns/op")
+	slices.Sort(each)
+	slices.Sort(floors)
+	b.ReportMetric(each[len(each)/2], "init-private-KiB")
+	b.ReportMetric(each[len(each)-1], "init-private-max-KiB")
+	b.ReportMetric(grown[0], "daemon-growth-KiB") // the first time: later it uses again what it has
+	b.ReportMetric(floors[len(floors)/2], "floor-KiB")
+}
+
+// waiter returns the private memory, in KiB, of a static Go program that does nothing but wait, while another of it runs, with
+// which it shares what sandboxes share with each other.
+func waiter(b *testing.B) float64 {
+	b.Helper()
+	dir := shortDir(b)
+	src, bin := filepath.Join(dir, "main.go"), filepath.Join(dir, "waiter")
+	code := "package main\n\nimport \"syscall\"\n\nfunc main() {\n\tprintln()\n\tsyscall.Read(0, make([]byte, 1))\n}\n"
+	must.NoError(b, os.WriteFile(src, []byte(code), 0o600))
+	must.NoError(b, sandboxtest.Build(bin, src))
+	run := func() *exec.Cmd {
+		cmd := exec.Command(bin)
+		in, err := cmd.StdinPipe()
+		must.NoError(b, err)
+		out, err := cmd.StderrPipe()
+		must.NoError(b, err)
+		must.NoError(b, cmd.Start())
+		b.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+		_, err = out.Read(make([]byte, 1)) // it runs
+		must.NoError(b, err)
+		return cmd
+	}
+	run()
+	return float64(private(b, run().Process.Pid))
 }
 
 // private returns the private memory of a process in KiB.
 func private(b *testing.B, pid int) int {
 	b.Helper()
-	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	n, err := sandboxtest.PrivateKiB(pid)
 	must.NoError(b, err)
-	defer f.Close()
-	sum := 0
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if fields := strings.Fields(sc.Text()); len(fields) == 3 && strings.HasPrefix(fields[0], "Private_") {
-			n, err := strconv.Atoi(fields[1])
-			must.NoError(b, err)
-			sum += n
-		}
-	}
-	return sum
+	return n
 }
 
 type zeros struct{}
@@ -249,6 +279,69 @@ func floorServer(b *testing.B) (string, *http.Client) {
 	b.Cleanup(func() { _ = srv.Close(); <-done })
 	return "http://floor/", &http.Client{Transport: &http.Transport{
 		ReadBufferSize: 64 << 10, DisableCompression: true,
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", path) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
 	}}
+}
+
+// BenchmarkSample takes samples of 100 real sandboxes, each with a process that waits and 50 files, and reports what share of
+// a core 500 of them take at the default interval. It is this process's own time, the kernel's for it included.
+func BenchmarkSample(b *testing.B) {
+	sandboxtest.RequireRoot(b)
+	dir := shortDir(b)
+	parent := "soulbox-test-" + filepath.Base(dir)
+	n, err := New(Config{
+		StateDir: dir + "/s", RunDir: dir + "/r", InitPath: sandboxtest.Init(b), CgroupParent: parent, Version: "0.0.1",
+		SampleInterval: time.Hour, SampleWindow: time.Hour, // this benchmark's calls only
+	})
+	must.NoError(b, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		must.NoError(b, <-done)
+		removeGroups(parent)
+	})
+	_, err = n.templates.Import(b.Context(), "base", lowerTar(b), store.ImportOptions{})
+	must.NoError(b, err)
+	const count = 100
+	for range count {
+		req := createRequest()
+		req.Main = &guest.Start{Argv: []string{"bash", "-c", "for i in $(seq 50); do echo $i > ~/$i; done; read"}, Stdin: true}
+		sb, _, err := n.Create(b.Context(), req)
+		must.NoError(b, err)
+		b.Cleanup(func() { must.NoError(b, n.Delete(context.Background(), sb.ID)) })
+	}
+	time.Sleep(500 * time.Millisecond)           // their files are written
+	n.cfg.SampleInterval = DefaultSampleInterval // for the share of looks at disks
+	n.sampler.Sample()
+	// A round is the readings, which grow with the sandboxes, and the looks at disks, which stop at their share of the time.
+	const scale = 500 / count
+	var rounds, looks []time.Duration
+	for b.Loop() {
+		before := ownTime(b)
+		n.targets()
+		look := ownTime(b) - before
+		before = ownTime(b)
+		n.sampler.Sample()
+		reading := max(ownTime(b)-before-look, 0)
+		look = min(scale*look, DefaultSampleInterval/diskShare+diskLookTime)
+		rounds, looks = append(rounds, scale*reading+look), append(looks, look)
+	}
+	share := 100 / float64(DefaultSampleInterval.Microseconds())
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(rounds, .5)*share, "p50-%")
+	b.ReportMetric(quantile(rounds, .99)*share, "p99-%")
+	b.ReportMetric(quantile(looks, .5)*share, "disk-p50-%")
+	b.ReportMetric(float64(n.cfg.SampleWindow/DefaultSampleInterval)*float64(unsafe.Sizeof(prommetrics.Sample{}))/1024, "window-KiB")
+}
+
+// ownTime is the processor time of this process.
+func ownTime(b *testing.B) time.Duration {
+	b.Helper()
+	var r unix.Rusage
+	must.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &r))
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

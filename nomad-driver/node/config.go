@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -24,6 +25,10 @@ const (
 	DefaultDeadlineGrace = time.Second
 	DefaultDiskReserve   = 512 << 20
 	DefaultCgroupParent  = "soulbox"
+	DefaultDiskPolicy    = DiskLimitRefuse
+
+	DefaultSampleInterval = 5 * time.Second
+	DefaultSampleWindow   = time.Hour
 )
 
 // Config describes a node. The zero value of every field except Version is a good one on a machine of its own.
@@ -41,13 +46,23 @@ type Config struct {
 	Name    string     // host name where empty
 	Version string     // SoulBox version of the daemon
 
-	MaxSandboxes  int            // running or starting at the same time
-	IDRangeBase   uint32         // first host id that sandboxes may get
-	Defaults      nodeapi.Limits // what a request's zero means
-	DiskReserve   int64          // bytes free in StateDir below which no sandbox is made; negative: none
-	KeepStopped   time.Duration  // how long records of stopped sandboxes stay
-	KeepCount     int            // how many of them stay
-	DeadlineGrace time.Duration  // from SIGTERM to SIGKILL at a deadline
+	MaxSandboxes int            // running or starting at the same time
+	IDRangeBase  uint32         // first host id that sandboxes may get
+	Defaults     nodeapi.Limits // what a request's zero means
+	DiskReserve  int64          // bytes free in StateDir below which no sandbox is made; negative: none
+	// DiskLimiter names how disk limits are enforced (quota, image, tmpfs, none); empty is the best that works in StateDir:
+	// quota, else image. The default of limits is in Defaults.
+	DiskLimiter string
+	// DiskLimitPolicy says what becomes of a create that asks for a disk limit where there is none: DiskLimitRefuse or
+	// DiskLimitBestEffort.
+	DiskLimitPolicy string
+
+	KeepStopped   time.Duration // how long records of stopped sandboxes stay
+	KeepCount     int           // how many of them stay
+	DeadlineGrace time.Duration // from SIGTERM to SIGKILL at a deadline
+
+	SampleInterval time.Duration // between two samples of what a sandbox uses
+	SampleWindow   time.Duration // how far back they are kept while it runs
 
 	Logger hclog.Logger // discards where nil
 
@@ -84,6 +99,9 @@ func (c *Config) setDefaults() error {
 	set(&c.KeepStopped, DefaultKeepStopped)
 	set(&c.KeepCount, DefaultKeepCount)
 	set(&c.DeadlineGrace, DefaultDeadlineGrace)
+	set(&c.DiskLimitPolicy, DefaultDiskPolicy)
+	set(&c.SampleInterval, DefaultSampleInterval)
+	set(&c.SampleWindow, DefaultSampleWindow)
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -111,6 +129,12 @@ func (c *Config) validate() error {
 	}
 	if c.IDRangeBase < minIDBase || c.IDRangeBase >= maxIDBase {
 		return fmt.Errorf("id_range_base %d is not between %d and %d", c.IDRangeBase, uint32(minIDBase), uint32(maxIDBase))
+	}
+	if c.DiskLimitPolicy != DiskLimitRefuse && c.DiskLimitPolicy != DiskLimitBestEffort {
+		return fmt.Errorf("disk_limit_policy %q is neither %s nor %s", c.DiskLimitPolicy, DiskLimitRefuse, DiskLimitBestEffort)
+	}
+	if _, err := disk.ByName(c.DiskLimiter); err != nil {
+		return fmt.Errorf("disk_limiter: %w", err)
 	}
 	if c.MaxSandboxes < 1 {
 		return fmt.Errorf("max_sandboxes %d is less than 1", c.MaxSandboxes)

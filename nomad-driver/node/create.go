@@ -113,7 +113,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 		Request: hash, IDBase: base, Logs: req.Logs,
 		Sandbox: nodeapi.Sandbox{
 			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
-			Limits: req.Limits, User: user, Profile: req.Profile, Deadline: req.Deadline, Owner: req.Owner,
+			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, Owner: req.Owner,
 			Metadata: req.Metadata, CreatedAt: now.UTC().Round(0),
 		},
 	})
@@ -262,7 +262,7 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
 		req.Main = &main
 	}
 	return sandbox.Config{
-		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits),
+		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits), QoS: sandbox.QoS(req.QoS),
 		Boot: guest.Boot{
 			Hostname: req.Hostname, User: b.rec.Sandbox.User, Cwd: cwd, Env: env, Profile: req.Profile, Main: req.Main,
 		},

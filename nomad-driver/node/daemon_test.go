@@ -11,14 +11,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
-	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
@@ -29,14 +27,16 @@ import (
 func TestMain(m *testing.M) { sandboxtest.Main(m) }
 
 // daemonBinary builds the daemon, once.
-var daemonBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sbd")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "nomad-driver-soulbox")
-	return path, sandboxtest.Build(path, "github.com/soulbox-dev/soulbox/nomad-driver/cmd/nomad-driver-soulbox")
-})
+var daemonOnce sync.Once
+
+func daemonBinary(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(filepath.Dir(sandboxtest.Init(t)), "nomad-driver-soulbox") // removed with it
+	daemonOnce.Do(func() {
+		must.NoError(t, sandboxtest.Build(path, "github.com/soulbox-dev/soulbox/nomad-driver/cmd/nomad-driver-soulbox"))
+	})
+	return path
+}
 
 // daemon is a real node on this machine, in directories and control groups of its own.
 type daemon struct {
@@ -82,9 +82,7 @@ func startDaemon(t testing.TB, args ...string) *daemon {
 
 func (d *daemon) start() {
 	d.t.Helper()
-	bin, err := daemonBinary()
-	must.NoError(d.t, err)
-	d.cmd = exec.Command(bin, append([]string{"node",
+	d.cmd = exec.Command(daemonBinary(d.t), append([]string{"node",
 		"-state-dir", d.dir + "/s", "-run-dir", d.dir + "/r", "-init", sandboxtest.Init(d.t), "-cgroup-parent", d.parent,
 	}, d.args...)...)
 	d.cmd.Stderr = d.log
@@ -117,6 +115,20 @@ func (d *daemon) cleanup() {
 	if d.cmd.ProcessState != nil {
 		d.start()
 	}
+	defer func() { // also where a look at the leftovers ends the test
+		d.client.Close()
+		_ = d.cmd.Process.Signal(unix.SIGTERM)
+		if err := d.cmd.Wait(); err != nil {
+			d.t.Errorf("daemon: %v", err)
+		}
+		if strings.Contains(d.log.String(), "panic") {
+			d.t.Errorf("daemon panicked")
+		}
+		removeGroups(d.parent)
+		if d.t.Failed() {
+			d.t.Logf("daemon's log:\n%s", d.log)
+		}
+	}()
 	list, err := d.client.List(ctx)
 	if err != nil {
 		d.t.Error(err)
@@ -127,21 +139,6 @@ func (d *daemon) cleanup() {
 		}
 	}
 	d.noLeftovers()
-	d.client.Close()
-	_ = d.cmd.Process.Signal(unix.SIGTERM)
-	if err := d.cmd.Wait(); err != nil {
-		d.t.Errorf("daemon: %v", err)
-	}
-	if strings.Contains(d.log.String(), "panic") {
-		d.t.Errorf("daemon panicked")
-	}
-	if m, err := cgroup.Detect("/sys/fs/cgroup", d.parent); err == nil {
-		_ = m.Close()
-	}
-	removeGroups(d.parent)
-	if d.t.Failed() {
-		d.t.Logf("daemon's log:\n%s", d.log)
-	}
 }
 
 // removeGroups removes the empty parents of a test's control groups.
@@ -250,14 +247,4 @@ func lowerTar(t testing.TB) io.Reader {
 	b, err := lowerBytes()
 	must.NoError(t, err)
 	return bytes.NewReader(b)
-}
-
-// sandboxClone is the clone of a sandbox's PID 1.
-func sandboxClone() *syscall.SysProcAttr {
-	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 1 << 20, Size: 65536}}
-	return &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS |
-			unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP,
-		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true, Credential: &syscall.Credential{},
-	}
 }

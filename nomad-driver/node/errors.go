@@ -9,6 +9,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -44,7 +45,7 @@ func apiError(err error) *api.Error {
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "%v", err)
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unpack.ErrNoSpace), errors.Is(err, unix.EDQUOT):
 		return api.Errorf(http.StatusInsufficientStorage, api.CodeNoSpace, "%v", err)
-	case errors.Is(err, cgroup.ErrUnsupported):
+	case errors.Is(err, cgroup.ErrUnsupported), errors.Is(err, disk.ErrUnsupported):
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "%v", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return api.Errorf(http.StatusGatewayTimeout, api.CodeUnavailable, "%v", err)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -122,6 +123,11 @@ type fakeInstance struct {
 	exit       sandbox.Exit
 	releaseErr error
 	deaf       bool // ignores Shutdown
+	limits     []sandbox.Limits
+	limitErr   error // of the next SetLimits
+	usage      sandbox.Usage
+	looks      int // at its disk
+	lookTakes  time.Duration
 }
 
 func (i *fakeInstance) Ref() sandbox.Ref      { return i.ref }
@@ -132,6 +138,29 @@ func (i *fakeInstance) Done() <-chan struct{} { return i.done }
 func (i *fakeInstance) Detach() error         { return nil }
 func (i *fakeInstance) Stats() (cgroup.Stats, error) {
 	return cgroup.Stats{PIDs: 3, Measured: []string{"pids"}}, nil
+}
+
+func (i *fakeInstance) Usage() (sandbox.Usage, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.usage, nil
+}
+
+func (i *fakeInstance) DiskUsed(b disk.Budget) (disk.Usage, bool, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.looks++
+	time.Sleep(i.lookTakes) // virtual time
+	return disk.Usage{Bytes: int64(i.looks) * 4096}, int64(b.Entries) > 0, nil
+}
+
+func (i *fakeInstance) SetLimits(l sandbox.Limits) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.limits = append(i.limits, l)
+	err := i.limitErr
+	i.limitErr = nil
+	return err
 }
 
 func (i *fakeInstance) Exit() sandbox.Exit {
@@ -315,9 +344,6 @@ func (g *fakeGuest) Rename(_ context.Context, r guest.FileRequest) error {
 }
 
 func (g *fakeGuest) Symlink(_ context.Context, r guest.FileRequest) error {
-	if err := os.MkdirAll(path.Dir(g.host(r.Path)), 0o755); err != nil {
-		return guestErr(err)
-	}
 	return guestErr(os.Symlink(r.Target, g.host(r.Path)))
 }
 

@@ -128,6 +128,23 @@ func (n *Node) putDeadline(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+func (n *Node) putLimits(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	var req nodeapi.LimitsRequest
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	sb, err := n.SetLimits(id, req.Limits)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, sb)
+	return nil
+}
+
 func (n *Node) postSignal(w http.ResponseWriter, r *http.Request) error {
 	id, err := pathID(r)
 	if err != nil {

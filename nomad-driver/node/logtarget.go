@@ -36,11 +36,12 @@ func checkLogTargets(l *nodeapi.LogTargets) error {
 		if t.path == "" {
 			continue
 		}
-		f, err := openTarget(t.path)
+		// It is only looked at: a FIFO that is opened and closed gives its reader, who may be there already, the end of file.
+		fd, _, err := findTarget(t.path)
 		if err != nil {
 			return invalid("%s: %v", t.name, err)
 		}
-		_ = f.Close()
+		_ = unix.Close(fd)
 	}
 	return nil
 }
@@ -48,31 +49,39 @@ func checkLogTargets(l *nodeapi.LogTargets) error {
 // openTarget opens a FIFO or a regular file for writing, and nothing else: no symlink in its place, no device. A FIFO is
 // opened for both directions, so that what is in it survives a restart of its reader and writing never raises SIGPIPE.
 func openTarget(path string) (*os.File, error) {
-	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
-	})
+	fd, flags, err := findTarget(path)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	flags := unix.O_NONBLOCK | unix.O_CLOEXEC
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFIFO:
-		flags |= unix.O_RDWR
-	case unix.S_IFREG:
-		flags |= unix.O_WRONLY | unix.O_APPEND
-	default:
-		return nil, fmt.Errorf("%q is neither a FIFO nor a regular file", path)
-	}
-	wfd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), flags, 0) // the very file that was looked at
+	wfd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // the very file that was looked at
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(wfd), path), nil
+}
+
+// findTarget returns a descriptor that names the file without opening it, and the flags to open it with.
+func findTarget(path string) (fd, flags int, err error) {
+	fd, err = unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return -1, 0, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return -1, 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFIFO:
+		return fd, unix.O_RDWR, nil
+	case unix.S_IFREG:
+		return fd, unix.O_WRONLY | unix.O_APPEND, nil
+	}
+	_ = unix.Close(fd)
+	return -1, 0, fmt.Errorf("%q is neither a FIFO nor a regular file", path)
 }
 
 // write writes all of p, waiting for a reader that is slow, gone or not there yet, until ctx ends.

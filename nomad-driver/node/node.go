@@ -43,6 +43,7 @@ type Node struct {
 	startedAt time.Time
 	defaults  nodeapi.Limits
 	bounds    limitBounds
+	disk      diskLimits
 
 	runtime   runtime
 	templates templates
@@ -54,6 +55,8 @@ type Node struct {
 	deadlines *deadlines
 	metrics   *metrics.Metrics
 	sink      *prommetrics.Sink
+	sampler   *prommetrics.Sampler
+	disks     diskLooks
 	closers   []func() error // in the order of opening
 
 	// ctx ends with Run. wg is everything that runs until then.
@@ -114,8 +117,11 @@ func (n *Node) open() error {
 	n.bounds = machineBounds()
 	n.defaults = defaultLimits(n.bounds)
 	overrideLimits(&n.defaults, n.cfg.Defaults)
+	if n.disk, err = chooseDisk(n.path("sandboxes"), &n.cfg); err != nil {
+		return err
+	}
 	probed := nodeapi.Limits{}
-	if err := n.checkLimits(&probed); err != nil {
+	if err := n.checkLimits(&probed, sandbox.Burstable); err != nil {
 		return fmt.Errorf("defaults: %w", err)
 	}
 	spans, err := subordinateIDs("/etc/subuid", "/etc/subgid")
@@ -130,6 +136,10 @@ func (n *Node) open() error {
 	n.hub = newHub(hex.EncodeToString(epoch[:]), n.List)
 	n.deadlines = newDeadlines(n.expire)
 	if n.sink, n.metrics, err = newMetrics(); err != nil {
+		return err
+	}
+	n.sampler, err = prommetrics.New(prommetrics.Config{Interval: n.cfg.SampleInterval, Window: n.cfg.SampleWindow, Targets: n.targets})
+	if err != nil {
 		return err
 	}
 	return n.openParts()
@@ -163,7 +173,9 @@ func (n *Node) openParts() error {
 		return err
 	}
 	n.closers = append(n.closers, bin.Close, cgroups.Close)
-	n.runtime = &sandboxes{stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin}
+	n.runtime = &sandboxes{
+		stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin, disk: n.disk.limiter,
+	}
 	return nil
 }
 
@@ -254,12 +266,10 @@ func findInit(path string) (string, error) {
 }
 
 func overrideLimits(l *nodeapi.Limits, by nodeapi.Limits) {
-	for _, f := range []struct{ to, from *int64 }{
-		{&l.CPUMillis, &by.CPUMillis}, {&l.CPUWeight, &by.CPUWeight}, {&l.MemoryBytes, &by.MemoryBytes},
-		{&l.PIDs, &by.PIDs}, {&l.TmpBytes, &by.TmpBytes}, {&l.NoFile, &by.NoFile},
-	} {
-		if *f.from != 0 {
-			*f.to = *f.from
+	to, from := limitFields(l), limitFields(&by)
+	for i := range to {
+		if *from[i] != 0 {
+			*to[i] = *from[i]
 		}
 	}
 }
@@ -274,6 +284,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.wg.Go(func() { n.sync.run(n.ctx) })
 	n.wg.Go(func() { n.deadlines.run(n.ctx) })
 	n.wg.Go(func() { n.keepHouse(n.ctx) })
+	n.wg.Go(func() { n.sampler.Run(n.ctx) })
 	err := n.serve(n.ctx)
 	if cerr := n.Close(); err == nil {
 		err = cerr

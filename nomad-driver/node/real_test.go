@@ -305,6 +305,37 @@ func TestReal_hundredAtOnce(t *testing.T) {
 	d.noLeftovers()
 }
 
+func TestReal_fiveHundredLeaveNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes ten seconds")
+	}
+	d := startDaemon(t)
+	must.NoError(t, d.client.Delete(t.Context(), d.create().ID)) // what is opened once stays open
+	files := func() int {
+		list, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+		must.NoError(t, err)
+		return len(list)
+	}
+	before := files()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range 8 {
+		client := nodeapi.NewUnix(d.dir + "/r/node.sock")
+		wg.Go(func() {
+			defer client.Close()
+			for range 63 {
+				sb, err := client.Create(t.Context(), createRequest())
+				must.NoError(t, err)
+				must.NoError(t, client.Delete(t.Context(), sb.ID))
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("504 creates and destroys in %s", time.Since(start))
+	d.noLeftovers()
+	waitUntil(t, "descriptors", func() bool { return files() <= before+3 })
+}
+
 func TestReal_cancelledCreatesLeaveNothing(t *testing.T) {
 	d := startDaemon(t)
 	for i := range 20 {

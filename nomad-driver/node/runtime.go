@@ -7,6 +7,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -36,6 +37,11 @@ type instance interface {
 	Release(ctx context.Context) error // may be repeated until it returns nil
 	Detach() error                     // lets go of it; it goes on, but Done does not close any more
 	Stats() (cgroup.Stats, error)
+	// SetLimits changes limits; zero values leave what is set.
+	SetLimits(l sandbox.Limits) error
+	Usage() (sandbox.Usage, error) // never waits for the sandbox
+	// DiskUsed returns what the sandbox has written and not removed, as far as the budget reaches; exact says whether it did.
+	DiskUsed(b disk.Budget) (u disk.Usage, exact bool, err error)
 }
 
 // templates is the store of root file systems. Package store is the real one.
@@ -96,12 +102,13 @@ type sandboxes struct {
 	stateDir, runDir string
 	cgroups          *cgroup.Manager
 	init             *sandbox.InitBinary
+	disk             disk.Limiter // nil: no disk limits
 }
 
 var _ runtime = (*sandboxes)(nil)
 
 func (s *sandboxes) Create(ctx context.Context, c sandbox.Config) (instance, error) {
-	c.StateDir, c.RunDir, c.Cgroups, c.Init = s.stateDir, s.runDir, s.cgroups, s.init
+	c.StateDir, c.RunDir, c.Cgroups, c.Init, c.Disk = s.stateDir, s.runDir, s.cgroups, s.init, s.disk
 	sb, err := sandbox.Create(ctx, c)
 	if err != nil {
 		return nil, err // not a typed nil

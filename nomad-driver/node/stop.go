@@ -242,7 +242,7 @@ func (n *Node) remove(b *box) {
 func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
 	switch {
 	case e.Record != nil:
-		x := &nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: e.Record.Code, Signal: e.Record.Signal, OOM: e.OOM}
+		x := &nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: e.Record.Code, Signal: e.Record.Signal, OOM: e.OOM, PIDs: e.PIDLimit}
 		if e.Record.Reason == guest.ReasonShutdown {
 			x.Reason = nodeapi.ExitStopped
 			if stop != nil {
@@ -253,7 +253,7 @@ func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
 	case e.Rebooted:
 		return &nodeapi.Exit{Reason: nodeapi.ExitLost, Code: -1, Message: "the machine restarted under it"}
 	}
-	x := &nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: e.OOM}
+	x := &nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: e.OOM, PIDs: e.PIDLimit}
 	if e.Waited {
 		x.Code, x.Signal = e.Code, e.Signal
 		if e.Signal != 0 {

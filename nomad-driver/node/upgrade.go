@@ -62,12 +62,12 @@ func (n *Node) converse(w http.ResponseWriter, r *http.Request, open opener) err
 	if err != nil {
 		return err
 	}
+	n.sessions.Add(1) // while the server still counts the request: no race with Wait
+	defer n.sessions.Done()
 	conn, early, err := hijack(w)
 	if err != nil {
 		return err
 	}
-	n.sessions.Add(1) // the request, which the server waits for, is not over yet: no race with Wait
-	defer n.sessions.Done()
 	defer conn.Close()
 	defer context.AfterFunc(n.ctx, func() { _ = conn.Close() })()
 	n.metrics.IncrCounter([]string{"exec_sessions"}, 1)

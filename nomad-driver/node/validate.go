@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
@@ -34,6 +35,8 @@ const (
 	maxPIDs          = 1 << 22
 	minTmpBytes      = 1 << 20
 	minNoFile        = 64
+	maxDiskBytes     = 1 << 50
+	maxDiskInodes    = 1 << 32
 
 	profileDefault = "default"
 	profileStrict  = "strict"
@@ -94,7 +97,14 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 	if err := checkCwd("cwd", req.Cwd); err != nil {
 		return err
 	}
-	if err := n.checkLimits(&req.Limits); err != nil {
+	set(&req.QoS, string(sandbox.Burstable))
+	if err := sandbox.QoS(req.QoS).Check(); err != nil {
+		return invalid("%v", err)
+	}
+	if err := n.checkLimits(&req.Limits, sandbox.QoS(req.QoS)); err != nil {
+		return err
+	}
+	if err := n.disk.admit(&req.Limits); err != nil {
 		return err
 	}
 	if !req.Deadline.IsZero() {
@@ -256,7 +266,8 @@ func checkWord(field, s string, limit int) error {
 	return nil
 }
 
-func (n *Node) checkLimits(l *nodeapi.Limits) error {
+// checkLimits fills in the defaults, of which the weight depends on the class, and checks the bounds.
+func (n *Node) checkLimits(l *nodeapi.Limits, qos sandbox.QoS) error {
 	d := n.defaults
 	// A default /tmp does not take more than all of the memory that it counts as.
 	memory := l.MemoryBytes
@@ -268,13 +279,22 @@ func (n *Node) checkLimits(l *nodeapi.Limits) error {
 		min, max int64
 	}{
 		{"limits.cpu_millis", &l.CPUMillis, d.CPUMillis, sandbox.MinCPUMillis, n.bounds.cpus},
-		{"limits.cpu_weight", &l.CPUWeight, d.CPUWeight, 1, 10000},
+		{"limits.cpu_weight", &l.CPUWeight, qos.CPUWeight(d.CPUWeight), 1, 10000},
 		{"limits.memory_bytes", &l.MemoryBytes, d.MemoryBytes, sandbox.MinMemoryBytes, n.bounds.memory},
 		{"limits.pids", &l.PIDs, d.PIDs, sandbox.MinPIDs, maxPIDs},
 		{"limits.tmp_bytes", &l.TmpBytes, min(d.TmpBytes, max(memory, minTmpBytes)), minTmpBytes, n.bounds.memory},
 		{"limits.nofile", &l.NoFile, d.NoFile, minNoFile, maxNoFile},
+		{"limits.disk_bytes", &l.DiskBytes, d.DiskBytes, sandbox.MinDiskBytes, maxDiskBytes},
+		{"limits.disk_inodes", &l.DiskInodes, d.DiskInodes, sandbox.MinDiskInodes, maxDiskInodes},
+		{"limits.io_read_bytes", &l.IOReadBytes, d.IOReadBytes, sandbox.MinIOBytes, maxDiskBytes},
+		{"limits.io_write_bytes", &l.IOWriteBytes, d.IOWriteBytes, sandbox.MinIOBytes, maxDiskBytes},
+		{"limits.io_read_ops", &l.IOReadOps, d.IOReadOps, sandbox.MinIOOps, maxDiskInodes},
+		{"limits.io_write_ops", &l.IOWriteOps, d.IOWriteOps, sandbox.MinIOOps, maxDiskInodes},
 	} {
 		set(f.v, f.def)
+		if *f.v == 0 || *f.v == cgroup.Unlimited && strings.HasPrefix(f.name, "limits.io_") {
+			continue // those of disk and io, for which there may be no default, and none may be asked for
+		}
 		if *f.v < f.min || *f.v > f.max {
 			return invalid("%s: %d is not between %d and %d", f.name, *f.v, f.min, f.max)
 		}

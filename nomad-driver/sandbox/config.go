@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 )
 
 // maxHostname is the kernel's limit in bytes.
@@ -35,6 +37,15 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if err := c.Limits.check(); err != nil {
 		return c, err
+	}
+	if c.QoS == "" {
+		c.QoS = Burstable
+	}
+	if err := c.QoS.Check(); err != nil {
+		return c, err
+	}
+	if c.Limits.disk() != (disk.Limits{}) && c.Disk == nil {
+		return c, errors.New("limits disk_bytes and disk_inodes need a disk limiter")
 	}
 	if c.Limits.TmpBytes == 0 {
 		c.Limits.TmpBytes = DefaultTmpBytes
@@ -66,7 +77,16 @@ func (l Limits) check() error {
 		{"pids", l.PIDs, MinPIDs, 4 << 20},
 		{"tmp_bytes", l.TmpBytes, 4096, 1 << 50},
 		{"nofile", l.NoFile, 64, 1 << 20},
+		{"disk_bytes", l.DiskBytes, MinDiskBytes, 1 << 50},
+		{"disk_inodes", l.DiskInodes, MinDiskInodes, 1 << 32},
+		{"io_read_bytes", l.IOReadBytes, MinIOBytes, 1 << 50},
+		{"io_write_bytes", l.IOWriteBytes, MinIOBytes, 1 << 50},
+		{"io_read_ops", l.IOReadOps, MinIOOps, 1 << 32},
+		{"io_write_ops", l.IOWriteOps, MinIOOps, 1 << 32},
 	} {
+		if f.v == cgroup.Unlimited && strings.HasPrefix(f.name, "io_") {
+			continue
+		}
 		if f.v != 0 && (f.v < f.min || f.v > f.max) {
 			return fmt.Errorf("limit %s is %d, must be between %d and %d", f.name, f.v, f.min, f.max)
 		}
@@ -74,9 +94,24 @@ func (l Limits) check() error {
 	return nil
 }
 
-func (l Limits) group() cgroup.Limits {
-	return cgroup.Limits{CPUMillis: l.CPUMillis, CPUWeight: l.CPUWeight, MemoryBytes: l.MemoryBytes, PIDs: l.PIDs}
+// group returns what of l a control group enforces. stateDir is on the disk that io limits are about.
+func (l Limits) group(q QoS, stateDir string) (cgroup.Limits, error) {
+	g := cgroup.Limits{
+		CPUMillis: l.CPUMillis, CPUWeight: l.CPUWeight, MemoryBytes: l.MemoryBytes, PIDs: l.PIDs,
+		MemoryLow: q.memoryLow(l.MemoryBytes), MemorySoft: q.memorySoft(l.MemoryBytes),
+		IO: cgroup.IOLimits{ReadBytes: l.IOReadBytes, WriteBytes: l.IOWriteBytes, ReadOps: l.IOReadOps, WriteOps: l.IOWriteOps},
+	}
+	if !g.IO.Any() {
+		return g, nil
+	}
+	var err error
+	if g.IO.Device, err = cgroup.Disk(stateDir); err != nil {
+		err = fmt.Errorf("io limits: %w", err)
+	}
+	return g, err
 }
+
+func (l Limits) disk() disk.Limits { return disk.Limits{Bytes: l.DiskBytes, Inodes: l.DiskInodes} }
 
 // checkHostname keeps names to what may stand in /etc/hosts and in prompts.
 func checkHostname(name string) error {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs"
@@ -49,6 +50,7 @@ type builder struct {
 	lis   int // descriptor of the listening socket, or 0
 	init  *os.File
 	made  struct{ state, run bool }
+	disk  disk.Limiter // of the writable layer, where one was asked to bound it
 	steps []guest.Step
 	last  time.Time
 }
@@ -61,6 +63,14 @@ func (b *builder) step(name string) {
 
 func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
+	if b.c.Limits.disk() != (disk.Limits{}) {
+		// Before the fork: a limiter may run a program, whose start then waits for every copy of a pipe to close, also for
+		// that of a child which waits for us.
+		if err := b.makeState(); err != nil {
+			return nil, err
+		}
+		b.step("disk")
+	}
 	// The child needs its directories only once it is let go: they are made while it is forked, on disks that are slow at it.
 	files := make(chan error, 1)
 	go func() { files <- b.makeFiles() }()
@@ -99,20 +109,30 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	ref := Ref{
 		Version: RefVersion, ID: b.c.ID, BootID: boot, PID: b.child.pid, StartTime: start,
-		StateDir: b.c.StateDir, RunDir: b.c.RunDir, IDBase: b.c.IDBase,
+		StateDir: b.c.StateDir, RunDir: b.c.RunDir, IDBase: b.c.IDBase, QoS: b.c.QoS,
+	}
+	if b.disk != nil {
+		ref.Disk = b.disk.Name()
 	}
 	if err := errors.Join(b.child.boot.Close(), b.child.status.Close()); err != nil {
 		return nil, err
 	}
-	s := newSandbox(ref, b.group)
+	s := newSandbox(ref, b.group, b.disk)
 	s.main, s.steps = reply.Main, append(b.steps, reply.Steps...)
+	if s.oom, err = watchOOM(b.group); err != nil {
+		return nil, err
+	}
 	s.watch(b.child.pidfd, true)
 	return s, nil
 }
 
 // makeChild makes the group and forks.
 func (b *builder) makeChild() (err error) {
-	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), b.c.Limits.group()); err != nil {
+	limits, err := b.c.Limits.group(b.c.QoS, b.c.StateDir)
+	if err != nil {
+		return err
+	}
+	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), limits); err != nil {
 		return err
 	}
 	b.step("cgroup")
@@ -131,12 +151,27 @@ func (b *builder) makeFiles() error {
 	return b.makeSocket()
 }
 
-func (b *builder) makeDirs() error {
-	owner := int(b.c.IDBase)
+// makeState makes the directory of the writable layer, with its bound.
+func (b *builder) makeState() error {
 	if err := mkdirNew(b.at.state); err != nil {
 		return err
 	}
 	b.made.state = true
+	l := b.c.Limits.disk()
+	if l == (disk.Limits{}) {
+		return nil
+	}
+	b.disk = b.c.Disk // also where that fails: then there may be something to release
+	return b.disk.Prepare(b.at.state, l)
+}
+
+func (b *builder) makeDirs() error {
+	owner := int(b.c.IDBase)
+	if !b.made.state {
+		if err := b.makeState(); err != nil {
+			return err
+		}
+	}
 	for _, dir := range []string{b.at.upper, b.at.work} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
@@ -207,6 +242,9 @@ func (b *builder) mapIDs() (*os.File, error) {
 		if err := writeProc(procPath(b.child.pid, name), line); err != nil {
 			return nil, b.whyDied(fmt.Errorf("map ids: %w", err))
 		}
+	}
+	if err := writeProc(procPath(b.child.pid, "oom_score_adj"), b.c.QoS.oomScoreAdj()); err != nil {
+		return nil, b.whyDied(fmt.Errorf("set out of memory order: %w", err))
 	}
 	fd, err := unix.Open(procPath(b.child.pid, "ns/user"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -374,7 +412,7 @@ func (b *builder) undo() error {
 	if !b.made.state {
 		at.state = ""
 	}
-	return errors.Join(append(errs, scrub(ctx, at, b.group))...)
+	return errors.Join(append(errs, scrub(ctx, at, b.group, unbind(b.disk)))...)
 }
 
 func closeQuietly(c io.Closer) error {

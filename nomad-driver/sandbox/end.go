@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
 
@@ -46,6 +47,9 @@ func (s *Sandbox) ended() {
 	s.exit.Record, _ = readExitRecord(s.at.exit, s.ref)
 	if kills, err := s.group.OOMKills(); err == nil {
 		s.exit.OOM = kills > 0
+	}
+	if denied, err := s.group.ForksDenied(); err == nil {
+		s.exit.PIDLimit = denied > 0
 	}
 	close(s.done)
 }
@@ -153,7 +157,7 @@ func (s *Sandbox) Release(ctx context.Context) error {
 	if err := s.Detach(); err != nil {
 		return err
 	}
-	if err := scrub(ctx, s.at, s.group); err != nil {
+	if err := scrub(ctx, s.at, s.group, unbind(s.disk)); err != nil {
 		return fmt.Errorf("release sandbox %s: %w", s.ref.ID, err)
 	}
 	s.released = true
@@ -163,16 +167,25 @@ func (s *Sandbox) Release(ctx context.Context) error {
 // Detach lets go of the sandbox without touching it: it goes on, Done will not be closed any more by its end, and it can
 // be opened again by its Ref. A daemon calls it when it stops.
 func (s *Sandbox) Detach() error {
+	err := s.oom.stop()
 	if s.pidfd == nil {
-		return nil
+		return err
 	}
-	err := closeQuietly(s.pidfd)
+	err = errors.Join(err, closeQuietly(s.pidfd))
 	<-s.watched
 	return err
 }
 
-// scrub removes everything of a sandbox that has no PID 1 any more. Empty paths and a nil group are left out.
-func scrub(ctx context.Context, at layout, group *cgroup.Group) error {
+// unbind returns what ends the bound of a writable layer; nil where there is none.
+func unbind(l disk.Limiter) func(dir string) error {
+	if l == nil {
+		return nil
+	}
+	return l.Release
+}
+
+// scrub removes everything of a sandbox that has no PID 1 any more. Empty paths, a nil group and a nil unbind are left out.
+func scrub(ctx context.Context, at layout, group *cgroup.Group, unbind func(dir string) error) error {
 	var errs []error
 	if group != nil {
 		errs = append(errs, group.Kill(ctx), group.Remove(ctx))
@@ -186,6 +199,10 @@ func scrub(ctx context.Context, at layout, group *cgroup.Group) error {
 		errs = append(errs, removeTree(at.run))
 	}
 	if at.state != "" {
+		// First the bound: where it is a file system of its own, unmounting it is quicker than removing what is in it.
+		if unbind != nil {
+			errs = append(errs, unbind(at.state))
+		}
 		errs = append(errs, removeTree(at.state))
 	}
 	return errors.Join(errs...)

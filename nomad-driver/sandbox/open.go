@@ -11,6 +11,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 )
 
 // Open finds a sandbox again that another process created. It also works for one that has ended, or was there before a
@@ -30,7 +31,11 @@ func Open(ref Ref, cgroups *cgroup.Manager) (*Sandbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open sandbox %s: %w", ref.ID, err)
 	}
-	s := newSandbox(ref, group)
+	limiter, err := disk.ByName(ref.Disk)
+	if err != nil {
+		return nil, fmt.Errorf("open sandbox %s: %w", ref.ID, err)
+	}
+	s := newSandbox(ref, group, limiter)
 	if boot != ref.BootID {
 		s.exit.Rebooted = true
 		close(s.watched)
@@ -45,6 +50,10 @@ func Open(ref Ref, cgroups *cgroup.Manager) (*Sandbox, error) {
 		close(s.watched)
 		s.ended()
 		return s, nil
+	}
+	// It may have run out of memory while nobody looked.
+	if s.oom, err = watchOOM(group); err != nil && !errors.Is(err, cgroup.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("open sandbox %s: %w", ref.ID, err), pidfd.Close())
 	}
 	s.watch(pidfd, false)
 	return s, nil
@@ -88,7 +97,7 @@ func Sweep(ctx context.Context, stateDir, runDir string, cgroups *cgroup.Manager
 			return nil, fmt.Errorf("sweep: %w", err)
 		}
 		for _, e := range entries {
-			names = append(names, e.Name())
+			names = append(names, disk.FolderOf(e.Name()))
 		}
 	}
 	slices.Sort(names)
@@ -100,7 +109,7 @@ func Sweep(ctx context.Context, stateDir, runDir string, cgroups *cgroup.Manager
 		}
 		group, err := cgroups.Open(name)
 		if err == nil {
-			err = scrub(ctx, paths(runDir, stateDir, id), group)
+			err = scrub(ctx, paths(runDir, stateDir, id), group, disk.Release)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("sweep sandbox %s: %w", id, err))

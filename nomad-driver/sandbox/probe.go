@@ -88,7 +88,7 @@ func (p *prober) namespaces(stateDir string, init *InitBinary) (err error) {
 			return err
 		}
 	}
-	b.c.Boot.Profile = ProfileDefault
+	b.c.Boot.Profile, b.c.QoS = ProfileDefault, Burstable
 	binary, err := init.mount()
 	p.add("detached_mounts", "Linux 5.12 (open_tree, mount_setattr)", true, err)
 	if err != nil {

@@ -24,11 +24,12 @@ const Capabilities uint64 = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<un
 // tmpInodes bounds the files of /tmp and /dev/shm each.
 const tmpInodes = 1 << 18
 
-// maskPaths tell of the host or reach into it. Those under /proc exist as the host's kernel has them.
+// maskPaths tell of the host or reach into it. Those under /proc exist as the host's kernel has them. What only the host's
+// root may read (vmallocinfo, slabinfo, …) needs no mask, each of which is a mount: nobody in a sandbox is that.
 var maskPaths = []string{
 	"/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
 	"/proc/interrupts", "/proc/kmsg", "/proc/kallsyms", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup",
-	"/proc/scsi", "/proc/acpi", "/proc/pressure",
+	"/proc/scsi", "/proc/acpi", "/proc/asound", "/proc/timer_stats", "/proc/driver", "/proc/pressure",
 }
 
 var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
@@ -36,6 +37,14 @@ var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/
 // mountPoint is a directory of the host that everybody may search, on which PID 1 attaches its root, in its own mount
 // namespace: the node's own directories are closed to it.
 const mountPoint = "/proc"
+
+// maxFileBytes bounds a single file: no larger than what can hold it, and where nothing bounds that, a TiB.
+func maxFileBytes(l Limits) uint64 {
+	if l.DiskBytes > 0 {
+		return uint64(max(l.DiskBytes, l.TmpBytes))
+	}
+	return 1 << 40
+}
 
 // bootMessage completes Config.Boot.
 func bootMessage(c Config) (guest.Boot, error) {
@@ -48,8 +57,12 @@ func bootMessage(c Config) (guest.Boot, error) {
 		Rlimits: []guest.Rlimit{
 			{Resource: unix.RLIMIT_CORE},
 			{Resource: unix.RLIMIT_NOFILE, Soft: uint64(c.Limits.NoFile), Hard: uint64(c.Limits.NoFile)},
+			{Resource: unix.RLIMIT_FSIZE, Soft: maxFileBytes(c.Limits), Hard: maxFileBytes(c.Limits)},
 			{Resource: unix.RLIMIT_MSGQUEUE, Soft: 819_200, Hard: 819_200},
 			{Resource: unix.RLIMIT_MEMLOCK, Soft: 8 << 20, Hard: 8 << 20},
+			{Resource: unix.RLIMIT_SIGPENDING, Soft: 16_384, Hard: 16_384},
+			{Resource: unix.RLIMIT_RTPRIO},
+			{Resource: unix.RLIMIT_NICE},
 		},
 	}
 	if b.Profile == ProfileStrict {

@@ -9,12 +9,15 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
 
@@ -29,8 +32,10 @@ type Config struct {
 	RunDir   string // directory for all sandboxes' sockets and exit records; this one's is RunDir/ID
 	IDBase   uint32 // first of the IDRange host ids that are this sandbox's alone; not below IDRange
 	Limits   Limits
+	QoS      QoS // Burstable where empty
 	Cgroups  *cgroup.Manager
 	Init     *InitBinary
+	Disk     disk.Limiter // for Limits.DiskBytes and DiskInodes; not used where both are 0
 
 	// Boot tells what PID 1 shall do. Only Hostname, User, Cwd, Env, Profile and Main count; Create fills in the rest from
 	// the fields above and from the profile ("default" where it is empty).
@@ -46,6 +51,16 @@ type Limits struct {
 	PIDs        int64 // processes and threads, up to 16 of PID 1's own included; at least MinPIDs
 	TmpBytes    int64 // size of /tmp; 0: DefaultTmpBytes
 	NoFile      int64 // RLIMIT_NOFILE of each process; 0: DefaultNoFile
+
+	DiskBytes  int64 // of the writable layer; needs Config.Disk
+	DiskInodes int64 // files of the writable layer; needs Config.Disk
+
+	// Of the disk that the writable layer is on, per second; cgroup.Unlimited lifts a limit of a running sandbox. On cgroup
+	// v1 only direct and synchronous transfers count.
+	IOReadBytes  int64
+	IOWriteBytes int64
+	IOReadOps    int64
+	IOWriteOps   int64
 }
 
 // Bounds and defaults of Limits.
@@ -55,6 +70,10 @@ const (
 	MinPIDs         = 32
 	DefaultTmpBytes = 256 << 20
 	DefaultNoFile   = 65536
+	MinDiskBytes    = 4 << 20
+	MinDiskInodes   = 256
+	MinIOBytes      = 64 << 10
+	MinIOOps        = 16
 )
 
 // DefaultHostname is the same for all, so that a template's /etc/hosts can know it: a create then writes no file.
@@ -70,6 +89,8 @@ type Ref struct {
 	StateDir  string        `json:"state_dir"`  // Config.StateDir
 	RunDir    string        `json:"run_dir"`    // Config.RunDir
 	IDBase    uint32        `json:"id_base"`
+	QoS       QoS           `json:"qos,omitempty"`
+	Disk      string        `json:"disk,omitempty"` // name of the limiter that bounds its writable layer
 }
 
 // RefVersion is the version of Ref that this code writes.
@@ -85,6 +106,8 @@ type Exit struct {
 	Signal int
 	// OOM tells that the kernel's out-of-memory killer ended a process of the sandbox at some time.
 	OOM bool
+	// PIDLimit tells that processes or threads were refused at Limits.PIDs at some time.
+	PIDLimit bool
 	// Rebooted tells that the machine restarted under the sandbox.
 	Rebooted bool
 }
@@ -103,15 +126,17 @@ type Sandbox struct {
 	exit    Exit          // set before done is closed
 	watched chan struct{} // closed when the watching goroutine has ended
 	frozen  atomic.Bool
+	disk    disk.Limiter // nil where none bounds the writable layer
+	oom     *oomWatch    // nil where the kernel ends all of it by itself
 
 	releasing sync.Mutex
 	released  bool
 }
 
-func newSandbox(ref Ref, group *cgroup.Group) *Sandbox {
+func newSandbox(ref Ref, group *cgroup.Group, limiter disk.Limiter) *Sandbox {
 	at := paths(ref.RunDir, ref.StateDir, ref.ID)
 	return &Sandbox{
-		ref: ref, at: at, group: group, guest: guest.NewClient(at.socket),
+		ref: ref, at: at, group: group, guest: guest.NewClient(at.socket), disk: limiter,
 		done: make(chan struct{}), watched: make(chan struct{}),
 	}
 }
@@ -142,16 +167,68 @@ func (s *Sandbox) Exit() Exit {
 	}
 }
 
-// Stats reads the counters of its group.
-func (s *Sandbox) Stats() (cgroup.Stats, error) { return s.group.Stats() }
+// Stats reads the counters of its group, and those of its disk where a limiter bounds it.
+func (s *Sandbox) Stats() (cgroup.Stats, error) {
+	st, err := s.group.Stats()
+	if err != nil || s.disk == nil {
+		return st, err
+	}
+	// A mount of an earlier daemon in another mount namespace bounds the sandbox all the same, but cannot be asked.
+	u, err := s.disk.Usage(s.at.state)
+	if errors.Is(err, disk.ErrNotPrepared) || errors.Is(err, os.ErrNotExist) {
+		return st, nil
+	}
+	if err != nil {
+		return st, err
+	}
+	st.DiskBytes, st.DiskLimit = uint64(u.Bytes), uint64(u.Limits.Bytes)
+	st.DiskInodes, st.DiskInodeLimit = uint64(u.Inodes), uint64(u.Limits.Inodes)
+	st.Measured = append(st.Measured, "disk_bytes", "disk_limit_bytes", "disk_inodes", "disk_inode_limit")
+	return st, nil
+}
 
-// SetLimits changes the limits of CPU, memory and processes. Zero values leave what is set; the others do not change in a
-// running sandbox.
+// SetLimits changes limits of a running sandbox. Zero values leave what is set. TmpBytes and NoFile are errors: they do not
+// change in a running sandbox. Those that may be refused come first; after an error those before it have changed.
+//
+// In the chain of its errors are cgroup.ErrBelowUse, cgroup.ErrUnsupported, disk.ErrCannotShrink, disk.ErrUnsupported.
 func (s *Sandbox) SetLimits(l Limits) error {
 	if err := l.check(); err != nil {
 		return err
 	}
-	return s.group.SetLimits(l.group())
+	if l.TmpBytes != 0 || l.NoFile != 0 {
+		return errors.New("tmp_bytes and nofile do not change in a running sandbox")
+	}
+	if l.DiskBytes != 0 || l.DiskInodes != 0 {
+		if err := s.resizeDisk(disk.Limits{Bytes: l.DiskBytes, Inodes: l.DiskInodes}); err != nil {
+			return err
+		}
+	}
+	g, err := l.group(s.ref.QoS, s.ref.StateDir)
+	if err != nil {
+		return err
+	}
+	if err := s.group.SetLimits(cgroup.Limits{IO: g.IO}); err != nil {
+		return err
+	}
+	g.IO = cgroup.IOLimits{}
+	return s.group.SetLimits(g)
+}
+
+func (s *Sandbox) resizeDisk(l disk.Limits) error {
+	if s.disk == nil {
+		return fmt.Errorf("the sandbox was made without a disk limit, and one cannot be set on what is there already: %w", disk.ErrUnsupported)
+	}
+	now, err := s.disk.Usage(s.at.state)
+	if err != nil {
+		return err
+	}
+	if l.Bytes == 0 {
+		l.Bytes = now.Limits.Bytes
+	}
+	if l.Inodes == 0 {
+		l.Inodes = now.Limits.Inodes
+	}
+	return s.disk.Resize(s.at.state, l)
 }
 
 // Freeze stops every process of it until Thaw, Kill or Release, and returns once all have stopped.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/soulbox-dev/soulbox/control/cli/service"
 	"github.com/soulbox-dev/soulbox/control/dev"
@@ -36,9 +38,13 @@ func StartCluster(ctx context.Context, cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
+	ports, err := ports(cfg.FreePorts)
+	if err != nil {
+		return nil, err
+	}
 	group, slot := identity(cfg.StateDir)
 	c, err := dev.Start(ctx, dev.Config{
-		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: dev.DefaultPorts, Driver: driver, Init: init,
+		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: ports, Driver: driver, Init: init,
 		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", group, slot), Logger: cfg.Logger.Named("cluster"),
 	})
 	if err != nil {
@@ -61,6 +67,24 @@ func StartCluster(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
+// ports are those of the agents. An agent whose port is taken says so in its log only, so they are tried before.
+func ports(free bool) (dev.Ports, error) {
+	if free {
+		return dev.Ports{}, nil
+	}
+	p := dev.DefaultPorts
+	for name, port := range map[string]int{"Nomad": p.Nomad, "Consul": p.Consul, "Vault": p.Vault, "the node": p.Node} {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			return p, fmt.Errorf("the port of %s is taken: %w (-free-ports uses others)", name, err)
+		}
+		if err := l.Close(); err != nil {
+			return p, err
+		}
+	}
+	return p, nil
+}
+
 func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) error {
 	directory, err := consul.Open(consul.Config{Address: c.ConsulAddress(), Logger: cfg.Logger.Named("consul")})
 	if err != nil {
@@ -75,7 +99,7 @@ func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) erro
 		func() error { directory.Close(); return nil },
 		func() error { placer.Close(); return nil },
 	}}
-	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, c.NodeTLS
+	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, service.Renewing(c.NodeTLS)
 	return s.serve(ctx, conf)
 }
 

@@ -2,7 +2,7 @@
 // node's daemon in this process too, or a cluster of real agents beside it.
 //
 // It owns the folder that it is given and everything in it, and the control group and the user ids that are derived from the
-// folder's path, so that two of them never meet. The control server speaks to the node over its API, as it would to any.
+// folder's path, so that none of two takes the other's sandboxes for its own. The control server speaks to the node over its API, as it would to any.
 package devserver
 
 import (
@@ -27,6 +27,8 @@ type Config struct {
 	Listen   string // host:port of the API
 	InitPath string // of soulbox-init; empty: beside this program, or in /usr/libexec/soulbox
 	Logger   hclog.Logger
+	// FreePorts gives the agents of a cluster ports that are free instead of their usual ones.
+	FreePorts bool
 }
 
 func (c *Config) check() error {

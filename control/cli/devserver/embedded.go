@@ -61,11 +61,13 @@ func (s *Server) embedded(ctx context.Context, cfg Config, socket string) error 
 	return s.serve(ctx, conf)
 }
 
-// identity derives from the folder the name of the control group and the first user id of the sandboxes. Each of 32 slots
-// has room for a node's thousand sandboxes.
+// slots is how many ranges of user ids there are below 2^31, each with room for a node's thousand sandboxes.
+const slots = 30
+
+// identity derives from the folder the name of the control group and the first user id of the sandboxes.
 func identity(dir string) (group string, firstID uint32) {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(filepath.Clean(dir)))
 	sum := h.Sum32()
-	return fmt.Sprintf("soulbox-dev-%08x", sum), (1 + sum%32) << 26
+	return fmt.Sprintf("soulbox-dev-%08x", sum), (1 + sum%slots) << 26
 }

@@ -38,12 +38,12 @@ func (f File) internalTLS(ctx context.Context, env func(string) string, cfg *Con
 	default:
 		return nil
 	}
-	cfg.NodeTLS = func(n health.Node) (*tls.Config, error) { return client(current, keys.Node(n.ID)), nil }
+	cfg.NodeTLS = Renewing(func(n health.Node) (*tls.Config, error) { return current().ClientTLS(keys.Node(n.ID)), nil })
 	if f.Raft != nil {
 		peer := keys.Identity{Role: keys.RoleServer}
 		cfg.RaftTLS = &state.TLS{
 			Server: func() (*tls.Config, error) { return current().ServerTLS(peer), nil },
-			Client: func() (*tls.Config, error) { return client(current, peer), nil },
+			Client: func() (*tls.Config, error) { return current().ClientTLS(peer), nil },
 		}
 	}
 	return nil
@@ -66,14 +66,27 @@ func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) 
 	return keys.Keep(ctx, issuer, keys.Request{Identity: keys.Server(name)}, "", cfg.Logger.Named("keys"))
 }
 
-// client returns the settings of a client that shows the certificate of the moment: the settings outlive the first one.
-func client(current func() *keys.Certificate, peer keys.Identity) *tls.Config {
-	cfg := current().ClientTLS(peer)
-	cfg.Certificates = nil
-	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		return &current().ClientTLS(peer).Certificates[0], nil
+// Renewing returns settings of clients as settings makes them, but with the certificate of the moment of each connection:
+// they are asked for once and outlive the certificate that they were made with.
+func Renewing(settings func(health.Node) (*tls.Config, error)) func(health.Node) (*tls.Config, error) {
+	return func(n health.Node) (*tls.Config, error) {
+		cfg, err := settings(n)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Certificates = nil
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			now, err := settings(n)
+			if err != nil {
+				return nil, err
+			}
+			if len(now.Certificates) == 0 {
+				return nil, fmt.Errorf("no certificate for node %s", n.ID)
+			}
+			return &now.Certificates[0], nil
+		}
+		return cfg, nil
 	}
-	return cfg
 }
 
 // certificateFiles is a certificate in files.

@@ -71,9 +71,18 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	}
 	s.http, err = server.New(server.Config{
 		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Fleet: s.Core.Fleet,
-		Logger: cfg.Logger.Named("http"),
+		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
+}
+
+// ready returns why the service cannot serve: without a leader nothing can be changed. That no node is connected is no
+// reason: what is known can still be read, and clients see the nodes.
+func (s *Service) ready() error {
+	if id, _ := s.Core.State.Leader(); id == "" {
+		return errors.New("no control server leads at the moment")
+	}
+	return nil
 }
 
 // checkNode refuses nodes that this version does not work with.

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 
@@ -175,7 +176,10 @@ func (r *runner) resize() {
 // suspend stops this program as an outside SIGTSTP asks, with the terminal as the shell expects it.
 func (r *runner) suspend() {
 	r.term.restore()
-	_ = syscall.Kill(syscall.Getpid(), syscall.SIGSTOP)
+	// To this very thread: one that another thread takes would let this one go on to raw mode before it stops.
+	runtime.LockOSThread()
+	_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP)
+	runtime.UnlockOSThread()
 	if term, err := makeRaw(r.Stdin); err == nil {
 		r.term.again(term)
 	}

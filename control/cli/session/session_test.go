@@ -158,7 +158,9 @@ func TestSession_rawModeIsSetAndRestored(t *testing.T) {
 			_, err := master.WriteString("~.")
 			must.NoError(t, err)
 		}},
-		{"at SIGTERM", func(t *testing.T, _ *process, _ *os.File) { must.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM)) }},
+		{"at SIGTERM", func(t *testing.T, _ *process, _ *os.File) {
+			must.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGTERM))
+		}},
 		{"at SIGHUP", func(t *testing.T, _ *process, _ *os.File) { must.NoError(t, syscall.Kill(os.Getpid(), syscall.SIGHUP)) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -42,7 +42,7 @@ type Key struct {
 var keys = []Key{
 	{Name: Address, Help: "URL or host:port of the control service", Env: EnvAddress, Default: DefaultAddress, check: ParseAddress},
 	{Name: APIKey, Help: "API key: sb_<key id>_<secret>", Env: EnvAPIKey, Secret: true, check: checkAPIKey},
-	{Name: Template, Help: "template of new sandboxes when neither a flag nor a project file names one", Default: "base", check: checkTemplate},
+	{Name: Template, Help: "template of sandboxes where nothing else names one", Default: "base", check: checkTemplate},
 }
 
 // Keys returns all keys, in the order in which they are shown.

@@ -95,8 +95,12 @@ func archive(t testing.TB, entries ...tar.Header) io.Reader {
 }
 
 func TestUnpack_nothingLeavesTheFolder(t *testing.T) {
-	link := func(name, target string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target} }
-	hard := func(name, target string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target} }
+	link := func(name, target string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target}
+	}
+	hard := func(name, target string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: target}
+	}
 	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir} }
 	file := func(name string) tar.Header { return tar.Header{Name: name} }
 	for _, tc := range []struct {

@@ -42,7 +42,8 @@ func (c NomadConfig) renderClient(plugins string) (string, error) {
 	if c.MemoryMB > 0 {
 		fmt.Fprintf(&b, "  memory_total_mb = %d\n", c.MemoryMB)
 	}
-	b.WriteString("}\n")
+	// Without it "nomad alloc status -stats" shows nothing, whatever the driver measures.
+	b.WriteString("}\ntelemetry {\n  publish_allocation_metrics = true\n}\n")
 	for _, p := range c.Plugins {
 		fmt.Fprintf(&b, "plugin %s {\n  config {\n", quote(p.Name))
 		if err := attributes(&b, p.Config, "    "); err != nil {

@@ -93,8 +93,7 @@ func init() {
 		for range n {
 			go func() {
 				runtime.LockOSThread()
-				for {
-				}
+				_ = spin()
 			}()
 		}
 		return forever()
@@ -185,8 +184,7 @@ func init() {
 			}
 			fmt.Println("deaf")
 		}
-		for {
-		}
+		return spin()
 	}
 	// stuck waits in the kernel where only SIGKILL reaches: the parent of a vfork, whose child sleeps and has stopped itself.
 	works["stuck"] = func([]string) error {
@@ -363,4 +361,11 @@ func appendTo(path string, n int) error {
 	}
 	_, err = f.Write(make([]byte, n))
 	return errors.Join(err, f.Close())
+}
+
+// spin takes a whole processor and never returns.
+func spin() error {
+	for n := uint64(1); n != 0; n += 2 {
+	}
+	return nil
 }

@@ -32,9 +32,14 @@ type nodeFile struct {
 	MaxSandboxes  int          `hcl:"max_sandboxes,optional"`
 	IDRangeBase   int64        `hcl:"id_range_base,optional"`
 	DiskReserve   int64        `hcl:"disk_reserve_bytes,optional"`
+	DiskLimiter   string       `hcl:"disk_limiter,optional"`
+	DiskPolicy    string       `hcl:"disk_limit_policy,optional"`
+	DiskDefault   int64        `hcl:"disk_default_bytes,optional"` // the same as disk_bytes of defaults
 	KeepStopped   string       `hcl:"keep_stopped,optional"`
 	KeepCount     int          `hcl:"keep_count,optional"`
 	DeadlineGrace string       `hcl:"deadline_grace,optional"`
+	SampleEvery   string       `hcl:"sample_interval,optional"`
+	SampleWindow  string       `hcl:"sample_window,optional"`
 	LogLevel      string       `hcl:"log_level,optional"`
 	LogJSON       bool         `hcl:"log_json,optional"`
 	Defaults      *limitsBlock `hcl:"defaults,block"`
@@ -50,6 +55,13 @@ type limitsBlock struct {
 	PIDs        int64 `hcl:"pids,optional"`
 	TmpBytes    int64 `hcl:"tmp_bytes,optional"`
 	NoFile      int64 `hcl:"nofile,optional"`
+
+	DiskBytes    int64 `hcl:"disk_bytes,optional"`
+	DiskInodes   int64 `hcl:"disk_inodes,optional"`
+	IOReadBytes  int64 `hcl:"io_read_bytes,optional"`
+	IOWriteBytes int64 `hcl:"io_write_bytes,optional"`
+	IOReadOps    int64 `hcl:"io_read_ops,optional"`
+	IOWriteOps   int64 `hcl:"io_write_ops,optional"`
 }
 
 type tlsBlock struct {
@@ -61,7 +73,7 @@ type tlsBlock struct {
 
 // runNode is the subcommand "node". It returns the exit code.
 func runNode(args []string) int {
-	cfg, registry, err := nodeSettings(args)
+	cfg, registry, err := nodeConfig(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
@@ -96,14 +108,8 @@ func serve(ctx context.Context, cfg node.Config, registry *consulBlock) error {
 	return err
 }
 
-// nodeConfig reads the flags and the file that they name. Flags win.
-func nodeConfig(args []string) (node.Config, error) {
-	cfg, _, err := nodeSettings(args)
-	return cfg, err
-}
-
-// nodeSettings reads what nodeConfig does, and where the node is to register itself.
-func nodeSettings(args []string) (node.Config, *consulBlock, error) {
+// nodeConfig reads the flags and the file that they name, and where the node is to register itself. Flags win.
+func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs := flag.NewFlagSet("nomad-driver-soulbox node", flag.ContinueOnError)
 	path := fs.String("config", "", "HCL configuration `file`")
 	var f nodeFile
@@ -177,13 +183,17 @@ func (f nodeFile) config() (node.Config, error) {
 	cfg := node.Config{
 		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath,
 		CgroupParent: f.CgroupParent, ID: api.NodeID(f.NodeID), Name: f.NodeName, Version: version.Version,
+		DiskLimiter: f.DiskLimiter, DiskLimitPolicy: f.DiskPolicy,
 		MaxSandboxes: f.MaxSandboxes, IDRangeBase: uint32(f.IDRangeBase), DiskReserve: f.DiskReserve, KeepCount: f.KeepCount,
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "soulbox-node", Level: level, JSONFormat: f.LogJSON, Output: os.Stderr}),
 	}
 	for _, d := range []struct {
 		name, s string
 		to      *time.Duration
-	}{{"keep_stopped", f.KeepStopped, &cfg.KeepStopped}, {"deadline_grace", f.DeadlineGrace, &cfg.DeadlineGrace}} {
+	}{
+		{"keep_stopped", f.KeepStopped, &cfg.KeepStopped}, {"deadline_grace", f.DeadlineGrace, &cfg.DeadlineGrace},
+		{"sample_interval", f.SampleEvery, &cfg.SampleInterval}, {"sample_window", f.SampleWindow, &cfg.SampleWindow},
+	} {
 		if d.s == "" {
 			continue
 		}
@@ -195,6 +205,12 @@ func (f nodeFile) config() (node.Config, error) {
 	}
 	if f.Defaults != nil {
 		cfg.Defaults = nodeapi.Limits(*f.Defaults)
+	}
+	if f.DiskDefault != 0 {
+		if d := cfg.Defaults.DiskBytes; d != 0 && d != f.DiskDefault {
+			return node.Config{}, fmt.Errorf("disk_default_bytes %d contradicts disk_bytes %d of defaults", f.DiskDefault, d)
+		}
+		cfg.Defaults.DiskBytes = f.DiskDefault
 	}
 	if f.TLS != nil {
 		cfg.TLS = node.TLS(*f.TLS)

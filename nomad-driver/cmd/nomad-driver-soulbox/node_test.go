@@ -27,12 +27,17 @@ tls {
   key_file     = "/key"
   client_names = ["control.soulbox"]
 }
+consul {
+  address   = "127.0.0.1:8500"
+  advertise = "10.0.0.1:7302"
+}
 `), 0o600))
-	cfg, err := nodeConfig([]string{"-config", path, "-state-dir", "/flag/state"})
+	cfg, registration, err := nodeConfig([]string{"-config", path, "-state-dir", "/flag/state"})
 	must.NoError(t, err)
 	must.Eq(t, "/flag/state", cfg.StateDir)
 	must.Eq(t, "/file/run", cfg.RunDir)
 	must.Eq(t, 7, cfg.MaxSandboxes)
+	must.Eq(t, "10.0.0.1:7302", registration.Advertise)
 	must.Eq(t, 2*time.Hour, cfg.KeepStopped)
 	must.Eq(t, 128<<20, cfg.Defaults.MemoryBytes)
 	must.Eq(t, node.TLS{CAFile: "/ca", CertFile: "/cert", KeyFile: "/key", ClientNames: []string{"control.soulbox"}}, cfg.TLS)
@@ -58,7 +63,7 @@ func TestNodeConfig_badInput(t *testing.T) {
 		{"missing file", []string{"-config", filepath.Join(dir, "none.hcl")}, "none.hcl"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := nodeConfig(tc.args)
+			_, _, err := nodeConfig(tc.args)
 			must.ErrorContains(t, err, tc.want)
 		})
 	}

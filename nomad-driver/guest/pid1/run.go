@@ -91,23 +91,47 @@ func Run(c Config) (exitCode int) {
 
 	var mainID guest.ProcessID
 	if c.Boot.Main != nil {
+		prewarm(spareThread)
+		close(s.warm)
 		if err := s.startMain(*c.Boot.Main); err != nil {
 			c.Started(0, err)
 			return exitFailed
 		}
 		mainID = s.main.id
+	} else if err := s.checkDefaults(c.Boot); err != nil {
+		c.Started(0, err)
+		return exitFailed
 	}
 	trim := time.AfterFunc(trimAfter, debug.FreeOSMemory)
 	sv := newServer(s, func() { trim.Reset(trimAfter) })
 	go sv.serve(listener)
 	c.Started(mainID, nil)
-	// After the answer: threads take longer to make than all of the rest.
-	prewarm(spareThread)
+	if c.Boot.Main == nil {
+		// After the answer, because threads take longer to make than all of the rest; no process starts before.
+		prewarm(spareThread)
+		close(s.warm)
+	}
 
 	code := make(chan int, 1)
 	go func() { code <- s.run(terms, sv, c.Exit) }()
 	s.reap()
 	return <-code
+}
+
+// checkDefaults refuses a default user or working directory that the sandbox does not have, while whoever asked for it can
+// still be told. A main process is checked the same way by being started.
+func (s *supervisor) checkDefaults(b *guest.Boot) error {
+	if b.User == "" && b.Cwd == "" {
+		return nil
+	}
+	u, _, err := s.lookup("")
+	if err != nil || b.Cwd == "" {
+		return err
+	}
+	return s.workers.as(u, func() error {
+		_, err := s.workDir("", u)
+		return err
+	})
 }
 
 // takeFiles readies what PID 1 works with.

@@ -29,6 +29,9 @@ type supervisor struct {
 	cwd     string   // default working directory
 	devNull int
 	began   time.Time
+	// warm is closed when the runtime has all the threads that it will need. No process starts before: the first one may be
+	// a bomb that leaves no room for another thread.
+	warm chan struct{}
 
 	main       *process
 	mainLogged bool // the node said that it would attach to main
@@ -50,7 +53,7 @@ type supervisor struct {
 func newSupervisor(c Config) *supervisor {
 	s := &supervisor{
 		files: files{user: c.Boot.User}, boot: c.Boot, version: c.Version, env: c.Boot.Env, cwd: c.Boot.Cwd,
-		devNull: -1, began: time.Now().UTC(),
+		devNull: -1, began: time.Now().UTC(), warm: make(chan struct{}),
 		orders: make(chan guest.ShutdownParams, 8), quiet: make(chan struct{}, 1),
 		procs: make(map[guest.ProcessID]*process),
 	}
@@ -240,6 +243,7 @@ func (s *supervisor) lookupUser(spec string) (*guest.UserInfo, error) {
 }
 
 func (s *supervisor) start(c *conn, st *guest.Start) {
+	<-s.warm
 	pl, err := s.plan(st)
 	if err != nil {
 		c.fail(failBody(err))

@@ -137,6 +137,12 @@ func (c *Client) SetDeadline(ctx context.Context, id api.SandboxID, deadline tim
 	return s, c.call(ctx, http.MethodPut, sandboxPath(id, "/deadline"), nil, DeadlineRequest{Deadline: deadline}, &s)
 }
 
+// SetLimits changes limits of a running sandbox; zero values leave what is set.
+func (c *Client) SetLimits(ctx context.Context, id api.SandboxID, l Limits) (Sandbox, error) {
+	var s Sandbox
+	return s, c.call(ctx, http.MethodPut, sandboxPath(id, "/limits"), nil, LimitsRequest{Limits: l}, &s)
+}
+
 // Signal signals a process, or the main process or all where req.PID is 0.
 func (c *Client) Signal(ctx context.Context, id api.SandboxID, req SignalRequest) error {
 	return c.call(ctx, http.MethodPost, sandboxPath(id, "/signal"), nil, req, nil)

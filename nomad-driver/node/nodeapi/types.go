@@ -53,6 +53,7 @@ type CreateRequest struct {
 	User     string            `json:"user,omitempty"` // default user; empty is the template's own
 	Cwd      string            `json:"cwd,omitempty"`
 	Profile  string            `json:"profile,omitempty"` // default or strict
+	QoS      string            `json:"qos,omitempty"`     // guaranteed, burstable (where empty) or best_effort
 	Limits   Limits            `json:"limits"`
 	Deadline time.Time         `json:"deadline,omitzero"` // when the node ends it by itself; zero: never
 	Main     *guest.Start      `json:"main,omitempty"`    // its own command; the sandbox ends with it
@@ -75,7 +76,8 @@ type LogTargets struct {
 	Stderr string `json:"stderr,omitempty"`
 }
 
-// Limits of one sandbox. Zero means the node's default for it.
+// Limits of one sandbox. Zero means the node's default for it, which is none for disk and io; in a LimitsRequest it leaves
+// what is set.
 type Limits struct {
 	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // hard limit in thousandths of a core
 	CPUWeight   int64 `json:"cpu_weight,omitempty"`   // 1..10000, as cgroup v2's cpu.weight
@@ -83,6 +85,22 @@ type Limits struct {
 	PIDs        int64 `json:"pids,omitempty"`         // processes and threads
 	TmpBytes    int64 `json:"tmp_bytes,omitempty"`    // size of /tmp; counts as memory
 	NoFile      int64 `json:"nofile,omitempty"`       // RLIMIT_NOFILE of each process
+
+	DiskBytes  int64 `json:"disk_bytes,omitempty"`  // of what it writes outside /tmp
+	DiskInodes int64 `json:"disk_inodes,omitempty"` // files that it makes outside /tmp
+
+	// Of the node's disk, per second; -1 lifts a limit. On cgroup v1 only direct and synchronous transfers count.
+	IOReadBytes  int64 `json:"io_read_bytes,omitempty"`
+	IOWriteBytes int64 `json:"io_write_bytes,omitempty"`
+	IOReadOps    int64 `json:"io_read_ops,omitempty"`
+	IOWriteOps   int64 `json:"io_write_ops,omitempty"`
+}
+
+// LimitsRequest changes limits of a running sandbox: PUT /v1/sandboxes/{id}/limits, answered with Sandbox. tmp_bytes and
+// nofile do not change. A memory limit below what is in use, or a disk limit that the node's way of limiting cannot set so low,
+// is 409; a limit that this node does not have is 501 with api.CodeUnsupported. On error all limits are as they were.
+type LimitsRequest struct {
+	Limits Limits `json:"limits"`
 }
 
 // Sandbox is what a node knows of a sandbox.
@@ -95,6 +113,7 @@ type Sandbox struct {
 	Limits    Limits            `json:"limits"` // as enforced
 	User      string            `json:"user,omitempty"`
 	Profile   string            `json:"profile"`
+	QoS       string            `json:"qos,omitempty"`
 	Deadline  time.Time         `json:"deadline,omitzero"`
 	Owner     Owner             `json:"owner"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
@@ -112,7 +131,8 @@ type Exit struct {
 	Reason  string `json:"reason"` // one of the Exit* words
 	Code    int    `json:"code"`   // exit code of Main, 128+Signal for a signal
 	Signal  int    `json:"signal,omitempty"`
-	OOM     bool   `json:"oom,omitempty"` // the kernel's out-of-memory killer ended a process of it
+	OOM     bool   `json:"oom,omitempty"`        // the kernel's out-of-memory killer ended a process of it
+	PIDs    bool   `json:"pids_limit,omitempty"` // processes or threads were refused at limits.pids at some time
 	Message string `json:"message,omitempty"`
 }
 
@@ -147,7 +167,13 @@ type Stats struct {
 	MemoryLimit uint64    `json:"memory_limit_bytes"`
 	PIDs        uint64    `json:"pids"`
 	OOMKills    uint64    `json:"oom_kills"`
-	Measured    []string  `json:"measured"` // JSON names of the fields above that were read
+	ForksDenied uint64    `json:"forks_denied"` // processes and threads refused at the limit PIDs
+	// Zero, and not among Measured, where the sandbox has no disk limit that could tell.
+	DiskBytes      uint64   `json:"disk_bytes"`
+	DiskLimit      uint64   `json:"disk_limit_bytes"`
+	DiskInodes     uint64   `json:"disk_inodes"`
+	DiskInodeLimit uint64   `json:"disk_inode_limit"`
+	Measured       []string `json:"measured"` // JSON names of the fields above that were read
 }
 
 // Probe is the answer of one kernel feature probe.

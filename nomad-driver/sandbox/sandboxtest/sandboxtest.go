@@ -63,11 +63,18 @@ func RequireRoot(tb testing.TB) {
 	}
 }
 
-// Init builds soulbox-init, once, and returns its path.
+// Init returns the path of soulbox-init: in SOULBOX_BIN where that is set, else built once.
 func Init(tb testing.TB) string {
 	tb.Helper()
 	built.Lock()
 	defer built.Unlock()
+	if dir := os.Getenv("SOULBOX_BIN"); dir != "" && built.init == "" {
+		path, err := filepath.Abs(filepath.Join(dir, "soulbox-init"))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		built.init = path
+	}
 	if built.init == "" {
 		dir, err := shared()
 		if err != nil {

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A group is one benchmark with the rows that it fills.
+type group struct {
+	name, pkg, bench string
+	times            int
+	rows             func(figures) []Row
+}
+
+// µs to ms and KiB to MiB, as the table shows them.
+const (
+	micros = 1e-3
+	kib    = 1.0 / 1024
+)
+
+// all are the groups in the order of the table, with the targets of this project.
+func all(o options) []group {
+	return []group{
+		{"node", "./nomad-driver/node", "BenchmarkCreate", o.n, func(f figures) []Row {
+			floor := "clone into all namespaces, exec and end of true"
+			return []Row{
+				f.row("create on the node", "ms", "", micros, floor, 8).withSteps(f),
+				f.row("destroy", "ms", "destroy-", micros, "kill and wait of a process in all namespaces", 0),
+			}
+		}},
+		{"nomad", "./e2e/cluster", "BenchmarkCreate", o.nomad, func(f figures) []Row {
+			return []Row{
+				f.row("create through Nomad to the node's report", "ms", "", micros, "the same on the node, without Nomad", 70).withSteps(f),
+				f.row("stop through Nomad until the node has nothing of it", "ms", "destroy-", micros, "", 0),
+			}
+		}},
+		{"exec", "./nomad-driver/node", "BenchmarkExec", o.n, func(f figures) []Row {
+			return []Row{f.row("exec of /bin/true, to its exit code", "ms", "", micros, "the same program started on the host", 2.5)}
+		}},
+		{"memory", "./nomad-driver/node", "BenchmarkIdleMemory", o.memory, func(f figures) []Row {
+			return []Row{
+				{
+					Metric: "private memory of an idle sandbox (platform only)", Unit: "MiB", P50: f["init-private-KiB"] * kib,
+					P99: f["init-private-max-KiB"] * kib, Floor: f["floor-KiB"] * kib, FloorIs: "a static Go program that waits", Target: 1.5,
+				},
+				{Metric: "  and what the daemon grows by for each", Unit: "MiB", P50: f["daemon-growth-KiB"] * kib},
+			}
+		}},
+		{"hundred", "./nomad-driver/node", "BenchmarkHundred", o.hundred, func(f figures) []Row {
+			return []Row{{
+				Metric: "creates per second and core, 100 sandboxes at once", Unit: "/s", P50: f["creates/s/core"], P99: f["worst-creates/s/core"],
+				Floor: f["floor/s/core"], FloorIs: "clone into all namespaces, exec and end of true, 16 at once", Target: 120, Rate: true,
+			}}
+		}},
+		{"sampling", "./nomad-driver/node", "BenchmarkSample", o.sampling, func(f figures) []Row {
+			return []Row{
+				{Metric: "sampling 500 sandboxes every 5 s (100 real ones, scaled)", Unit: "% of a core", P50: f["p50-%"], P99: f["p99-%"], Target: 2},
+				{Metric: "  of which looks at disks that no limiter counts", Unit: "% of a core", P50: f["disk-p50-%"]},
+			}
+		}},
+		{"neighbours", "./nomad-driver/node", "BenchmarkNeighbour", o.neighbours, func(f figures) []Row {
+			var rows []Row
+			for _, a := range []struct{ name, is string }{
+				{"fork", "a fork bomb"}, {"memory", "a memory bomb"}, {"disk", "a disk that is written full"}, {"inodes", "50,000 files made"},
+				{"descriptors", "files, pipes and inotify instances without end"}, {"deaf", "a loop that ignores signals"},
+			} {
+				ms := func(unit string) float64 { return f[a.name+unit] * micros }
+				rows = append(rows, Row{
+					Metric: "exec p99 beside " + a.is + ", to the idle p99", Unit: "×", P50: f[a.name+"-x-idle"], Target: 2,
+					FloorIs: fmt.Sprintf("p99 %.1f ms, idle %.1f ms; p50 %.1f ms, idle %.1f ms; the node's slowest answer %.1f ms",
+						ms("-p99-µs"), ms("-idle-p99-µs"), ms("-p50-µs"), ms("-idle-p50-µs"), ms("-node-slowest-µs")),
+				}, Row{Metric: "  destroy of it", Unit: "ms", P50: ms("-destroy-µs"), Target: 1000})
+			}
+			return rows
+		}},
+	}
+}
+
+func groupNames() string {
+	var names []string
+	for _, g := range all(options{}) {
+		names = append(names, g.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// chosen are the groups that shall run.
+func chosen(o options) ([]group, error) {
+	groups := all(o)
+	if o.only != "" {
+		for _, name := range strings.Split(o.only, ",") {
+			if !slices.ContainsFunc(groups, func(g group) bool { return g.name == name }) {
+				return nil, fmt.Errorf("-only %q: there are %s", name, groupNames())
+			}
+		}
+		groups = slices.DeleteFunc(groups, func(g group) bool { return !slices.Contains(strings.Split(o.only, ","), g.name) })
+	}
+	return slices.DeleteFunc(groups, func(g group) bool { return g.times == 0 }), nil
+}
+
+// measure runs the benchmark. A benchmark that this machine cannot run gives a row that says so, and no error.
+func (g group) measure(ctx context.Context) ([]Row, error) {
+	f, skipped, err := gotest(ctx, g.pkg, g.bench, g.times)
+	switch {
+	case err != nil:
+		return []Row{{Metric: g.name, Missing: "failed: see below"}}, err
+	case skipped != "":
+		return []Row{{Metric: g.name, Missing: skipped}}, nil
+	}
+	rows := g.rows(f)
+	for i := range rows {
+		rows[i].Runs = g.times
+		rows[i].ratio()
+	}
+	return rows, nil
+}

@@ -1,0 +1,301 @@
+package cgroup
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inside runs a shell script in the group of a v2 directory from its first instruction on.
+func inside(t *testing.T, dir, script string) (string, error) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("sh", "-c", script)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// v2Root returns where cgroup v2 is mounted: alone, or beside v1.
+func v2Root(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
+			return dir
+		}
+	}
+	t.Skip("cgroup v2 is not mounted")
+	return ""
+}
+
+func TestGuardDevices_holdsBelowTheGuardedGroup(t *testing.T) {
+	parent := filepath.Join(v2Root(t), "soulbox-devtest-"+strconv.Itoa(os.Getpid()))
+	group := filepath.Join(parent, "g")
+	if err := errors.Join(os.Mkdir(parent, 0o755), os.Mkdir(group, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Rmdir(group), unix.Rmdir(parent)); err != nil {
+			t.Error(err)
+		}
+	})
+	for range 2 { // the second replaces the first
+		if err := guardDevices(parent); err != nil {
+			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+				t.Skip(err)
+			}
+			t.Fatal(err)
+		}
+	}
+	// Devices of the same numbers as /dev's, made where nothing is mounted nodev.
+	dir := t.TempDir()
+	for name, d := range map[string]struct {
+		kind       uint32
+		major, min uint32
+	}{
+		"null": {unix.S_IFCHR, 1, 3}, "zero": {unix.S_IFCHR, 1, 5}, "urandom": {unix.S_IFCHR, 1, 9},
+		"kmsg": {unix.S_IFCHR, 1, 11}, "mem": {unix.S_IFCHR, 1, 1}, "loop": {unix.S_IFBLK, 7, 0}, "block13": {unix.S_IFBLK, 1, 3},
+	} {
+		if err := unix.Mknod(filepath.Join(dir, name), d.kind|0o666, int(unix.Mkdev(d.major, d.min))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name, script string
+		ok           bool
+	}{
+		{"null is written", "echo x > null", true},
+		{"zero is read", "head -c 1 zero >/dev/null", true},
+		{"urandom is read", "head -c 1 urandom >/dev/null", true},
+		{"terminals", "exec 3<>/dev/ptmx", true},
+		{"kmsg", "exec 3< kmsg", false},
+		{"physical memory", "exec 3< mem", false},
+		{"a disk", "exec 3< loop", false},
+		{"a block device with the numbers of null", "exec 3< block13", false},
+		{"a new node, even of null", "mknod new c 1 3", false},
+		{"a new disk node", "mknod new b 7 0", false},
+		{"a pipe", "mknod pipe p", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out, err := inside(t, group, "cd "+dir+" && "+tt.script)
+			if tt.ok && err != nil || !tt.ok && (err == nil || !strings.Contains(out, "Operation not permitted") && !strings.Contains(out, "not permitted")) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	if out, err := exec.Command("sh", "-c", "exec 3< "+dir+"/kmsg").CombinedOutput(); err != nil {
+		t.Errorf("a process of another group is refused: %v: %s", err, out)
+	}
+}
+
+func TestManager_guardsDevicesOfItsGroups(t *testing.T) {
+	m := newKernel(t)
+	newGroup(t, m, Limits{})
+	how, err := m.Devices()
+	if err != nil {
+		t.Skip(err)
+	}
+	if want := map[int]string{1: "devices controller", 2: "bpf"}[m.Version()]; how != want {
+		t.Errorf("devices are guarded by %q, want %q", how, want)
+	}
+}
+
+// TestV2_protectionAddsUp needs real control groups of version 2 with the memory controller.
+func TestV2_protectionAddsUp(t *testing.T) {
+	m := newKernel(t)
+	if m.Version() != 2 {
+		t.Skip("cgroup v1: a soft limit needs no parent")
+	}
+	parent := filepath.Join(m.h.roots()[0], m.parent)
+	want := func(bytes uint64) {
+		t.Helper()
+		if low, err := readUint(parent, "memory.low"); err != nil || low != bytes {
+			t.Errorf("the parent protects %d, %v, want %d", low, err, bytes)
+		}
+	}
+	a, err := m.Create("a", Limits{MemoryLow: 16 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := m.Create("b", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(16 << 20)
+	if err := b.SetLimits(Limits{MemoryLow: 8 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	want(24 << 20)
+	// The next process knows of what there is.
+	m2, err := Detect("/sys/fs/cgroup", m.parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a2, err := m2.Open("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a2.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(8 << 20)
+	b2, err := m2.Open("b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b2.SetLimits(Limits{MemoryLow: Unlimited}); err != nil {
+		t.Fatal(err)
+	}
+	want(0)
+	if err := errors.Join(b2.Remove(t.Context()), a.Remove(t.Context())); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGroup_limitsIO writes past the page cache, which both versions count, and looks at the least time that it may take.
+func TestGroup_limitsIO(t *testing.T) {
+	m := newKernel(t)
+	dir := t.TempDir()
+	disk, err := Disk(dir)
+	if errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := newGroup(t, m, Limits{})
+	err = g.SetLimits(Limits{IO: IOLimits{Device: disk, WriteBytes: 2 << 20, ReadOps: 500}})
+	if errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func() time.Duration {
+		t.Helper()
+		cmd := exec.Command("sh", "-c", "read go; exec dd if=/dev/zero of="+dir+"/f bs=256k count=16 oflag=direct conv=fsync")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range g.dirs() {
+			if err := writeInt(d, "cgroup.procs", int64(cmd.Process.Pid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		start := time.Now()
+		_, werr := in.Write([]byte("go\n"))
+		if err := errors.Join(werr, cmd.Wait()); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(start)
+	}
+	if d := write(); d < time.Second { // 4 MiB at 2 MiB a second, the first slice of which is free
+		t.Errorf("4 MiB took %v", d)
+	}
+	if err := g.SetLimits(Limits{IO: IOLimits{Device: disk, WriteBytes: Unlimited}}); err != nil {
+		t.Fatal(err)
+	}
+	file := map[int]string{1: "blkio/" + g.rel + "/blkio.throttle.write_bps_device", 2: g.rel + "/io.max"}[m.Version()]
+	if b, err := os.ReadFile("/sys/fs/cgroup/" + file); err != nil || strings.Contains(string(b), strconv.Itoa(2<<20)) {
+		t.Errorf("the limit is still there: %s, %v", b, err)
+	}
+}
+
+func TestGroup_countsWhatItRefuses(t *testing.T) {
+	m := newKernel(t)
+	g := newGroup(t, m, Limits{PIDs: 2})
+	run(t, g, "sh", "-c", "while :; do sh -c 'sleep 0.01 & sleep 0.01 & wait' 2>/dev/null; done")
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		n, err := g.ForksDenied()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no fork was refused")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestGroup_memoryLimitBelowUse(t *testing.T) {
+	m := newKernel(t)
+	g := newGroup(t, m, Limits{MemoryBytes: 256 << 20})
+	run(t, g, "sh", "-c", "sleep 0.2; x=$(head -c 100000000 /dev/zero | tr '\\0' x); sleep 100")
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		s, err := g.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.MemoryBytes > 90<<20 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("uses %d bytes", s.MemoryBytes)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := g.SetLimits(Limits{MemoryBytes: 16 << 20}); !errors.Is(err, ErrBelowUse) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestOOMEvents_tell checks v1's way to learn of a group out of memory.
+func TestOOMEvents_tell(t *testing.T) {
+	m := newKernel(t)
+	g := newGroup(t, m, Limits{MemoryBytes: 16 << 20})
+	events, err := g.OOMEvents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if events == nil {
+		if m.Version() != 2 {
+			t.Error("no events")
+		}
+		return
+	}
+	defer events.Close()
+	run(t, g, "sh", "-c", "sleep 0.2; x=$(head -c 100000000 /dev/zero | tr '\\0' x)")
+	if err := events.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := events.Read(make([]byte, 8)); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if n, err := g.OOMKills(); err != nil || n > 0 {
+			if err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was killed")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
