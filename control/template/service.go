@@ -115,7 +115,7 @@ func (s *Service) resolve(tenant, name string) (_ state.Template, unreported boo
 	}
 	others, err := s.others(tenant)
 	if err != nil {
-		return state.Template{}, err
+		return state.Template{}, false, err
 	}
 	connected, away := 0, 0
 	var onNode *nodeapi.Template
@@ -258,9 +258,13 @@ func (s *Service) Delete(ctx context.Context, tenant, name string) error {
 	if err != nil && known {
 		return fmt.Errorf("delete template %s: %w", name, err)
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, n := range s.cfg.Fleet.Nodes() {
-		if !n.Connected || !slices.ContainsFunc(n.Self.Templates, func(t nodeapi.Template) bool { return t.Name == name }) {
+		if !n.Connected || !slices.ContainsFunc(n.Self.Templates, func(t nodeapi.Template) bool { return t.Name == name && !others[t.Digest] }) {
 			continue
 		}
 		known = true

@@ -96,6 +96,8 @@ func TestResolve_anotherTenantsTemplateIsNotThere(t *testing.T) {
 		_, err := s.Templates.Resolve(t.Context(), "mallory", name)
 		must.Eq(t, 404, api.StatusOf(err), must.Sprint(name))
 	}
+	must.Eq(t, 404, api.StatusOf(s.Templates.Delete(t.Context(), "mallory", "mine")))
+	must.True(t, s.Node.HasTemplate(made.Digest))
 	list, err := s.Templates.List("mallory")
 	must.NoError(t, err)
 	must.Len(t, 1, list) // what the operator imported on the node is everybody's

@@ -261,6 +261,14 @@ func TestAPIs(t *testing.T) {
 			}
 		}
 		j.inside("api", fmt.Sprintf("%d routes as another tenant", len(routes)), fmt.Sprint(statuses))
+		_, err = a.api.ImportTemplate(t.Context(), "victim", bytes.NewReader(archiveOf("f")), api.ImportOptions{Source: "test"})
+		must.NoError(t, err)
+		status, body := a.raw(t, "DELETE", "/v1/templates/victim", secret.E2BKey(), "", nil)
+		j.inside("api", "delete another tenant's unused template", fmt.Sprint(status, " ", body))
+		must.Eq(t, http.StatusNotFound, status)
+		_, err = a.api.Template(t.Context(), "victim")
+		j.host(err == nil, "the template is still there: %v", err)
+		must.NoError(t, a.api.DeleteTemplate(t.Context(), "victim"))
 		sb, err := a.api.GetSandbox(t.Context(), id)
 		must.NoError(t, err)
 		j.host(sb.State == "running", "the sandbox still runs, and each answer is that of an id that does not exist")

@@ -23,6 +23,16 @@ type Calls struct {
 // lastCall is the highest number that is looked at.
 const lastCall = 511
 
+// Number returns the number of a system call by its name.
+func (Report) Number(name string) (uint32, bool) {
+	for nr, n := range callNames {
+		if n == name {
+			return nr, true
+		}
+	}
+	return 0, false
+}
+
 // reasons say what a group of calls is for, or why it is refused. A call is in the first group that names it.
 var reasons = []struct{ group, why, names string }{
 	{"clone, unshare", "new processes and threads, but no flag that makes a namespace: most ways to root on a host begin in a user namespace",
