@@ -92,14 +92,14 @@ func TestResources(t *testing.T) {
 	t.Run("R05", func(t *testing.T) {
 		j := a.judge(t, "R05", "inodes of /tmp and /dev/shm")
 		defer j.end()
-		sb := a.create(t, func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 96 << 20 })
 		for _, dir := range []string{"/tmp", "/dev/shm"} {
+			sb := a.create(t, func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 96 << 20 })
 			r := a.runFor(t, sb.ID, time.Minute, "intruder", "inodes", dir, "300000")
 			j.inside("default", "300000 empty files in "+dir, r)
 			must.False(t, strings.Contains(r, "300000 files"))
+			a.healthy(t, j, "inodes")
+			a.ends(t, j, sb.ID)
 		}
-		a.healthy(t, j, "inodes")
-		a.ends(t, j, sb.ID)
 	})
 	t.Run("R09", func(t *testing.T) {
 		j := a.judge(t, "R09", "output without end, with no reader and with one that has stopped")

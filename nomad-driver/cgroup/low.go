@@ -41,9 +41,7 @@ func (m *lowMemory) forget(root, group string) error {
 	if err := m.look(root, filepath.Dir(group)); err != nil {
 		return err
 	}
-	if m.groups[group] == 0 {
-		return nil
-	}
+	// Also where this process never knew the group: what it found in the parent may count it.
 	delete(m.groups, group)
 	err := m.setParent(root, filepath.Dir(group))
 	if errors.Is(err, ErrNotExist) {
