@@ -96,7 +96,7 @@ func machine() Machine {
 func (r Result) print(w io.Writer) {
 	fmt.Fprintf(w, "%s, Linux %s, %d cores of %s, load %.1f before\n\n", r.At.Format(time.RFC3339), r.Machine.Kernel, r.Machine.Cores, r.Machine.CPU, r.Machine.Load)
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "METRIC\tP50\tP99\tFLOOR\tRATIO\tTARGET\tRUNS\tTHE FLOOR IS")
+	fmt.Fprintln(t, "METRIC\tP50\tP99\tFLOOR\tRATIO\tTARGET\tRUNS\tTHE FLOOR, OR MORE")
 	for _, row := range r.Rows {
 		if row.Missing != "" {
 			fmt.Fprintf(t, "%s\tnot measured: %s\n", row.Metric, row.Missing)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 // suites are the test packages that run on the kernel of the field, each with the tests that must have passed there: those
@@ -19,17 +21,25 @@ var suites = []struct {
 	{"nomad-driver/disk", "Limiter", []string{
 		"TestLimiter_conformance/quota/bytes", "TestLimiter_conformance/quota/inodes", "TestLimiter_conformance/quota/release",
 	}},
+	{"nomad-driver/cgroup", ".", []string{
+		"TestGuardDevices_holdsBelowTheGuardedGroup", "TestManager_guardsDevicesOfItsGroups", "TestV2_protectionAddsUp", "TestGroup_limitsIO",
+	}},
+	{"nomad-driver/sandbox", ".", []string{
+		"TestLimits_stopAForkBomb", "TestSetLimits_changesARunningSandbox", "TestOOM_endsTheSandboxAsOne", "TestQoS_ordersSandboxes",
+		"TestDiskLimit_boundsWhatASandboxWrites/quota", "TestDiskLimit_isFoundAgain/quota", "TestLandlock_holdsWhereTheOtherWallsAreGone",
+	}},
 }
 
 func TestSuites_passOnTheKernelOfTheField(t *testing.T) {
 	c := machine(t)
 	c.Modules = []string{"loop", "veth"}
 	c.MemoryMB = 3072
+	userland(t, &c)
 	for _, s := range suites {
 		name := path.Base(s.pkg)
 		c.Files["/suites/"+name+".test"] = compileTests(t, c.WorkDir, name, s.pkg)
 		c.Jobs = append(c.Jobs, Job{
-			Name: name, Dir: "/data/tmp",
+			Name: name, Dir: "/data/tmp", Env: []string{"SOULBOX_BIN=/suites/bin"},
 			Argv: []string{"/suites/" + name + ".test", "-test.v", "-test.timeout=10m", "-test.run=" + s.run},
 		})
 	}
@@ -52,6 +62,34 @@ func TestSuites_passOnTheKernelOfTheField(t *testing.T) {
 			}
 		})
 	}
+}
+
+// userland gives the machine what the tests of sandboxes make their root file systems of.
+func userland(t *testing.T, c *Config) {
+	t.Helper()
+	lower := filepath.Join(c.WorkDir, "userland")
+	if err := sandboxtest.MakeLower(lower); err != nil {
+		t.Fatal(err)
+	}
+	ldd, err := exec.LookPath("ldd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sandboxtest.CopyFile(ldd, filepath.Join(lower, "bin", "ldd"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(lower)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		switch e.Name() {
+		case "proc", "dev", "tmp", "run": // the machine's own
+		default:
+			c.Files["/"+e.Name()] = filepath.Join(lower, e.Name())
+		}
+	}
+	c.Files["/suites/bin/soulbox-init"] = build(t, c.WorkDir, "soulbox-init", "../../nomad-driver/cmd/soulbox-init")
 }
 
 // compileTests builds a package's static test binary.

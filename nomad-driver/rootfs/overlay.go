@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,14 +30,32 @@ type Overlay struct {
 // NewOverlay mounts o and returns it as a detached mount: private, nodev, writable. The caller closes it; what has moved
 // it into a mount namespace keeps it. Writes are not synced to disk (volatile): a sandbox does not outlive its kernel.
 func NewOverlay(o Overlay) (*os.File, error) {
-	f, err := mountOverlay(o, fdPath(o.Lower))
-	if !errors.Is(err, unix.EINVAL) || o.Attach == "" {
-		return f, err
+	if !wantsAttached.Load() {
+		f, err := mountOverlay(o, fdPath(o.Lower))
+		if !errors.Is(err, unix.EINVAL) || o.Attach == "" {
+			return f, err
+		}
+		// What the refused mount left in the work directory would make the next one be refused too.
+		if err := clearDir(o.Work); err != nil {
+			return nil, fmt.Errorf("clear overlay's work directory: %w", err)
+		}
 	}
+	f, err := mountAttached(o)
+	if err == nil {
+		wantsAttached.Store(true)
+	}
+	return f, err
+}
+
+// wantsAttached is what was learnt of this kernel: it takes no detached mount as a layer.
+var wantsAttached atomic.Bool
+
+// mountAttached mounts the overlay while its lower layer is attached for a moment.
+func mountAttached(o Overlay) (*os.File, error) {
 	if err := unix.MoveMount(int(o.Lower.Fd()), "", unix.AT_FDCWD, o.Attach, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return nil, fmt.Errorf("attach lower layer to %s: %w", o.Attach, err)
 	}
-	f, err = mountOverlay(o, fdPath(o.Lower))
+	f, err := mountOverlay(o, fdPath(o.Lower))
 	if uerr := unix.Unmount(o.Attach, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); uerr != nil {
 		err = errors.Join(err, fmt.Errorf("detach lower layer from %s: %w", o.Attach, uerr))
 		if f != nil {
@@ -45,6 +64,20 @@ func NewOverlay(o Overlay) (*os.File, error) {
 		return nil, err
 	}
 	return f, err
+}
+
+// clearDir empties an open directory of ours.
+func clearDir(dir *os.File) error {
+	entries, err := os.ReadDir(fdPath(dir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(fdPath(dir) + "/" + e.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func mountOverlay(o Overlay, lower string) (_ *os.File, err error) {

@@ -63,11 +63,18 @@ func RequireRoot(tb testing.TB) {
 	}
 }
 
-// Init builds soulbox-init, once, and returns its path.
+// Init returns the path of soulbox-init: in SOULBOX_BIN where that is set, else built once.
 func Init(tb testing.TB) string {
 	tb.Helper()
 	built.Lock()
 	defer built.Unlock()
+	if dir := os.Getenv("SOULBOX_BIN"); dir != "" && built.init == "" {
+		path, err := filepath.Abs(filepath.Join(dir, "soulbox-init"))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		built.init = path
+	}
 	if built.init == "" {
 		dir, err := shared()
 		if err != nil {
@@ -94,8 +101,8 @@ func Build(path, pkg string) error {
 
 // programs are the host's programs that a test root has, where the host has them.
 var programs = []string{
-	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "touch", "rm", "ln", "dd", "head", "tail",
-	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "mv", "mknod", "find", "sed", "seq", "tr",
+	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "mknod", "touch", "rm", "ln", "dd", "head", "tail",
+	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "mv", "find", "sed", "seq", "tr",
 }
 
 // Lower makes a small root file system, once, and returns its directory. Nobody may write in it.

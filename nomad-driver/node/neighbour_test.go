@@ -1,0 +1,121 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+// An attack runs in one sandbox, to harm its neighbour.
+type attack struct {
+	name, script string
+	// seen checks that the kernel has stopped it where it should, and that the API says so.
+	seen func(nodeapi.Stats) bool
+}
+
+var attacks = []attack{
+	{"fork", `bomb() { bomb | bomb & }; while :; do bomb; done`, func(s nodeapi.Stats) bool { return s.ForksDenied > 0 }},
+	{"memory", `while :; do bash -c 'x=x; while :; do x=$x$x; done'; done`, func(s nodeapi.Stats) bool { return s.OOMKills > 0 }},
+	{"disk", `while :; do dd if=/dev/zero of=$HOME/big bs=1M count=256 conv=fsync; done`, nil},
+	{"inodes", `cd; for d in $(seq 100); do mkdir $d; for f in $(seq 500); do : > $d/$f; done; done; while :; do :; done`, nil},
+	{"descriptors", `exec $HOME/bomb`, nil},
+	{"deaf", `trap '' $(seq 1 64); while :; do :; done`, nil},
+}
+
+const (
+	neighbourExecs  = 400
+	neighbourRhythm = 10 * time.Millisecond // between the starts of two execs: a neighbour that works, not one that floods
+)
+
+// BenchmarkNeighbour attacks from one sandbox and measures execs in another: before and after the attack, which is idle, and
+// under it. It reports p99s and their ratio, the slowest answer of the daemon meanwhile, and how long the destroy of the
+// attacker took. Run it once: each attack has its own hundreds of execs.
+func BenchmarkNeighbour(b *testing.B) {
+	d := startDaemon(b)
+	bomb := filepath.Join(shortDir(b), "bomb")
+	must.NoError(b, sandboxtest.Build(bomb, "./testdata/bomb/main.go"))
+	neighbour := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
+	for b.Loop() {
+		for _, a := range attacks {
+			a.measure(b, d, neighbour, bomb)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+var neighbourLimits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20, PIDs: 256}
+
+func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb string) {
+	b.Helper()
+	attacker := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
+	program, err := os.ReadFile(bomb)
+	must.NoError(b, err)
+	_, err = d.client.WriteFile(b.Context(), attacker.ID, "/home/user/bomb", bytes.NewReader(program), nodeapi.FileOptions{Mode: 0o755})
+	must.NoError(b, err)
+
+	idle, _ := d.execs(b, neighbour, neighbourExecs/2)
+	_, err = d.client.Start(b.Context(), attacker.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/bash", "-c", a.script}}})
+	must.NoError(b, err)
+	if a.seen != nil {
+		waitUntil(b, "effect of the attack "+a.name, func() bool {
+			s, err := d.client.Stats(b.Context(), attacker.ID)
+			must.NoError(b, err)
+			return a.seen(s)
+		})
+	} else {
+		time.Sleep(time.Second) // it is under way
+	}
+	attacked, slowest := d.execs(b, neighbour, neighbourExecs)
+	must.NoError(b, exec.Command("/bin/true").Run()) // the host has processes, memory and descriptors left
+	ended, err := d.client.Get(b.Context(), attacker.ID)
+	must.NoError(b, err)
+	if ended.Exit != nil {
+		b.Logf("%s: the attacker has ended by itself: %+v", a.name, *ended.Exit)
+	}
+	begin := time.Now()
+	must.NoError(b, d.client.Delete(b.Context(), attacker.ID))
+	destroy := time.Since(begin)
+	after, _ := d.execs(b, neighbour, neighbourExecs/2)
+	idle = append(idle, after...)
+
+	b.ReportMetric(quantile(idle, .5), a.name+"-idle-p50-µs")
+	b.ReportMetric(quantile(idle, .99), a.name+"-idle-p99-µs")
+	b.ReportMetric(quantile(attacked, .5), a.name+"-p50-µs")
+	b.ReportMetric(quantile(attacked, .99), a.name+"-p99-µs")
+	b.ReportMetric(quantile(attacked, .99)/quantile(idle, .99), a.name+"-x-idle")
+	b.ReportMetric(float64(slowest.Microseconds()), a.name+"-node-slowest-µs")
+	b.ReportMetric(float64(destroy.Microseconds()), a.name+"-destroy-µs")
+}
+
+// execs runs /bin/true in a sandbox n times, in an even rhythm, and asks the daemon for itself between them. It returns how
+// long each took, and the daemon's slowest answer.
+func (d *daemon) execs(b *testing.B, sb nodeapi.Sandbox, n int) (took []time.Duration, slowest time.Duration) {
+	b.Helper()
+	tick := time.NewTicker(neighbourRhythm)
+	defer tick.Stop()
+	for range n {
+		<-tick.C
+		ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+		start := time.Now()
+		exit, err := d.client.Run(ctx, sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/true"}}}, nil, nil, nil)
+		took = append(took, time.Since(start))
+		must.NoError(b, err)
+		must.Eq(b, 0, exit.Code)
+		start = time.Now()
+		_, err = d.client.Node(ctx)
+		must.NoError(b, err)
+		slowest = max(slowest, time.Since(start))
+		cancel()
+	}
+	return took, slowest
+}
