@@ -117,7 +117,7 @@ func TestExec_onARealTerminal(t *testing.T) {
 	must.True(t, req.TTY)
 	must.Eq(t, frame.Size{Cols: 90, Rows: 30}, *req.Size)
 	must.Eq(t, []string{"TERM=vt100"}, req.Env)
-	must.SliceEmpty(t, f.signals)
+	must.SliceEmpty(t, f.signalled())
 }
 
 func TestExec_stoppedAndContinuedFromOutside(t *testing.T) {
@@ -163,7 +163,7 @@ func TestExec_signalsReachTheCommand(t *testing.T) {
 	var exit *exec.ExitError
 	must.True(t, errors.As(err, &exit))
 	must.Eq(t, 128+int(syscall.SIGQUIT), exit.ExitCode())
-	must.Eq(t, []int{int(syscall.SIGQUIT)}, f.signals)
+	must.Eq(t, []int{int(syscall.SIGQUIT)}, f.signalled())
 }
 
 func TestCompletion(t *testing.T) {

@@ -394,6 +394,13 @@ func (f *fake) play(conn net.Conn, in *frame.Reader, req api.ExecRequest) {
 	}
 }
 
+// signalled returns the signals that came so far.
+func (f *fake) signalled() []int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.signals)
+}
+
 // call is one call of the program.
 type call struct {
 	*fake
