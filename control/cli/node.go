@@ -29,10 +29,10 @@ func nodeAuditCommand(env *Env) *command {
 		synopsis: "Say how well this machine holds hostile code",
 		usage:    "[options]",
 		about: `
-Says what sandboxes of each profile may do, and why, and which weaknesses this
-machine's kernel and settings have, with what stands in front of each. It looks
-at this machine itself, and needs neither a node nor the service; as root it
-sees more. See SECURITY.md for what no report can promise.`,
+Says what sandboxes of each profile may do, and why, and which weaknesses
+this machine's kernel and settings have, with what stands in front of each. It
+looks at this machine itself, and needs neither a node nor the service; as
+root it sees more. See SECURITY.md for what no report can promise.`,
 		flags: func(o *options) {
 			o.Switch(&asJSON, "json", "Print the report as JSON.")
 			o.Switch(&strict, "strict", "End with exit code 1 when something is open.")

@@ -21,8 +21,13 @@ var suites = []struct {
 	{"nomad-driver/disk", "Limiter", []string{
 		"TestLimiter_conformance/quota/bytes", "TestLimiter_conformance/quota/inodes", "TestLimiter_conformance/quota/release",
 	}},
-	{"nomad-driver/cgroup", ".", nil},
-	{"nomad-driver/sandbox", ".", []string{"TestLimits_stopAForkBomb"}},
+	{"nomad-driver/cgroup", ".", []string{
+		"TestGuardDevices_holdsBelowTheGuardedGroup", "TestManager_guardsDevicesOfItsGroups", "TestV2_protectionAddsUp", "TestGroup_limitsIO",
+	}},
+	{"nomad-driver/sandbox", ".", []string{
+		"TestLimits_stopAForkBomb", "TestSetLimits_changesARunningSandbox", "TestOOM_endsTheSandboxAsOne", "TestQoS_ordersSandboxes",
+		"TestDiskLimit_boundsWhatASandboxWrites/quota", "TestDiskLimit_isFoundAgain/quota", "TestLandlock_holdsWhereTheOtherWallsAreGone",
+	}},
 }
 
 func TestSuites_passOnTheKernelOfTheField(t *testing.T) {

@@ -19,6 +19,7 @@ type Boot struct {
 
 	Profile      string   `json:"profile"`      // "default" or "strict" (no_new_privs, vmsplice denied, …)
 	Capabilities uint64   `json:"capabilities"` // mask of the capabilities kept in the bounding, permitted and inheritable-to-root sets
+	Landlock     bool     `json:"landlock"`     // put processes into a Landlock domain, where the kernel has it
 	Seccomp      []byte   `json:"seccomp"`      // a compiled BPF program: sock_filter records, native endian
 	Rlimits      []Rlimit `json:"rlimits,omitempty"`
 	MaskPaths    []string `json:"mask_paths,omitempty"`     // hidden behind /dev/null or an empty directory

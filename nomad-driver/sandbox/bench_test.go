@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -94,4 +95,51 @@ func median(d []time.Duration) time.Duration {
 	}
 	slices.Sort(d)
 	return d[len(d)/2]
+}
+
+// BenchmarkHardening creates sandboxes with and without each part of the hardening, in turns, so that what else happens on
+// the machine meets all alike. "all" is the difference between the first and the last: the cost of the hardening. The exec of
+// true(1) in each is measured as well.
+func BenchmarkHardening(b *testing.B) {
+	h := sandboxtest.NewHost(b)
+	variants := []struct {
+		name  string
+		walls sandbox.Walls
+	}{
+		{"full", sandbox.Walls{}},
+		{"seccomp", sandbox.Walls{Seccomp: true}},
+		{"landlock", sandbox.Walls{Landlock: true}},
+		{"masks", sandbox.Walls{Masks: true}},
+		{"capabilities", sandbox.Walls{Capabilities: true}},
+		{"all", sandbox.Walls{Seccomp: true, Landlock: true, Masks: true, Capabilities: true}},
+	}
+	create, run := make([][]time.Duration, len(variants)), make([][]time.Duration, len(variants))
+	for b.Loop() {
+		for i, v := range variants {
+			sandbox.Without(b, v.walls)
+			c := h.Config()
+			start := time.Now()
+			s, err := sandbox.Create(b.Context(), c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			create[i] = append(create[i], time.Since(start))
+			for range 4 {
+				start = time.Now()
+				if _, err := sandboxtest.Exec(b.Context(), s, guest.Start{Argv: []string{"/bin/true"}}); err != nil {
+					b.Fatal(err)
+				}
+				run[i] = append(run[i], time.Since(start))
+			}
+			sandboxtest.Release(b, s)
+		}
+	}
+	fullCreate, fullRun := median(create[0]), median(run[0])
+	b.ReportMetric(float64(fullCreate.Microseconds()), "µs/create-hardened-p50")
+	b.ReportMetric(float64(median(create[len(variants)-1]).Microseconds()), "µs/create-bare-p50")
+	b.ReportMetric(float64(fullRun.Microseconds()), "µs/exec-hardened-p50")
+	b.ReportMetric(float64(median(run[len(variants)-1]).Microseconds()), "µs/exec-bare-p50")
+	for i, v := range variants[1:] {
+		b.ReportMetric(float64((fullCreate - median(create[i+1])).Microseconds()), "µs/create-cost-"+v.name)
+	}
 }

@@ -231,7 +231,7 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, b.c.IDBase, entry.Tasks, dir, Capabilities)
+	b.child, err = forkInit(b.init, b.c.IDBase, entry.Tasks, dir, keptCapabilities())
 	return errors.Join(err, entry.Close())
 }
 

@@ -33,6 +33,7 @@ func run() int {
 		Version:  version,
 		Listener: w.Listener,
 		Exit:     w.Exit,
+		Spawn:    w.Start,
 		Started: func(main guest.ProcessID, err error) {
 			// Where the node is gone already, nobody is left to tell: the sandbox goes on and is found by its next start.
 			if err == nil {

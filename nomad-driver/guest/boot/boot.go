@@ -28,6 +28,8 @@ type World struct {
 	Listener *os.File // listening unix socket
 	Exit     *os.File // write-only, for the exit record
 	Steps    []guest.Step
+	// Start runs a function that starts a process on the thread that may; nil where every thread may.
+	Start Starter
 
 	conn *os.File
 	last time.Time
@@ -47,6 +49,7 @@ func Run() (_ *World, err error) {
 			err = errors.Join(err, w.Fail(CodeBoot, err))
 		}
 	}()
+	start := newStarter() // a thread takes its time: it is made while the message comes
 	fds, err := w.receive()
 	if err != nil {
 		return nil, fmt.Errorf("receive: %w", err)
@@ -69,6 +72,7 @@ func Run() (_ *World, err error) {
 		{"boot.network", loopbackUp},
 		{"boot.names", func() error { return names(w.Boot.Hostname) }},
 		{"boot.rlimits", func() error { return limit(w.Boot.Rlimits) }},
+		{"boot.landlock", func() error { return w.restrict(start) }},
 		{"boot.lock", func() error { return lockDown(&w.Boot) }},
 	} {
 		if err := s.do(); err != nil {

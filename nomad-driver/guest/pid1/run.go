@@ -31,6 +31,8 @@ type Config struct {
 	Listener *os.File
 	// Exit takes the exit record. Run owns it. It may be nil in tests.
 	Exit *os.File
+	// Spawn runs a function that starts a process on the one thread that may start them; nil: any thread may.
+	Spawn func(func() (int, error)) (int, error)
 	// Version is SoulBox's version, for Info.
 	Version string
 	// Started is called once, from Run's goroutine, when the guest serves: with Main's process, or 0 where there is none,

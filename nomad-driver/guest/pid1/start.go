@@ -181,7 +181,13 @@ func (s *supervisor) launch(pl *plan, before func(*process)) (*process, error) {
 	if before != nil {
 		before(p)
 	}
-	err = s.fork(p, func() (int, error) { return syscall.ForkExec(pl.program, st.Argv, attr) })
+	err = s.fork(p, func() (int, error) {
+		exec := func() (int, error) { return syscall.ForkExec(pl.program, st.Argv, attr) }
+		if s.spawn == nil {
+			return exec()
+		}
+		return s.spawn(exec)
+	})
 	io.closeChild()
 	if err != nil {
 		io.close()

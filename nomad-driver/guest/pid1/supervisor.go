@@ -29,6 +29,7 @@ type supervisor struct {
 	cwd     string   // default working directory
 	devNull int
 	began   time.Time
+	spawn   func(func() (int, error)) (int, error) // Config.Spawn
 	// warm is closed when the runtime has all the threads that it will need. No process starts before: the first one may be
 	// a bomb that leaves no room for another thread.
 	warm chan struct{}
@@ -53,7 +54,7 @@ type supervisor struct {
 func newSupervisor(c Config) *supervisor {
 	s := &supervisor{
 		files: files{user: c.Boot.User}, boot: c.Boot, version: c.Version, env: c.Boot.Env, cwd: c.Boot.Cwd,
-		devNull: -1, began: time.Now().UTC(), warm: make(chan struct{}),
+		devNull: -1, began: time.Now().UTC(), spawn: c.Spawn, warm: make(chan struct{}),
 		orders: make(chan guest.ShutdownParams, 8), quiet: make(chan struct{}, 1),
 		procs: make(map[guest.ProcessID]*process),
 	}

@@ -102,7 +102,7 @@ func Build(path, pkg string) error {
 // programs are the host's programs that a test root has, where the host has them.
 var programs = []string{
 	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "mknod", "touch", "rm", "ln", "dd", "head", "tail",
-	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "find", "sed", "seq", "tr",
+	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "mv", "find", "sed", "seq", "tr",
 }
 
 // Lower makes a small root file system, once, and returns its directory. Nobody may write in it.

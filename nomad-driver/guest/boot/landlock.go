@@ -1,0 +1,124 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// starter is the one thread that starts processes. Landlock is per thread, and each restriction makes a domain of its own,
+// even of the same rules: processes that were started by two restricted threads could not look at each other's /proc
+// entries. So only one is restricted, and it is the parent of all.
+type starter struct {
+	restrict chan bool // once the world is as it will stay: whether to; false ends the thread
+	ready    chan error
+	jobs     chan func()
+}
+
+// newStarter makes the thread. It works only after begin.
+func newStarter() *starter {
+	s := &starter{restrict: make(chan bool, 1), ready: make(chan error, 1), jobs: make(chan func())}
+	go func() {
+		runtime.LockOSThread() // for good: what the runtime starts on other threads is not restricted
+		if !<-s.restrict {
+			return
+		}
+		s.ready <- restrictFiles()
+		for f := range s.jobs {
+			f()
+		}
+	}()
+	return s
+}
+
+// begin restricts the thread. It must still have CAP_SYS_ADMIN.
+func (s *starter) begin() error {
+	s.restrict <- true
+	return <-s.ready
+}
+
+// Do runs f on the thread and returns what it returns.
+func (s *starter) Do(f func() (int, error)) (n int, err error) {
+	done := make(chan struct{})
+	s.jobs <- func() {
+		defer close(done)
+		n, err = f()
+	}
+	<-done
+	return n, err
+}
+
+// Versions of Landlock: with the first, files cannot be moved between directories at all.
+const (
+	minABI    = 2
+	ioctlABI  = 5
+	scopesABI = 6
+)
+
+// restrictFiles puts the calling thread, and what it starts, into a Landlock domain: no mount is made, moved, changed or
+// removed any more, whatever capability somebody may come by; device nodes are made nowhere; devices outside /dev take no
+// ioctl; no signal and no abstract unix socket reaches a process outside the domain, PID 1 included. A kernel without Landlock is left as it is: this is the wall behind the others.
+//
+// What is mounted read-only or masked cannot be said in its terms, in which a right over / is one over all below it.
+func restrictFiles() error {
+	abi, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno == unix.ENOSYS || errno == unix.EOPNOTSUPP || errno == 0 && abi < minABI {
+		return nil
+	}
+	if errno != 0 {
+		return fmt.Errorf("landlock version: %w", errno)
+	}
+	handled := uint64(unix.LANDLOCK_ACCESS_FS_REFER | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK)
+	device := uint64(0)
+	if abi >= ioctlABI {
+		device = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+	}
+	attr := unix.LandlockRulesetAttr{Access_fs: handled | device} // a field that a version does not know must be 0
+	if abi >= scopesABI {
+		attr.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
+	}
+	set, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	if errno != 0 {
+		return fmt.Errorf("make landlock rules: %w", errno)
+	}
+	err := allow(int(set), "/", unix.LANDLOCK_ACCESS_FS_REFER)
+	if err == nil && device != 0 {
+		err = allow(int(set), "/dev", device)
+	}
+	if err == nil {
+		if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set, 0, 0); errno != 0 {
+			err = fmt.Errorf("restrict by landlock rules: %w", errno)
+		}
+	}
+	return errors.Join(err, unix.Close(int(set)))
+}
+
+func allow(set int, path string, rights uint64) error {
+	dir, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	attr := unix.LandlockPathBeneathAttr{Allowed_access: rights, Parent_fd: int32(dir)}
+	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(set), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
+	err = unix.Close(dir)
+	if errno != 0 {
+		err = errors.Join(fmt.Errorf("allow %#x on %s: %w", rights, path, errno), err)
+	}
+	return err
+}
+
+// restrict begins the starter's work, where the node wants Landlock.
+func (w *World) restrict(s *starter) error {
+	if !w.Boot.Landlock {
+		s.restrict <- false
+		return nil
+	}
+	w.Start = s.Do
+	return s.begin()
+}
+
+// Starter is how World starts processes: see starter.
+type Starter = func(func() (int, error)) (int, error)
