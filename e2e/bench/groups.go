@@ -63,14 +63,14 @@ func all(o options) []group {
 		{"neighbours", "./nomad-driver/node", "BenchmarkNeighbour", o.neighbours, func(f figures) []Row {
 			var rows []Row
 			for _, a := range []struct{ name, is string }{
-				{"fork", "a fork bomb"}, {"memory", "a memory bomb"}, {"disk", "a disk that is written full"}, {"inodes", "50,000 files made"},
+				{"fork", "a fork bomb"}, {"memory", "a memory bomb"}, {"disk", "256 MiB written and synced without end"}, {"inodes", "50,000 files made"},
 				{"descriptors", "files, pipes and inotify instances without end"}, {"deaf", "a loop that ignores signals"},
 			} {
 				ms := func(unit string) float64 { return f[a.name+unit] * micros }
 				rows = append(rows, Row{
 					Metric: "exec p99 beside " + a.is + ", to the idle p99", Unit: "×", P50: f[a.name+"-x-idle"], Target: 2,
-					FloorIs: fmt.Sprintf("p99 %.1f ms, idle %.1f ms; p50 %.1f ms, idle %.1f ms; the node's slowest answer %.1f ms",
-						ms("-p99-µs"), ms("-idle-p99-µs"), ms("-p50-µs"), ms("-idle-p50-µs"), ms("-node-slowest-µs")),
+					FloorIs: fmt.Sprintf("p99 %.1f ms, idle %.1f ms; p50 %.1f ms, idle %.1f ms; the node's slowest answer %.1f ms; %.0f attackers ended by the kernel",
+						ms("-p99-µs"), ms("-idle-p99-µs"), ms("-p50-µs"), ms("-idle-p50-µs"), ms("-node-slowest-µs"), f[a.name+"-ends"]),
 				}, Row{Metric: "  destroy of it", Unit: "ms", P50: ms("-destroy-µs"), Target: 1000})
 			}
 			return rows

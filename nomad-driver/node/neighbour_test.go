@@ -3,14 +3,17 @@ package node
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
@@ -44,10 +47,12 @@ func BenchmarkNeighbour(b *testing.B) {
 	d := startDaemon(b)
 	bomb := filepath.Join(shortDir(b), "bomb")
 	must.NoError(b, sandboxtest.Build(bomb, "./testdata/bomb/main.go"))
+	program, err := os.ReadFile(bomb)
+	must.NoError(b, err)
 	neighbour := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
 	for b.Loop() {
 		for _, a := range attacks {
-			a.measure(b, d, neighbour, bomb)
+			a.measure(b, d, neighbour, program)
 		}
 	}
 	b.ReportMetric(0, "ns/op")
@@ -55,36 +60,23 @@ func BenchmarkNeighbour(b *testing.B) {
 
 var neighbourLimits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20, PIDs: 256}
 
-func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb string) {
+func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb []byte) {
 	b.Helper()
-	attacker := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
-	program, err := os.ReadFile(bomb)
-	must.NoError(b, err)
-	_, err = d.client.WriteFile(b.Context(), attacker.ID, "/home/user/bomb", bytes.NewReader(program), nodeapi.FileOptions{Mode: 0o755})
-	must.NoError(b, err)
-
 	idle, _ := d.execs(b, neighbour, neighbourExecs/2)
-	_, err = d.client.Start(b.Context(), attacker.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/bash", "-c", a.script}}})
-	must.NoError(b, err)
-	if a.seen != nil {
-		waitUntil(b, "effect of the attack "+a.name, func() bool {
-			s, err := d.client.Stats(b.Context(), attacker.ID)
-			must.NoError(b, err)
-			return a.seen(s)
-		})
-	} else {
-		time.Sleep(time.Second) // it is under way
-	}
+	w := a.wage(b, d, bomb)
+	// It is under way when the kernel has stopped it once, or where that shows nowhere, after a second.
+	begin := time.Now()
+	waitUntil(b, "effect of the attack "+a.name, func() bool {
+		if a.seen == nil || w.ends.Load() > 0 {
+			return time.Since(begin) > time.Second
+		}
+		id, _ := w.current.Load().(api.SandboxID)
+		s, err := d.client.Stats(b.Context(), id) // fails between two attackers
+		return err == nil && a.seen(s)
+	})
 	attacked, slowest := d.execs(b, neighbour, neighbourExecs)
 	must.NoError(b, exec.Command("/bin/true").Run()) // the host has processes, memory and descriptors left
-	ended, err := d.client.Get(b.Context(), attacker.ID)
-	must.NoError(b, err)
-	if ended.Exit != nil {
-		b.Logf("%s: the attacker has ended by itself: %+v", a.name, *ended.Exit)
-	}
-	begin := time.Now()
-	must.NoError(b, d.client.Delete(b.Context(), attacker.ID))
-	destroy := time.Since(begin)
+	destroy := w.stop(b)
 	after, _ := d.execs(b, neighbour, neighbourExecs/2)
 	idle = append(idle, after...)
 
@@ -95,6 +87,68 @@ func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb
 	b.ReportMetric(quantile(attacked, .99)/quantile(idle, .99), a.name+"-x-idle")
 	b.ReportMetric(float64(slowest.Microseconds()), a.name+"-node-slowest-µs")
 	b.ReportMetric(float64(destroy.Microseconds()), a.name+"-destroy-µs")
+	b.ReportMetric(float64(w.ends.Load()), a.name+"-ends")
+}
+
+// war is an attack that does not stop when the kernel ends an attacker for lack of memory: the next one takes its place.
+type war struct {
+	current atomic.Value // api.SandboxID of the attacker
+	ends    atomic.Int64 // attackers that the kernel has ended
+	cancel  context.CancelFunc
+	done    chan error
+	destroy time.Duration // of the last attacker; set before done
+}
+
+func (a attack) wage(b *testing.B, d *daemon, bomb []byte) *war {
+	b.Helper()
+	ctx, cancel := context.WithCancel(b.Context())
+	w := &war{cancel: cancel, done: make(chan error, 1)}
+	go func() {
+		for {
+			if err := w.attack(ctx, a, d, bomb); err != nil || ctx.Err() != nil {
+				w.done <- err
+				return
+			}
+		}
+	}()
+	return w
+}
+
+// attack is the life of one attacker, which is destroyed where ctx ends before it has ended.
+func (w *war) attack(ctx context.Context, a attack, d *daemon, bomb []byte) error {
+	whole := context.WithoutCancel(ctx)
+	req := createRequest()
+	req.User, req.Limits = "user", neighbourLimits
+	sb, err := d.client.Create(whole, req)
+	if err != nil {
+		return err
+	}
+	w.current.Store(sb.ID)
+	_, err = d.client.WriteFile(whole, sb.ID, "/home/user/bomb", bytes.NewReader(bomb), nodeapi.FileOptions{Mode: 0o755})
+	if err == nil {
+		_, err = d.client.Start(whole, sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/bash", "-c", a.script}}})
+	}
+	if err != nil {
+		return err
+	}
+	if ended, err := d.client.Wait(ctx, sb.ID); err == nil {
+		w.ends.Add(1)
+		if ended.Exit == nil || !ended.Exit.OOM {
+			return fmt.Errorf("the attacker has ended by itself, and not for lack of memory: %+v", ended.Exit)
+		}
+	}
+	begin := time.Now()
+	err = d.client.Delete(whole, sb.ID)
+	w.destroy = time.Since(begin)
+	return err
+}
+
+// stop ends the war and returns how long the destroy of the last attacker took.
+func (w *war) stop(b *testing.B) time.Duration {
+	b.Helper()
+	w.cancel()
+	must.NoError(b, <-w.done)
+	return w.destroy
 }
 
 // execs runs /bin/true in a sandbox n times, in an even rhythm, and asks the daemon for itself between them. It returns how
