@@ -41,10 +41,7 @@ func (m *lowMemory) forget(root, group string) error {
 	if err := m.look(root, filepath.Dir(group)); err != nil {
 		return err
 	}
-	if m.groups[group] == 0 {
-		return nil
-	}
-	delete(m.groups, group)
+	delete(m.groups, group) // it may not be there: the first look comes after its end
 	err := m.setParent(root, filepath.Dir(group))
 	if errors.Is(err, ErrNotExist) {
 		return nil // the last one took the parent along
