@@ -91,6 +91,8 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"template import": templateImportCommand,
 		"template list":   templateListCommand,
 		"template delete": templateDeleteCommand,
+		"node":            nodeCommand,
+		"node audit":      nodeAuditCommand,
 		"version":         versionCommand,
 	}
 	out := make(map[string]cli.CommandFactory, len(all))

@@ -113,6 +113,10 @@ func (s *Service) resolve(tenant, name string) (_ state.Template, unreported boo
 	if err != nil {
 		return state.Template{}, false, err
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return state.Template{}, false, err
+	}
 	connected, away := 0, 0
 	var onNode *nodeapi.Template
 	for _, n := range s.cfg.Fleet.Nodes() {
@@ -125,7 +129,7 @@ func (s *Service) resolve(tenant, name string) (_ state.Template, unreported boo
 			if known && have.Digest == t.Digest {
 				return t, false, nil
 			}
-			if !known && (have.Name == name || have.Digest == name) && (onNode == nil || have.CreatedAt.After(onNode.CreatedAt)) {
+			if !known && !others[have.Digest] && (have.Name == name || have.Digest == name) && (onNode == nil || have.CreatedAt.After(onNode.CreatedAt)) {
 				onNode = &have
 			}
 		}
@@ -163,6 +167,24 @@ func (s *Service) lookup(tenant, name string) (state.Template, bool, error) {
 	return t, err == nil, err
 }
 
+// others are the digests that only other tenants have a record of: what a node has of these is theirs, not the operator's.
+func (s *Service) others(tenant string) (map[string]bool, error) {
+	all, err := s.cfg.State.Templates("")
+	if err != nil {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	out := map[string]bool{}
+	for _, t := range all {
+		out[t.Digest] = true
+	}
+	for _, t := range all {
+		if t.Tenant == tenant {
+			delete(out, t.Digest)
+		}
+	}
+	return out, nil
+}
+
 func fromNode(tenant string, t nodeapi.Template) state.Template {
 	return state.Template{
 		Tenant: tenant, Name: t.Name, Digest: t.Digest, Bytes: t.Bytes, Files: t.Files, User: t.User, Cwd: t.Cwd, Env: t.Env,
@@ -176,9 +198,13 @@ func (s *Service) List(tenant string) ([]state.Template, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list templates: %w", err)
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return nil, err
+	}
 	for _, n := range s.cfg.Fleet.Nodes() {
 		for _, have := range n.Self.Templates {
-			if !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
+			if !others[have.Digest] && !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
 				list = append(list, fromNode(tenant, have))
 			}
 		}
@@ -232,9 +258,13 @@ func (s *Service) Delete(ctx context.Context, tenant, name string) error {
 	if err != nil && known {
 		return fmt.Errorf("delete template %s: %w", name, err)
 	}
+	others, err := s.others(tenant)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, n := range s.cfg.Fleet.Nodes() {
-		if !n.Connected || !slices.ContainsFunc(n.Self.Templates, func(t nodeapi.Template) bool { return t.Name == name }) {
+		if !n.Connected || !slices.ContainsFunc(n.Self.Templates, func(t nodeapi.Template) bool { return t.Name == name && !others[t.Digest] }) {
 			continue
 		}
 		known = true

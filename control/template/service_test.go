@@ -83,3 +83,23 @@ func TestSpread_copiesToNodesThatLackIt(t *testing.T) {
 		return second.HasTemplate(made.Digest)
 	})
 }
+
+func TestResolve_anotherTenantsTemplateIsNotThere(t *testing.T) {
+	s := coretest.New(t, nil)
+	made, err := s.Templates.Import(t.Context(), state.DefaultTenant, "mine", "", strings.NewReader("tar"))
+	must.NoError(t, err)
+	coretest.Until(t, "the owner's resolves", func() bool {
+		_, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, "mine")
+		return err == nil
+	})
+	for _, name := range []string{"mine", "mine:default", made.Digest} {
+		_, err := s.Templates.Resolve(t.Context(), "mallory", name)
+		must.Eq(t, 404, api.StatusOf(err), must.Sprint(name))
+	}
+	must.Eq(t, 404, api.StatusOf(s.Templates.Delete(t.Context(), "mallory", "mine")))
+	must.True(t, s.Node.HasTemplate(made.Digest))
+	list, err := s.Templates.List("mallory")
+	must.NoError(t, err)
+	must.Len(t, 1, list) // what the operator imported on the node is everybody's
+	must.Eq(t, "base", list[0].Name)
+}

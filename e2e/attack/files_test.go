@@ -59,6 +59,7 @@ func TestFileSystem(t *testing.T) {
 		"exchange a template's directory with an own one": {"": "contained: EXDEV|contained: ok"},
 	})
 	a.attempts(t, "F18", "attributes that steer the overlay, and capabilities on files", "root", nil, map[string]answers{
+		"setxattr security.selinux":                      {"": "EPERM|EOPNOTSUPP|ok"}, // a label of an own file, for the host's policy to judge
 		"setxattr user.overlay.redirect, without effect": {"": "then: ENOENT|EOPNOTSUPP"},
 		"capabilities of the host on a file":             {"": "asked for: ok|asked for: EPERM"},
 	})
@@ -153,6 +154,34 @@ func TestFileSystem(t *testing.T) {
 				must.True(t, strings.HasPrefix(got, "ENOSPC") || strings.HasPrefix(got, "EFBIG") || strings.HasPrefix(got, "ENOMEM") || strings.HasPrefix(got, "killed"), must.Sprint(line))
 			}
 			a.destroy(t, sb.ID)
+		}
+		j.host(freeBytes(t, a.dir) > free-(1<<30), "the disk has the space it had, up to other users' 1 GiB")
+	})
+	t.Run("F15", func(t *testing.T) {
+		j := a.judge(t, "F15", "more bytes and files than the sandbox's disk limit")
+		defer j.end()
+		free := freeBytes(t, a.dir)
+		for _, p := range profiles {
+			req := a.request(profile(p), func(r *nodeapi.CreateRequest) { r.Limits.DiskBytes, r.Limits.DiskInodes = 64<<20, 2000 })
+			sb, err := a.node.Create(t.Context(), req)
+			if err != nil {
+				// No limiter on this machine: then the create is refused, with the reason.
+				j.inside(p, "a disk limit", errText(err))
+				must.StrContains(t, err.Error(), "disk")
+				continue
+			}
+			for line := range strings.Lines(a.ok(t, sb.ID, "user", "intruder", "fill", "/home/user")) {
+				what, got, _ := strings.Cut(strings.TrimSpace(line), "\t")
+				j.inside(p, what, got)
+				must.SliceContains(t, []string{"ENOSPC", "EFBIG", "EDQUOT"}, got, must.Sprint(line))
+			}
+			got := a.runFor(t, sb.ID, time.Minute, "intruder", "inodes", "/home/user", "20000")
+			j.inside(p, "20000 files", got)
+			must.False(t, strings.HasPrefix(got, "20000 "), must.Sprint(got))
+			// F20: it is full, and goes on.
+			j.inside(p, "an exec in the full sandbox", a.ok(t, sb.ID, "user", "/bin/bash", "-c", "echo alive"))
+			took := a.destroy(t, sb.ID)
+			j.host(took < destroyTime, "%s: destroyed, in %s", p, short(took))
 		}
 		j.host(freeBytes(t, a.dir) > free-(1<<30), "the disk has the space it had, up to other users' 1 GiB")
 	})

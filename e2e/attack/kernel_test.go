@@ -2,7 +2,9 @@ package attack
 
 import (
 	"fmt"
+	"math/bits"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/posture"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
 
@@ -152,6 +155,58 @@ func TestKernel(t *testing.T) {
 			j.host(true, "%s: PID 1 has %d descriptors, the only file of the host among them is its exit record", p, len(fds))
 		}
 	})
+}
+
+// What the posture report says of a sandbox is what is found in one.
+func TestPosture_isTrue(t *testing.T) {
+	a := newArena(t)
+	r, err := posture.Look(posture.Options{})
+	must.NoError(t, err)
+	j := a.judge(t, "P00", "the posture report against a sandbox of each profile")
+	defer j.end()
+	for _, p := range r.Profiles {
+		sb := a.create(t, profile(p.Name))
+		want := map[string]string{}
+		for _, m := range p.Mounts {
+			want[m.Path] = m.Type + " " + m.Flags
+		}
+		masked := append(slices.Clone(p.Masked), p.ReadOnly...)
+		for line := range strings.Lines(a.ok(t, sb.ID, "root", "/bin/cat", "/proc/self/mountinfo")) {
+			f := strings.Fields(line)
+			path, flags := f[4], strings.TrimSuffix(strings.TrimSuffix(strings.TrimPrefix(f[5], "rw,"), ",relatime"), "relatime")
+			device := strings.HasPrefix(path, "/dev/") && slices.Contains(p.Devices, strings.TrimPrefix(path, "/dev/"))
+			if path == "/.soulbox/init" || device || slices.Contains(masked, path) {
+				continue
+			}
+			kind := f[slices.Index(f, "-")+1]
+			must.Eq(t, want[path], kind+" "+flags, must.Sprint(path))
+			delete(want, path)
+		}
+		must.MapEmpty(t, want)
+		j.inside(p.Name, "mounts", "as reported")
+		var caps uint64
+		_, err := fmt.Sscanf(a.ok(t, sb.ID, "root", "/bin/grep", "CapBnd", "/proc/self/status"), "CapBnd: %x", &caps)
+		must.NoError(t, err)
+		must.Eq(t, len(p.Capabilities), bits.OnesCount64(caps))
+		j.inside(p.Name, "capabilities", fmt.Sprint(bits.OnesCount64(caps), ", as reported"))
+		golden, err := os.ReadFile("testdata/syscalls." + p.Name + ".golden")
+		must.NoError(t, err)
+		swept := parseSweep(t, string(golden))
+		refused := 0
+		for _, c := range p.Calls {
+			for _, name := range c.Names {
+				nr, ok := r.Number(name)
+				must.True(t, ok, must.Sprint(name))
+				got := swept[fmt.Sprint(nr)]
+				if c.Answer != posture.Allowed && c.Answer != posture.ByArgument {
+					must.Eq(t, c.Answer, got, must.Sprint(name))
+					refused++
+				}
+			}
+		}
+		j.inside(p.Name, "refused system calls", fmt.Sprint(refused, ", each as in the sweep"))
+		a.destroy(t, sb.ID)
+	}
 }
 
 func openFiles(t *testing.T, pid int) []string {

@@ -54,7 +54,8 @@ func TestResources(t *testing.T) {
 			j.inside("default", "take "+kind, r)
 			stats, err := a.node.Stats(t.Context(), sb.ID)
 			if err == nil {
-				j.host(stats.MemoryMax <= 64<<20, "its group never held more than its 64 MiB (most %d bytes; out of memory %d times)", stats.MemoryMax, stats.OOMKills)
+				// The kernel lets a few pages of its own through at the limit.
+				j.host(stats.MemoryMax <= 65<<20, "its group never held more than its 64 MiB and a few pages (most %d bytes; out of memory %d times)", stats.MemoryMax, stats.OOMKills)
 			} else {
 				j.host(true, "the sandbox ended of it: %v", err)
 			}
@@ -92,14 +93,14 @@ func TestResources(t *testing.T) {
 	t.Run("R05", func(t *testing.T) {
 		j := a.judge(t, "R05", "inodes of /tmp and /dev/shm")
 		defer j.end()
-		sb := a.create(t, func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 96 << 20 })
 		for _, dir := range []string{"/tmp", "/dev/shm"} {
+			sb := a.create(t, func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 96 << 20 })
 			r := a.runFor(t, sb.ID, time.Minute, "intruder", "inodes", dir, "300000")
 			j.inside("default", "300000 empty files in "+dir, r)
 			must.False(t, strings.Contains(r, "300000 files"))
+			a.healthy(t, j, "inodes")
+			a.ends(t, j, sb.ID)
 		}
-		a.healthy(t, j, "inodes")
-		a.ends(t, j, sb.ID)
 	})
 	t.Run("R09", func(t *testing.T) {
 		j := a.judge(t, "R09", "output without end, with no reader and with one that has stopped")

@@ -41,7 +41,8 @@ func (m *lowMemory) forget(root, group string) error {
 	if err := m.look(root, filepath.Dir(group)); err != nil {
 		return err
 	}
-	delete(m.groups, group) // it may not be there: the first look comes after its end
+	// Also where this process never knew the group: what it found in the parent may count it.
+	delete(m.groups, group)
 	err := m.setParent(root, filepath.Dir(group))
 	if errors.Is(err, ErrNotExist) {
 		return nil // the last one took the parent along

@@ -1,9 +1,11 @@
 package cgroup
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 )
@@ -53,4 +55,28 @@ func TestUsage_ofVersion2(t *testing.T) {
 	must.NoError(t, os.RemoveAll(dir))
 	_, err = g.Usage()
 	must.ErrorIs(t, err, ErrNotExist)
+}
+
+// On the kernel at hand, the few files of Usage say what the many of Stats say.
+func TestGroup_usageIsWhatStatsSay(t *testing.T) {
+	g := newGroup(t, newKernel(t), Limits{})
+	before, err := g.Usage()
+	must.NoError(t, err)
+	run(t, g, "sh", "-c", "while :; do :; done")
+	var s Stats
+	for deadline := time.Now().Add(10 * time.Second); s.CPUNanos < 1e7 && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		s, err = g.Stats()
+		must.NoError(t, err)
+	}
+	must.NoError(t, g.Freeze(t.Context()))
+	t.Cleanup(func() { must.NoError(t, g.Thaw(context.Background())) }) // a frozen process of v1 does not even die
+	s, err = g.Stats()
+	must.NoError(t, err)
+	u, err := g.Usage()
+	must.NoError(t, err)
+	must.Greater(t, before.CPUNanos, u.CPUNanos)
+	must.Eq(t, s.CPUNanos, u.CPUNanos)
+	must.Eq(t, s.PIDs, u.PIDs)
+	must.Eq(t, s.MemoryBytes, u.MemoryBytes)
+	must.Eq(t, s.MemoryCache, u.MemoryCache)
 }

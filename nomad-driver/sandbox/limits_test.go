@@ -227,6 +227,11 @@ func TestDiskLimit_boundsWhatASandboxWrites(t *testing.T) {
 			must.NoError(t, err)
 			must.SliceContains(t, st.Measured, "disk_bytes")
 			must.Between(t, 1, st.DiskBytes, 64*mib)
+			u, err := s.Usage()
+			must.NoError(t, err)
+			must.NotNil(t, u.Disk)
+			must.Eq(t, st.DiskLimit, uint64(u.Disk.Limits.Bytes))
+			must.Between(t, 1, u.Disk.Bytes, 64*mib)
 			must.Between(t, uint64(files), st.DiskInodes, 1100)
 			// A file that is larger than all there is cannot be said to be there, either.
 			must.Eq(t, "153\n0\n", sandboxtest.Shell(t, s, "", "rm -r /many; dd if=/dev/zero of=/sparse bs=1 count=1 seek=10T 2>/dev/null; echo $?; stat -c %s /sparse"),

@@ -170,15 +170,11 @@ func (s *Sandbox) Exit() Exit {
 // Stats reads the counters of its group, and those of its disk where a limiter bounds it.
 func (s *Sandbox) Stats() (cgroup.Stats, error) {
 	st, err := s.group.Stats()
-	if err != nil || s.disk == nil {
+	if err != nil {
 		return st, err
 	}
-	// A mount of an earlier daemon in another mount namespace bounds the sandbox all the same, but cannot be asked.
-	u, err := s.disk.Usage(s.at.state)
-	if errors.Is(err, disk.ErrNotPrepared) || errors.Is(err, os.ErrNotExist) {
-		return st, nil
-	}
-	if err != nil {
+	u, err := s.diskCounted()
+	if err != nil || u == nil {
 		return st, err
 	}
 	st.DiskBytes, st.DiskLimit = uint64(u.Bytes), uint64(u.Limits.Bytes)

@@ -33,11 +33,30 @@ func (s *Sandbox) Usage() (Usage, error) {
 	if u.NetIn, u.NetOut, err = readNetwork(s.ref.PID); err != nil {
 		return Usage{}, fmt.Errorf("network usage of sandbox %s: %w", s.ref.ID, err)
 	}
+	if u.Disk, err = s.diskCounted(); err != nil {
+		return Usage{}, fmt.Errorf("disk usage of sandbox %s: %w", s.ref.ID, err)
+	}
 	// The pid was its own while it was read where its process has not ended since.
 	if s.gone() {
 		return Usage{}, fmt.Errorf("usage of sandbox %s: it has ended", s.ref.ID)
 	}
 	return u, nil
+}
+
+// diskCounted returns what the limiter counts of the writable layer; nil where none does.
+func (s *Sandbox) diskCounted() (*disk.Usage, error) {
+	if s.disk == nil {
+		return nil, nil
+	}
+	// A mount of an earlier daemon in another mount namespace bounds the sandbox all the same, but cannot be asked.
+	u, err := s.disk.Usage(s.at.state)
+	if errors.Is(err, disk.ErrNotPrepared) || errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &u, nil
 }
 
 // gone reports whether PID 1 has ended.
