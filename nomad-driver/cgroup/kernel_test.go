@@ -243,7 +243,7 @@ func TestGroup_countsWhatItRefuses(t *testing.T) {
 func TestGroup_memoryLimitBelowUse(t *testing.T) {
 	m := newKernel(t)
 	g := newGroup(t, m, Limits{MemoryBytes: 256 << 20})
-	run(t, g, "sh", "-c", "sleep 0.2; x=$(head -c 100000000 /dev/zero | tr '\\0' x); sleep 100")
+	run(t, g, "sh", "-c", "sleep 0.2; { head -c 100000000 /dev/zero; sleep 100; } | tail -c 100000000 > /dev/null")
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		s, err := g.Stats()
@@ -278,7 +278,7 @@ func TestOOMEvents_tell(t *testing.T) {
 		return
 	}
 	defer events.Close()
-	run(t, g, "sh", "-c", "sleep 0.2; x=$(head -c 100000000 /dev/zero | tr '\\0' x)")
+	run(t, g, "sh", "-c", "sleep 0.2; dd if=/dev/zero of=/dev/null bs=100M count=1")
 	if err := events.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}

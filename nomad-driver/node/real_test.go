@@ -80,7 +80,7 @@ func TestReal_exitCodes(t *testing.T) {
 		{"out of memory", func(r *nodeapi.CreateRequest) {
 			r.Limits.MemoryBytes = 48 << 20
 			r.Main = &guest.Start{Argv: []string{"bash", "-c", "x=x; while :; do x=$x$x; done"}}
-		}, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 137, Signal: 9, OOM: true}},
+		}, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, OOM: true, Message: "the kernel ended it for lack of memory"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			sb := d.create(tc.req)
@@ -199,7 +199,7 @@ func TestReal_killOfTheDaemon(t *testing.T) {
 	}{
 		{ends, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 21}},
 		{dies, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, Message: "its PID 1 was killed"}},
-		{bad, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 137, Signal: 9, OOM: true}},
+		{bad, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, OOM: true, Message: "the kernel ended it for lack of memory"}},
 		{due, nodeapi.Exit{Reason: nodeapi.ExitDeadline}},
 	} {
 		got, err := d.client.Wait(t.Context(), tc.sb.ID)

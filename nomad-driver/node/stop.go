@@ -240,8 +240,10 @@ func (n *Node) remove(b *box) {
 
 // exitOf says how a sandbox ended.
 func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
+	// Out of memory ends all of it. On cgroup v1 PID 1 may still have had the time to tell of its main process's end.
+	oom := e.OOM && stop == nil && e.Record != nil && e.Record.Signal == int(unix.SIGKILL)
 	switch {
-	case e.Record != nil:
+	case e.Record != nil && !oom:
 		x := &nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: e.Record.Code, Signal: e.Record.Signal, OOM: e.OOM, PIDs: e.PIDLimit}
 		if e.Record.Reason == guest.ReasonShutdown {
 			x.Reason = nodeapi.ExitStopped

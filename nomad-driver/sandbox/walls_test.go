@@ -25,19 +25,25 @@ func landlockABI(t *testing.T) int {
 
 // TestLandlock_holdsWhereTheOtherWallsAreGone gives root of a sandbox every capability and every system call.
 func TestLandlock_holdsWhereTheOtherWallsAreGone(t *testing.T) {
-	if landlockABI(t) < 2 {
+	abi := landlockABI(t)
+	if abi < 2 {
 		t.Skip("landlock of a version that cannot move files")
 	}
 	h := sandboxtest.NewHost(t)
 	for _, tt := range []struct {
 		name, script string
+		abi          int
 	}{
-		{"mount", "mount -t tmpfs none /tmp"},
-		{"write to /proc/sys after a remount", "mount -o remount,bind,rw /proc/sys"},
-		{"bind", "mount --bind /etc /tmp"},
-		{"make a device", "mknod /tmp/dev c 0 0"},
+		{"mount", "mount -t tmpfs none /tmp", 2},
+		{"write to /proc/sys after a remount", "mount -o remount,bind,rw /proc/sys", 2},
+		{"bind", "mount --bind /etc /tmp", 2},
+		// Linux 6.1 lets a node 0:0 through, which is no device; others it refuses for want of CAP_MKNOD on the host.
+		{"make a device", "mknod /tmp/dev c 0 0", 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if abi < tt.abi {
+				t.Skipf("landlock of version %d, want %d", abi, tt.abi)
+			}
 			for _, landlock := range []bool{false, true} {
 				sandbox.Without(t, sandbox.Walls{Seccomp: true, Capabilities: true, Landlock: !landlock})
 				s := h.Create(t, h.Config())
@@ -88,11 +94,11 @@ func TestStrict_isComplete(t *testing.T) {
 	c.Boot.Profile = sandbox.ProfileStrict
 	s := h.Create(t, c)
 	pid := strconv.Itoa(s.Ref().PID)
-	for _, f := range []string{"status"} {
-		b, err := os.ReadFile("/proc/" + pid + "/" + f)
-		must.NoError(t, err)
-		must.StrContains(t, string(b), "NoNewPrivs:\t1")
-	}
+	b, err := os.ReadFile("/proc/" + pid + "/status")
+	must.NoError(t, err)
+	must.StrContains(t, string(b), "NoNewPrivs:\t1")
+	var pending unix.Rlimit
+	must.NoError(t, unix.Getrlimit(unix.RLIMIT_SIGPENDING, &pending))
 	for _, tt := range []struct{ name, user, script, want string }{
 		{"no_new_privs", "user", "grep NoNewPrivs /proc/self/status | tr -d '\\t'", "NoNewPrivs:1\n"},
 		{"nothing but processes in /proc", "", "ls /proc | grep -v -x '[0-9]*' | tr '\\n' ' '", "self thread-self "},
@@ -101,7 +107,7 @@ func TestStrict_isComplete(t *testing.T) {
 		{"file size", "", "ulimit -f", strconv.Itoa(1<<30) + "\n"},
 		{"core size", "", "ulimit -c", "0\n"},
 		{"real-time priority", "", "ulimit -r", "0\n"},
-		{"pending signals", "", "ulimit -i", "16384\n"},
+		{"pending signals", "", "ulimit -i", strconv.FormatUint(min(16384, pending.Max), 10) + "\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			must.Eq(t, tt.want, sandboxtest.Shell(t, s, tt.user, tt.script))
