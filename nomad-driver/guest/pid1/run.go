@@ -88,6 +88,7 @@ func Run(c Config) (exitCode int) {
 		c.Started(0, err)
 		return exitFailed
 	}
+	heedSignals()
 	terms := catchSignals()
 	s.workers = newWorkers()
 
