@@ -79,6 +79,11 @@ type Sandbox struct {
 	AllowInternetAccess *bool  `codec:"allow_internet_access"`
 	Network             []byte `codec:"network"` // JSON as requested, kept for the answer
 
+	// EnvdToken is what clients of its processes and files must show, TrafficToken what clients of its other ports must. Empty:
+	// nothing.
+	EnvdToken    string `codec:"envd_token"`
+	TrafficToken string `codec:"traffic_token"`
+
 	Exit *Exit `codec:"exit"` // how it ended, where the node knows
 
 	// Creator is the run of a control service that is making it. Another run that sees it starting finishes or fails it.

@@ -60,6 +60,8 @@ type CreateRequest struct {
 	Logs     *LogTargets       `json:"logs,omitempty"`
 	Owner    Owner             `json:"owner"`
 	Metadata map[string]string `json:"metadata,omitempty"`
+	// AccessToken is what clients of envd must show; empty: nothing. No answer of the node has it.
+	AccessToken string `json:"access_token,omitempty"`
 }
 
 // Owner says on whose behalf a sandbox exists.
