@@ -2,6 +2,8 @@ package lifecycle
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -62,7 +64,15 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 	if id == "" {
 		id = s.cfg.NewID()
 	}
+	var envd, traffic string
+	if !p.Open {
+		envd = newToken()
+	}
+	if p.PrivateTraffic {
+		traffic = newToken()
+	}
 	return state.Sandbox{
+		EnvdToken: envd, TrafficToken: traffic,
 		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: t.Digest, State: state.Starting,
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime),
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB,
@@ -188,11 +198,12 @@ func (s *Service) abandon(ctx context.Context, sb state.Sandbox, err error) erro
 func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 	return nodeapi.CreateRequest{
 		ID: sb.ID, Template: sb.Digest, Hostname: p.Hostname, Env: sb.EnvVars, User: p.User, Cwd: p.Cwd, Profile: p.Profile,
-		Limits:   nodeapi.Limits{CPUMillis: sb.CPUMillis, MemoryBytes: sb.MemoryMB << 20, PIDs: p.PIDs},
-		Deadline: sb.EndAt,
-		Main:     p.Main,
-		Owner:    nodeapi.Owner{Kind: placement.OwnerKind},
-		Metadata: map[string]string{"tenant": sb.Tenant},
+		Limits:      nodeapi.Limits{CPUMillis: sb.CPUMillis, MemoryBytes: sb.MemoryMB << 20, PIDs: p.PIDs},
+		Deadline:    sb.EndAt,
+		Main:        p.Main,
+		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
+		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template},
+		AccessToken: sb.EnvdToken,
 	}
 }
 
@@ -218,4 +229,11 @@ func contextCause(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// newToken returns a random token of 256 bits.
+func newToken() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails on Linux
+	return hex.EncodeToString(b[:])
 }

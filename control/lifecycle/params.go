@@ -32,7 +32,10 @@ type CreateParams struct {
 	Main     *guest.Start // its own command; the sandbox ends with it
 	PIDs     int64        // processes and threads
 
-	Lifecycle           state.Lifecycle
+	Lifecycle      state.Lifecycle
+	Open           bool // envd needs no token
+	PrivateTraffic bool // the other ports need one
+
 	AllowInternetAccess *bool
 	Network             json.RawMessage // kept as it is
 }

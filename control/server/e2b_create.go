@@ -14,20 +14,26 @@ import (
 
 // e2bCreateV1 is POST /sandboxes.
 func (s *Server) e2bCreateV1(w http.ResponseWriter, r *http.Request) error {
-	return s.e2bCreate(w, r, api.DefaultTimeoutV1Seconds)
+	return s.e2bCreate(w, r, 1)
 }
 
 // e2bCreateV2 is POST /v2/sandboxes.
 func (s *Server) e2bCreateV2(w http.ResponseWriter, r *http.Request) error {
-	return s.e2bCreate(w, r, api.DefaultTimeoutSeconds)
+	return s.e2bCreate(w, r, 2)
 }
 
-func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, defaultTimeout int64) error {
+// e2bCreate is the two versions of create: they differ in the default timeout, and in who asks for a token.
+func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, version int) error {
 	var req api.NewSandbox
 	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
 		return err
 	}
-	p, err := e2bParams(req, defaultTimeout)
+	defaultTimeout := int64(api.DefaultTimeoutSeconds)
+	secured := true
+	if version == 1 {
+		defaultTimeout, secured = api.DefaultTimeoutV1Seconds, req.Secure != nil && *req.Secure
+	}
+	p, err := e2bParams(req, defaultTimeout, secured)
 	if err != nil {
 		return err
 	}
@@ -41,7 +47,7 @@ func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, defaultTimeou
 }
 
 // e2bParams checks a create of the contract and translates it.
-func e2bParams(req api.NewSandbox, defaultTimeout int64) (lifecycle.CreateParams, error) {
+func e2bParams(req api.NewSandbox, defaultTimeout int64, secured bool) (lifecycle.CreateParams, error) {
 	var p lifecycle.CreateParams
 	if req.TemplateID == "" {
 		return p, invalid("templateID is missing")
@@ -58,7 +64,12 @@ func e2bParams(req api.NewSandbox, defaultTimeout int64) (lifecycle.CreateParams
 		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 		AllowInternetAccess: req.AllowInternetAccess,
 	}
+	p.Open = !secured
 	if req.Network != nil {
+		p.PrivateTraffic = req.Network.AllowPublicTraffic != nil && !*req.Network.AllowPublicTraffic
+		if p.PrivateTraffic && p.Open {
+			return p, invalid("network.allowPublicTraffic is false, which needs secure")
+		}
 		if p.Network, err = json.Marshal(req.Network); err != nil {
 			return p, invalid("network: %s", err)
 		}

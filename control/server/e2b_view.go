@@ -19,9 +19,14 @@ const (
 func e2bVisible(st state.SandboxState) bool { return st == state.Running || st == state.Paused }
 
 func e2bAccess(sb state.Sandbox) api.SandboxAccess {
-	return api.SandboxAccess{
+	a := api.SandboxAccess{
 		TemplateID: sb.Template, SandboxID: sb.ID, ClientID: clientID, EnvdVersion: envdVersion, Alias: alias(sb),
+		EnvdAccessToken: sb.EnvdToken,
 	}
+	if sb.TrafficToken != "" {
+		a.TrafficAccessToken = &sb.TrafficToken
+	}
+	return a
 }
 
 func e2bListed(sb state.Sandbox) api.ListedSandbox {
@@ -40,6 +45,7 @@ func e2bDetail(sb state.Sandbox) api.SandboxDetail {
 	}
 	return api.SandboxDetail{
 		ListedSandbox:       e2bListed(sb),
+		EnvdAccessToken:     sb.EnvdToken,
 		AllowInternetAccess: sb.AllowInternetAccess,
 		Network:             sb.Network,
 		Lifecycle:           api.LifecycleDetail{AutoResume: sb.Lifecycle.AutoResume, OnTimeout: string(onTimeout)},

@@ -71,7 +71,7 @@ func FuzzCreateBody(f *testing.F) {
 		}
 		var e2b api.NewSandbox
 		check(&e2b, func() error {
-			p, err := e2bParams(e2b, 15)
+			p, err := e2bParams(e2b, 15, true)
 			if err == nil && (p.Template == "" || p.Timeout <= 0) {
 				t.Fatalf("%q is taken as %+v", b, p)
 			}

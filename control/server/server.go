@@ -76,7 +76,9 @@ type Config struct {
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.
 	Metrics *Metrics
 	// Ready returns why the service cannot serve, or nil. It is asked by every health check. nil: always ready.
-	Ready  func() error
+	Ready func() error
+	// Front is put before the API as a whole: what it keeps for itself never meets the API. nil: nothing.
+	Front  func(api http.Handler) http.Handler
 	Logger hclog.Logger
 
 	CallTimeout   time.Duration // of a request that is no stream; 3 min
@@ -137,6 +139,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.mux.HandleFunc("/", s.unknown)
 	s.handler = s.chain(s.mux)
+	if cfg.Front != nil {
+		s.handler = cfg.Front(s.handler)
+	}
 	return s, nil
 }
 

@@ -57,6 +57,7 @@ const (
 	MaxProcesses  = 4096      // processes that PID 1 remembers, ended ones included; the oldest ended ones go first
 	RingBytes     = 256 << 10 // bytes kept of each output stream of a process that ended or is not attached
 	KeepExited    = 10 * time.Minute
+	MaxTag        = 128 // bytes of Start.Tag
 )
 
 // Request opens a conversation.
@@ -121,6 +122,8 @@ type Start struct {
 	Attach bool        `json:"attach,omitempty"`
 	// KillOnDetach kills the process's session when this conversation ends before it does.
 	KillOnDetach bool `json:"kill_on_detach,omitempty"`
+	// KillAfter kills the process's session after so many nanoseconds, whoever is attached; 0: never.
+	KillAfter time.Duration `json:"kill_after,omitempty"`
 }
 
 // Attach names a process and the offsets to read on from. A negative offset means from now on.

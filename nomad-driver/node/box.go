@@ -24,6 +24,7 @@ type guestClient interface {
 	Attach(ctx context.Context, a guest.Attach) (*guest.Stream, error)
 	Resize(ctx context.Context, pid guest.ProcessID, size frame.Size) error
 	List(ctx context.Context) ([]guest.ProcessInfo, error)
+	LookupUser(ctx context.Context, user string) (guest.UserInfo, error)
 	Open(ctx context.Context, r guest.FileRequest) (*os.File, guest.FileInfo, error)
 	Stat(ctx context.Context, r guest.FileRequest) (guest.FileInfo, error)
 	ReadDir(ctx context.Context, r guest.FileRequest) ([]guest.FileInfo, error)

@@ -110,7 +110,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 	user := req.User
 	set(&user, l.User)
 	b = newBox(record{
-		Request: hash, IDBase: base, Logs: req.Logs,
+		Request: hash, IDBase: base, Logs: req.Logs, Token: req.AccessToken, Env: req.Env, Cwd: req.Cwd,
 		Sandbox: nodeapi.Sandbox{
 			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
 			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, Owner: req.Owner,

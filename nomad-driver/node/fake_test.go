@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -136,6 +138,12 @@ func (i *fakeInstance) Steps() []guest.Step   { return []guest.Step{{Name: "all"
 func (i *fakeInstance) Main() guest.ProcessID { return i.main }
 func (i *fakeInstance) Done() <-chan struct{} { return i.done }
 func (i *fakeInstance) Detach() error         { return nil }
+
+// Dial finds all ports closed.
+func (i *fakeInstance) Dial(_ context.Context, port int) (net.Conn, error) {
+	return nil, fmt.Errorf("port %d: %w", port, sandbox.ErrPortClosed)
+}
+
 func (i *fakeInstance) Stats() (cgroup.Stats, error) {
 	return cgroup.Stats{PIDs: 3, Measured: []string{"pids"}}, nil
 }
@@ -232,6 +240,10 @@ type fakeGuest struct {
 
 func (g *fakeGuest) Info(context.Context) (guest.Info, error) {
 	return guest.Info{Version: "test", Protocol: 1, Processes: 1}, nil
+}
+
+func (g *fakeGuest) LookupUser(_ context.Context, user string) (guest.UserInfo, error) {
+	return guest.UserInfo{Name: user, UID: 1000, GID: 1000, Home: "/home/" + user, Shell: "/bin/bash"}, nil
 }
 
 func (g *fakeGuest) Start(_ context.Context, s guest.Start) (guest.ProcessInfo, error) {

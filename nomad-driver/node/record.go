@@ -29,8 +29,11 @@ type record struct {
 	Version int             `json:"version"`
 	Sandbox nodeapi.Sandbox `json:"sandbox"`
 	// Request is the SHA-256 of the create request, by which a repeated one is told from another with the same id. The
-	// request itself is not kept: its environment may hold secrets.
+	// request itself is not kept, only what envd answers with and asks for. The file is root's alone.
 	Request  string              `json:"request"`
+	Token    string              `json:"access_token,omitempty"`
+	Env      map[string]string   `json:"env,omitempty"`
+	Cwd      string              `json:"cwd,omitempty"`
 	IDBase   uint32              `json:"id_base"`
 	Ref      sandbox.Ref         `json:"ref"`
 	Logs     *nodeapi.LogTargets `json:"logs,omitempty"`

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -37,6 +38,8 @@ type instance interface {
 	Release(ctx context.Context) error // may be repeated until it returns nil
 	Detach() error                     // lets go of it; it goes on, but Done does not close any more
 	Stats() (cgroup.Stats, error)
+	// Dial connects to a TCP port on the sandbox's loopback.
+	Dial(ctx context.Context, port int) (net.Conn, error)
 	// SetLimits changes limits; zero values leave what is set.
 	SetLimits(l sandbox.Limits) error
 	Usage() (sandbox.Usage, error) // never waits for the sandbox

@@ -60,6 +60,8 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/attach":    n.postAttach,
 		"GET /v1/sandboxes/{id}/logs":       n.getLogs,
 
+		"GET /v1/sandboxes/{id}/ports/{port}": n.getPort,
+
 		"GET /v1/sandboxes/{id}/files":    n.getFile,
 		"PUT /v1/sandboxes/{id}/files":    n.putFile,
 		"DELETE /v1/sandboxes/{id}/files": n.deleteFile,
@@ -78,6 +80,7 @@ func (n *Node) routes() http.Handler {
 	} {
 		mux.Handle(pattern, n.handle(h))
 	}
+	mux.Handle("/v1/sandboxes/{id}/envd/{rest...}", n.envd(n.newEnvd()))
 	mux.Handle("/", n.handle(func(_ http.ResponseWriter, r *http.Request) error {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "the node has no %s %.100q", r.Method, r.URL.Path)
 	}))

@@ -27,6 +27,7 @@ const (
 	maxPath          = 4096
 	maxTag           = 128
 	maxMetadata      = 64
+	maxToken         = 256
 	maxMetadataKey   = 128
 	maxMetadataBytes = 16 << 10 // keys and values together: they are in every event of a sandbox
 	maxOwnerWord     = 256
@@ -122,6 +123,9 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 		}
 	}
 	if err := checkLogs(req.Logs, req.Main != nil); err != nil {
+		return err
+	}
+	if err := checkToken(req.AccessToken); err != nil {
 		return err
 	}
 	return checkOwner(req.Owner, req.Metadata)
@@ -362,6 +366,19 @@ func checkSignal(field string, s int) error {
 func checkDeadline(t, now time.Time) error {
 	if !t.IsZero() && !t.After(now) {
 		return invalid("deadline: %s has passed", t.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// checkToken accepts what fits into a header. The value itself is in no message.
+func checkToken(token string) error {
+	if len(token) > maxToken {
+		return invalid("access_token: %d bytes, at most %d", len(token), maxToken)
+	}
+	for _, c := range []byte(token) {
+		if c <= ' ' || c >= 0x7f {
+			return invalid("access_token: holds something else than printable ASCII")
+		}
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/core"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -39,6 +40,7 @@ type Service struct {
 
 	cfg      Config
 	http     *server.Server
+	edge     *edge.Edge
 	listener net.Listener
 	log      hclog.Logger
 }
@@ -69,7 +71,9 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
+	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
+		Front:     s.edge.Wrap,
 		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
@@ -124,6 +128,10 @@ func (s *Service) Close() error {
 			errs = append(errs, err)
 		}
 		s.listener = nil
+	}
+	if s.edge != nil {
+		s.edge.Close()
+		s.edge = nil
 	}
 	if s.Core != nil {
 		errs = append(errs, s.Core.Close())

@@ -9,7 +9,6 @@ import (
 )
 
 const (
-	maxTag    = 128
 	maxSignal = 64
 	maxData   = 1 << 20
 )
@@ -144,8 +143,8 @@ func checkStart(s *guest.Start) error {
 	if s.KillOnDetach && !s.Attach {
 		return fail(guest.CodeBadRequest, "start.kill_on_detach needs start.attach")
 	}
-	if len(s.Tag) > maxTag {
-		return fail(guest.CodeBadRequest, "start.tag has %d bytes, at most %d are allowed", len(s.Tag), maxTag)
+	if len(s.Tag) > guest.MaxTag {
+		return fail(guest.CodeBadRequest, "start.tag has %d bytes, at most %d are allowed", len(s.Tag), guest.MaxTag)
 	}
 	if s.Cwd != "" {
 		return checkText("start.cwd", s.Cwd, unix.PathMax-1)

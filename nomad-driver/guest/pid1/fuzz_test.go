@@ -26,7 +26,7 @@ func (b fakeBackend) need(ok bool, what string) {
 
 func (b fakeBackend) info() guest.Info { return guest.Info{} }
 func (b fakeBackend) start(c *conn, s *guest.Start) {
-	b.need(len(s.Argv) > 0 && s.Argv[0] != "" && len(s.Argv) <= guest.MaxArgs && len(s.Tag) <= maxTag, "start")
+	b.need(len(s.Argv) > 0 && s.Argv[0] != "" && len(s.Argv) <= guest.MaxArgs && len(s.Tag) <= guest.MaxTag, "start")
 	answer(c, guest.Response{Process: &guest.ProcessInfo{PID: 2}}, nil)
 }
 func (b fakeBackend) attach(c *conn, a *guest.Attach) {

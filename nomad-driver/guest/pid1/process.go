@@ -31,7 +31,8 @@ type process struct {
 	in    *input     // nil: /dev/null
 	exit  *frame.ExitBody
 	ended time.Time
-	told  bool // an attachment has been sent the Exit frame
+	told  bool        // an attachment has been sent the Exit frame
+	kill  *time.Timer // kills it when its time is over; nil where it has as much as it likes
 	// expected are the places in out that are held for the first attachment to come.
 	expected []*reader
 }
@@ -53,6 +54,9 @@ func (p *process) end(ws syscall.WaitStatus) {
 	exit := exitBody(ws)
 	p.mu.Lock()
 	p.exit, p.ended = &exit, time.Now()
+	if p.kill != nil {
+		p.kill.Stop()
+	}
 	p.cond.Broadcast()
 	for _, o := range p.out {
 		if !o.eof {

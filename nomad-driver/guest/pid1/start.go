@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -195,6 +196,13 @@ func (s *supervisor) launch(pl *plan, before func(*process)) (*process, error) {
 	}
 	for _, o := range p.out {
 		go o.pump()
+	}
+	if st.KillAfter > 0 {
+		p.mu.Lock()
+		if p.exit == nil {
+			p.kill = time.AfterFunc(st.KillAfter, func() { s.killSession(p) })
+		}
+		p.mu.Unlock()
 	}
 	return p, nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -44,26 +43,9 @@ func (c *Client) Upgrade(ctx context.Context, id api.SandboxID, resource string)
 }
 
 func (c *Client) upgrade(ctx context.Context, conn net.Conn, id api.SandboxID, resource string) (net.Conn, error) {
-	req, err := c.request(ctx, http.MethodPost, sandboxPath(id, "/"+resource), nil, nil)
+	br, err := c.switchTo(ctx, conn, http.MethodPost, sandboxPath(id, "/"+resource), UpgradeProtocol)
 	if err != nil {
 		return nil, err
-	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", UpgradeProtocol)
-	if err := req.Write(conn); err != nil {
-		return nil, c.unreachable(ctx, err)
-	}
-	br := bufio.NewReaderSize(conn, 4096)
-	resp, err := http.ReadResponse(br, req)
-	if err != nil {
-		return nil, c.unreachable(ctx, err)
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		defer resp.Body.Close()
-		return nil, c.answerError(resp)
-	}
-	if got := resp.Header.Get("Upgrade"); !strings.EqualFold(got, UpgradeProtocol) {
-		return nil, c.unreachable(ctx, fmt.Errorf("upgraded to %.40q, want %s", got, UpgradeProtocol))
 	}
 	if br.Buffered() > 0 { // the server speaks only after our first frame
 		return nil, c.unreachable(ctx, errors.New("bytes before the first frame"))

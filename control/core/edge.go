@@ -1,0 +1,89 @@
+package core
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/edge"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Reach is what the edge sees of the sandboxes.
+func (c *Core) Reach() edge.Sandboxes { return reach{c.State, c.Fleet} }
+
+type reach struct {
+	state *state.Server
+	fleet *fleet.Fleet
+}
+
+// Find implements edge.Sandboxes.
+func (r reach) Find(id api.SandboxID) (edge.Sandbox, error) {
+	sb, err := r.state.Sandbox(id)
+	if err != nil {
+		return edge.Sandbox{}, fmt.Errorf("%w: %w", edge.ErrNotFound, err)
+	}
+	if sb.State != state.Running {
+		return edge.Sandbox{}, fmt.Errorf("%w: sandbox %s is %s", edge.ErrNotFound, id, sb.State)
+	}
+	client, err := r.fleet.Client(sb.Node)
+	if err != nil {
+		return edge.Sandbox{}, err
+	}
+	box := reached(sb)
+	box.Node = way{client}
+	return box, nil
+}
+
+// Each implements edge.Sandboxes.
+func (r reach) Each(f func(edge.Sandbox) bool) {
+	live, err := r.state.Live()
+	if err != nil {
+		return // no table, no sandboxes
+	}
+	for _, sb := range live {
+		if sb.State == state.Running && sb.EnvdToken != "" && !f(reached(sb)) {
+			return
+		}
+	}
+}
+
+func reached(sb state.Sandbox) edge.Sandbox {
+	box := edge.Sandbox{ID: sb.ID, EnvdToken: sb.EnvdToken, TrafficToken: sb.TrafficToken}
+	if len(sb.Network) > 0 {
+		var n api.NetworkConfig
+		if json.Unmarshal(sb.Network, &n) == nil { // it was checked before it was stored
+			box.MaskHost = n.MaskRequestHost
+		}
+	}
+	return box
+}
+
+// way is edge.Node on the node's client.
+type way struct{ client *nodeapi.Client }
+
+// DialPort implements edge.Node.
+func (w way) DialPort(ctx context.Context, id api.SandboxID, port int) (net.Conn, error) {
+	conn, err := w.client.DialPort(ctx, id, port)
+	var e *api.Error
+	if errors.As(err, &e) {
+		switch {
+		case e.ErrorCode == nodeapi.CodePortClosed:
+			err = fmt.Errorf("%w: %w", edge.ErrPortClosed, err)
+		case e.Code == http.StatusNotFound || e.ErrorCode == api.CodeNotRunning:
+			err = fmt.Errorf("%w: %w", edge.ErrNotFound, err)
+		}
+	}
+	return conn, err
+}
+
+// Envd implements edge.Node.
+func (w way) Envd(id api.SandboxID) (http.RoundTripper, string) {
+	return w.client.Transport(), nodeapi.EnvdPath(id)
+}

@@ -1,0 +1,176 @@
+// Package edge is the way from the world to a port of a sandbox: it finds the sandbox that a request means, checks what the
+// contract asks for at this place, and passes the request on.
+//
+// It owns the routing by host name, by header and by signature, and the answers where there is nothing behind a name. API keys
+// are no business of it: who knows a sandbox's id may knock, the sandbox's tokens guard what is behind. It keeps nothing; where
+// a sandbox is comes from memory (Sandboxes).
+package edge
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// EnvdPort is the port that clients of the contract use for processes and files. Nobody listens on it inside: the node answers.
+const EnvdPort = 49983
+
+// ErrNotFound is in the chain of every error that says that a sandbox does not exist or does not run.
+var ErrNotFound = errors.New("sandbox not found")
+
+// ErrPortClosed is in the chain of DialPort's error where nobody listens.
+var ErrPortClosed = errors.New("port is not open")
+
+// Sandbox is what the edge needs to know of one that runs.
+type Sandbox struct {
+	ID           api.SandboxID
+	EnvdToken    string // empty: envd needs none
+	TrafficToken string // empty: every port is public
+	MaskHost     string // replaces the Host that the server inside sees; ${PORT} stands for the port
+	Node         Node
+}
+
+// Node is the way to the node that a sandbox is on. It may be used from many goroutines.
+type Node interface {
+	// DialPort connects to a TCP port inside. Errors have ErrNotFound or ErrPortClosed in their chain where that is why.
+	DialPort(ctx context.Context, id api.SandboxID, port int) (net.Conn, error)
+	// Envd carries a request to a sandbox's envd. The request's path is the client's own.
+	Envd(id api.SandboxID) (rt http.RoundTripper, prefix string)
+}
+
+// Sandboxes finds sandboxes, in memory, whoever they belong to. It is called for every request, from many goroutines.
+type Sandboxes interface {
+	// Find returns a sandbox that runs, or an error with ErrNotFound in its chain.
+	Find(id api.SandboxID) (Sandbox, error)
+	// Each calls f with every sandbox that runs and has an EnvdToken until f returns false. Node is not filled in.
+	Each(f func(Sandbox) bool)
+}
+
+// Config of an Edge. Sandboxes is required.
+type Config struct {
+	Sandboxes Sandboxes
+	Links     Verifier // of our own links; nil: there are none
+	Logger    hclog.Logger
+	// MaxConnections is how many requests to one sandbox go on at once, 1024 where zero. More are answered with 429.
+	MaxConnections int
+}
+
+// Edge passes requests on. Make it with New.
+type Edge struct {
+	cfg     Config
+	ports   *http.Transport // to all ports but envd's
+	proxy   *httputil.ReverseProxy
+	current counts
+}
+
+const (
+	dialTimeout = 15 * time.Second
+	idleTimeout = 90 * time.Second // of a connection to a server inside that nobody uses
+	maxConns    = 1024
+)
+
+// New returns an edge.
+func New(cfg Config) *Edge {
+	if cfg.Logger == nil {
+		cfg.Logger = hclog.NewNullLogger()
+	}
+	if cfg.MaxConnections == 0 {
+		cfg.MaxConnections = maxConns
+	}
+	e := &Edge{cfg: cfg, current: counts{n: map[api.SandboxID]int{}}}
+	e.ports = &http.Transport{
+		DialContext: e.dialPort, DisableCompression: true, IdleConnTimeout: idleTimeout, MaxIdleConns: 512, MaxIdleConnsPerHost: 16,
+	}
+	e.proxy = &httputil.ReverseProxy{
+		Rewrite: rewrite, Transport: transport{e}, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
+		ErrorLog: log.New(cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
+	}
+	return e
+}
+
+// Close lets go of connections that are not in use.
+func (e *Edge) Close() { e.ports.CloseIdleConnections() }
+
+// Wrap returns a handler that serves requests to sandboxes itself and leaves all others to next.
+func (e *Edge) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t, err := routeOf(r)
+		switch {
+		case err != nil:
+			writeError(w, http.StatusBadRequest, err.Error())
+		case t.id == "" && !t.signed:
+			next.ServeHTTP(w, r)
+		default:
+			e.serve(w, r, t)
+		}
+	})
+}
+
+// target is what a request is for.
+type target struct {
+	id     string // as the client wrote it
+	port   int
+	signed bool // the id is in the signature, or nowhere
+}
+
+// passage is one request on its way.
+type passage struct {
+	box  Sandbox
+	port int
+}
+
+type passageKey struct{}
+
+func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
+	if t.port == EnvdPort || t.signed {
+		if cors(w, r) {
+			return
+		}
+	}
+	box, err := e.find(r, t)
+	if err != nil {
+		e.refuse(w, r, t, err)
+		return
+	}
+	if t.port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
+		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
+		return
+	}
+	if !e.current.enter(box.ID, e.cfg.MaxConnections) {
+		w.Header().Set("Retry-After", "1")
+		writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
+		return
+	}
+	defer e.current.leave(box.ID)
+	// A stream lives as long as both sides want it to.
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{})
+	_ = rc.SetWriteDeadline(time.Time{})
+	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
+	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// find returns the sandbox of a target, and checks a signature that only the edge can check.
+func (e *Edge) find(r *http.Request, t target) (Sandbox, error) {
+	if t.signed {
+		return e.bySignature(r)
+	}
+	id, err := api.ParseSandboxID(t.id)
+	if err != nil {
+		return Sandbox{}, ErrNotFound
+	}
+	box, err := e.cfg.Sandboxes.Find(id)
+	if err != nil || t.port != EnvdPort {
+		return box, err
+	}
+	return box, e.checkLink(r, box)
+}

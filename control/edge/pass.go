@@ -1,0 +1,160 @@
+package edge
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// rewrite makes the request that goes on. Hop-by-hop headers are gone already, those that name other proxies too.
+func rewrite(pr *httputil.ProxyRequest) {
+	p := pr.In.Context().Value(passageKey{}).(passage) //nolint:forcetypeassert // serve put it there
+	pr.Out.URL.Scheme = "http"
+	pr.Out.URL.Host = strconv.Itoa(p.port) + "." + string(p.box.ID)
+	pr.Out.Host = pr.In.Host
+	pr.SetXForwarded()
+	for name := range pr.Out.Header {
+		if len(name) > len(ownPrefix) && strings.EqualFold(name[:len(ownPrefix)], ownPrefix) && !strings.EqualFold(name, "Soulbox-Offset") {
+			pr.Out.Header.Del(name)
+		}
+	}
+	if p.port != EnvdPort {
+		pr.Out.Header.Del(trafficHeader)
+		pr.Out.Header.Del(idHeader)
+		pr.Out.Header.Del(portHeader)
+		if p.box.MaskHost != "" {
+			pr.Out.Host = strings.ReplaceAll(p.box.MaskHost, "${PORT}", strconv.Itoa(p.port))
+		}
+		return
+	}
+	if linkChecked(pr.In.Context()) {
+		pr.Out.Header.Set(AuthorizedHeader, "files")
+	}
+}
+
+// ownPrefix begins the headers that only the edge may send to a node.
+const ownPrefix = "Soulbox-"
+
+// AuthorizedHeader tells envd that the edge has checked a link of ours, and for what it is good.
+const AuthorizedHeader = "Soulbox-Authorized"
+
+// transport carries a request to envd or to the port.
+type transport struct{ e *Edge }
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	p := r.Context().Value(passageKey{}).(passage) //nolint:forcetypeassert // serve put it there
+	if p.port != EnvdPort {
+		return t.e.ports.RoundTrip(r)
+	}
+	rt, prefix := p.box.Node.Envd(p.box.ID)
+	out := *r.URL
+	out.Host = "node"
+	out.Path = prefix + out.Path
+	if out.RawPath != "" {
+		out.RawPath = prefix + out.RawPath
+	}
+	r.URL = &out
+	return rt.RoundTrip(r)
+}
+
+// dialPort connects to "<port>.<id>:80", the name by which the transport keeps connections apart.
+func (e *Edge) dialPort(ctx context.Context, _, addr string) (net.Conn, error) {
+	host, _, _ := net.SplitHostPort(addr)
+	port, id, _ := strings.Cut(host, ".")
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return nil, fmt.Errorf("dial %q: no port of a sandbox", addr)
+	}
+	box, err := e.cfg.Sandboxes.Find(api.SandboxID(id))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return box.Node.DialPort(ctx, box.ID, n)
+}
+
+// failed answers where nothing came back.
+func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
+	p := r.Context().Value(passageKey{}).(passage) //nolint:forcetypeassert // serve put it there
+	if r.Context().Err() == nil {
+		e.cfg.Logger.Debug("request to a sandbox failed", "sandbox", p.box.ID, "port", p.port, "error", err)
+	}
+	var bad *url.Error
+	if errors.As(err, &bad) {
+		err = bad.Err
+	}
+	e.refuse(w, r, target{id: string(p.box.ID), port: p.port}, err)
+}
+
+// refuse answers for a target that cannot be reached.
+func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, t target, err error) {
+	g := gone{SandboxID: t.id, Code: http.StatusBadGateway}
+	var denied *denial
+	switch {
+	case errors.As(err, &denied):
+		writeError(w, denied.status, denied.message)
+		return
+	case errors.Is(err, ErrPortClosed):
+		g.Message, g.Port = "The sandbox is running but port is not open", t.port
+	case errors.Is(err, ErrNotFound):
+		g.Message = "The sandbox was not found"
+	default:
+		if _, ferr := e.cfg.Sandboxes.Find(api.SandboxID(t.id)); ferr != nil {
+			g.Message = "The sandbox was not found"
+			break
+		}
+		g.Message = "The sandbox did not answer"
+	}
+	writePage(w, r, http.StatusBadGateway, g)
+}
+
+func sameToken(got, want string) bool {
+	return subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1
+}
+
+// counts is how many requests each sandbox has under way.
+type counts struct {
+	mu sync.Mutex
+	n  map[api.SandboxID]int
+}
+
+func (c *counts) enter(id api.SandboxID, limit int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[id] >= limit {
+		return false
+	}
+	c.n[id]++
+	return true
+}
+
+func (c *counts) leave(id api.SandboxID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[id]--; c.n[id] <= 0 {
+		delete(c.n, id)
+	}
+}
+
+// buffers lends what bodies are copied through.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if v, ok := b.pool.Get().(*[64 << 10]byte); ok {
+		return v[:]
+	}
+	return make([]byte, 64<<10)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put((*[64 << 10]byte)(p)) }
