@@ -120,3 +120,133 @@ const (
 	DefaultRefreshSeconds   = 15
 	MaxRefreshSeconds       = 3600
 )
+
+// NetworkUpdate is the body of PUT /sandboxes/{id}/network. It replaces all of these settings.
+type NetworkUpdate struct {
+	AllowOut            []string        `json:"allowOut,omitempty"`
+	DenyOut             []string        `json:"denyOut,omitempty"`
+	EgressProxy         json.RawMessage `json:"egressProxy,omitempty"`
+	Rules               json.RawMessage `json:"rules,omitempty"`
+	AllowInternetAccess *bool           `json:"allow_internet_access,omitempty"`
+}
+
+// E2BTemplate is the contract's object "Template".
+type E2BTemplate struct {
+	TemplateID    string     `json:"templateID"`
+	BuildID       string     `json:"buildID"`
+	CPUCount      int        `json:"cpuCount"`
+	MemoryMB      int64      `json:"memoryMB"`
+	DiskSizeMB    int64      `json:"diskSizeMB"`
+	Public        bool       `json:"public"`
+	Aliases       []string   `json:"aliases"` // as Names
+	Names         []string   `json:"names"`
+	CreatedAt     time.Time  `json:"createdAt"`
+	UpdatedAt     time.Time  `json:"updatedAt"`
+	CreatedBy     *string    `json:"createdBy"`     // null: users are not known
+	LastSpawnedAt *time.Time `json:"lastSpawnedAt"` // null where no sandbox of it is kept
+	SpawnCount    int64      `json:"spawnCount"`    // sandboxes of it that are kept, ended ones included
+	BuildCount    int        `json:"buildCount"`
+	EnvdVersion   string     `json:"envdVersion"`
+	BuildStatus   string     `json:"buildStatus"`
+}
+
+// TemplateWithBuilds is the answer of GET /templates/{id}.
+type TemplateWithBuilds struct {
+	TemplateID    string          `json:"templateID"`
+	Public        bool            `json:"public"`
+	Aliases       []string        `json:"aliases"`
+	Names         []string        `json:"names"`
+	CreatedAt     time.Time       `json:"createdAt"`
+	UpdatedAt     time.Time       `json:"updatedAt"`
+	LastSpawnedAt *time.Time      `json:"lastSpawnedAt"`
+	SpawnCount    int64           `json:"spawnCount"`
+	Builds        []TemplateBuild `json:"builds"`
+}
+
+// TemplateBuild is an element of TemplateWithBuilds.Builds.
+type TemplateBuild struct {
+	BuildID     string     `json:"buildID"`
+	Status      string     `json:"status"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	UpdatedAt   time.Time  `json:"updatedAt"`
+	FinishedAt  *time.Time `json:"finishedAt,omitempty"`
+	CPUCount    int        `json:"cpuCount"`
+	MemoryMB    int64      `json:"memoryMB"`
+	DiskSizeMB  int64      `json:"diskSizeMB,omitempty"`
+	EnvdVersion string     `json:"envdVersion,omitempty"`
+}
+
+// TemplateBuildInfo is the answer of GET /templates/{id}/builds/{build}/status.
+type TemplateBuildInfo struct {
+	TemplateID string          `json:"templateID"`
+	BuildID    string          `json:"buildID"`
+	Status     string          `json:"status"`
+	Logs       []string        `json:"logs"`
+	LogEntries []BuildLogEntry `json:"logEntries"`
+}
+
+// BuildLogEntry is a line of a build's log.
+type BuildLogEntry struct {
+	Timestamp time.Time `json:"timestamp"`
+	Message   string    `json:"message"`
+	Level     string    `json:"level"`
+	Step      string    `json:"step,omitempty"`
+}
+
+// TemplateAlias is the answer of GET /templates/aliases/{alias}.
+type TemplateAlias struct {
+	TemplateID string `json:"templateID"`
+	Public     bool   `json:"public"`
+}
+
+// TemplateTag is an element of GET /templates/{id}/tags.
+type TemplateTag struct {
+	Tag       string    `json:"tag"`
+	BuildID   string    `json:"buildID"`
+	CreatedAt time.Time `json:"createdAt"`
+}
+
+// Team is an element of GET /teams: a tenant.
+type Team struct {
+	TeamID    string `json:"teamID"`
+	Name      string `json:"name"`
+	APIKey    string `json:"apiKey"`
+	IsDefault bool   `json:"isDefault"`
+}
+
+// TeamMetric is an element of GET /teams/{id}/metrics.
+type TeamMetric struct {
+	Timestamp           time.Time `json:"timestamp"`
+	TimestampUnix       int64     `json:"timestampUnix"`
+	ConcurrentSandboxes int       `json:"concurrentSandboxes"`
+	SandboxStartRate    float64   `json:"sandboxStartRate"`
+}
+
+// NewAPIKey is the body of POST /api-keys.
+type NewAPIKey struct {
+	Name string `json:"name"`
+}
+
+// TeamAPIKey is an API key without its secret.
+type TeamAPIKey struct {
+	ID        string     `json:"id"` // a UUID
+	Name      string     `json:"name"`
+	Mask      KeyMask    `json:"mask"`
+	CreatedAt time.Time  `json:"createdAt"`
+	CreatedBy *string    `json:"createdBy"`
+	LastUsed  *time.Time `json:"lastUsed"`
+}
+
+// KeyMask shows so much of a key that its holder knows it again.
+type KeyMask struct {
+	Prefix            string `json:"prefix"`
+	ValueLength       int    `json:"valueLength"`
+	MaskedValuePrefix string `json:"maskedValuePrefix"`
+	MaskedValueSuffix string `json:"maskedValueSuffix"`
+}
+
+// CreatedTeamAPIKey is the answer of POST /api-keys: the one place where the secret is.
+type CreatedTeamAPIKey struct {
+	TeamAPIKey
+	Key string `json:"key"`
+}

@@ -31,6 +31,8 @@ type API interface {
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	// Connect is Refresh for a client that comes back; resumed tells whether the sandbox was paused.
 	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	// SetNetwork replaces the network settings of a running sandbox: the lists, rules and proxy, and whether it may reach the internet.
+	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (Health, error)
 	// NodeFor returns the client of the node that runs the sandbox, for exec, files and events.
 	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)

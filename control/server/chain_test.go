@@ -132,7 +132,7 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	h := newHarness(t)
 	h.do("GET", "/", "").mustFail(t, 404, codeNoRoute)
 	h.do("GET", "/v3/sandboxes", "").mustFail(t, 404, codeNoRoute)
-	h.do("POST", "/sandboxes/"+string(testID)+"/pause", "{}").mustFail(t, 404, codeNoRoute)
+	h.do("GET", "/templates/base/nothing", "").mustFail(t, 404, codeNoRoute)
 	a := h.do("PATCH", "/v2/sandboxes", "{}")
 	a.mustFail(t, 405, codeNoMethod)
 	must.Eq(t, "GET, POST", a.header.Get("Allow"))

@@ -88,8 +88,8 @@ func e2bSeconds(field string, v *int64, def, low, high int64) (time.Duration, er
 	return time.Duration(*v) * time.Second, nil
 }
 
-// e2bRefuse refuses what this version would have to ignore, where the user would take it for granted. A sandbox has no
-// network at all yet: to forbid the internet or public traffic is true without further doing, to allow a part of it is not.
+// e2bRefuse refuses what breaks the contract's rules, and what this version would have to ignore where the user would take it
+// for granted. Network settings are kept with the sandbox: it has its loopback only, so nothing that they forbid is possible.
 func e2bRefuse(req api.NewSandbox) error {
 	switch {
 	case req.AutoResume != nil && req.AutoResume.Enabled == nil:
@@ -109,28 +109,8 @@ func e2bRefuse(req api.NewSandbox) error {
 	case req.Network == nil:
 		return nil
 	}
-	n := req.Network
-	switch {
-	case len(n.AllowOut) > 0:
-		return unsupported("network.allowOut", noRules)
-	case len(n.DenyOut) > 0:
-		return unsupported("network.denyOut", noRules)
-	case given(n.EgressProxy):
-		return unsupported("network.egressProxy", noRules)
-	case given(n.Rules) && !bytes.Equal(bytes.TrimSpace(n.Rules), []byte("{}")):
-		return unsupported("network.rules", noRules)
-	case n.MaskRequestHost != "":
-		return unsupported("network.maskRequestHost", noPorts)
-	case len(n.HTTPSPorts) > 0:
-		return unsupported("network.httpsPorts", noPorts)
-	}
-	return nil
+	return checkNetwork(*req.Network)
 }
-
-const (
-	noRules = "sandboxes have no network yet, so no rule for it can be kept"
-	noPorts = "ports of sandboxes cannot be reached from outside yet"
-)
 
 // given reports whether a field was sent, and not as null.
 func given(raw json.RawMessage) bool {

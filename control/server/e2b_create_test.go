@@ -1,6 +1,7 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -21,9 +22,10 @@ func TestE2BCreate_defaultsAreTheServers(t *testing.T) {
 	for _, tc := range []struct {
 		path    string
 		timeout time.Duration
+		open    bool // only the first version may leave envd without a token
 	}{
-		{"/sandboxes", 15 * time.Second},
-		{"/v2/sandboxes", 300 * time.Second},
+		{"/sandboxes", 15 * time.Second, true},
+		{"/v2/sandboxes", 300 * time.Second, false},
 	} {
 		t.Run(tc.path, func(t *testing.T) {
 			h := newHarness(t)
@@ -32,6 +34,7 @@ func TestE2BCreate_defaultsAreTheServers(t *testing.T) {
 			must.Eq(t, []lifecycle.CreateParams{{
 				Caller:   auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"},
 				Template: "base", Timeout: tc.timeout, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},
+				Open: tc.open,
 			}}, h.life.created)
 		})
 	}
@@ -68,17 +71,11 @@ func TestE2BCreate_passesEverythingOn(t *testing.T) {
 
 func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 	for field, body := range map[string]string{
-		"autoPause":               `"autoPause":true`,
-		"autoResume":              `"autoResume":{"enabled":true}`,
-		"mcp":                     `"mcp":{"x":{}}`,
-		"iam":                     `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
-		"volumeMounts":            `"volumeMounts":[{"name":"v","path":"/v"}]`,
-		"network.allowOut":        `"network":{"allowOut":["1.1.1.1"]}`,
-		"network.denyOut":         `"network":{"denyOut":["0.0.0.0/0"]}`,
-		"network.egressProxy":     `"network":{"egressProxy":{"address":"x:1"}}`,
-		"network.rules":           `"network":{"rules":{"a.b":[]}}`,
-		"network.maskRequestHost": `"network":{"maskRequestHost":"x"}`,
-		"network.httpsPorts":      `"network":{"httpsPorts":[443]}`,
+		"autoPause":    `"autoPause":true`,
+		"autoResume":   `"autoResume":{"enabled":true}`,
+		"mcp":          `"mcp":{"x":{}}`,
+		"iam":          `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
+		"volumeMounts": `"volumeMounts":[{"name":"v","path":"/v"}]`,
 	} {
 		t.Run(field, func(t *testing.T) {
 			h := newHarness(t)
@@ -89,6 +86,50 @@ func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 			must.SliceEmpty(t, h.life.created)
 		})
 	}
+}
+
+func TestNetwork_rulesOfTheContract(t *testing.T) {
+	many := make([]string, 11)
+	for i := range many {
+		many[i] = fmt.Sprintf(`"d%d.com":[]`, i)
+	}
+	for name, tc := range map[string]struct{ network, field string }{ // field "": it is right
+		"addresses, ranges":          {`"allowOut":["1.1.1.1","10.0.0.0/8"],"denyOut":["0.0.0.0/0","::/0"]`, ""},
+		"domain with all denied":     {`"allowOut":["*.example.com"],"denyOut":["0.0.0.0/0"]`, ""},
+		"domain without all denied":  {`"allowOut":["example.com"]`, "network.allowOut"},
+		"denied domain":              {`"denyOut":["example.com"]`, "network.denyOut"},
+		"no domain":                  {`"allowOut":["a b"],"denyOut":["0.0.0.0/0"]`, "network.allowOut"},
+		"a rule":                     {`"rules":{"a.com":[{"transform":{"headers":{"X-A":"b"}}}]}`, ""},
+		"two transforms":             {`"rules":{"a.com":[{"transform":{}},{"transform":{}}]}`, "network.rules"},
+		"eleven domains":             {`"rules":{` + strings.Join(many, ",") + `}`, "network.rules"},
+		"header with a line break":   {`"rules":{"a.com":[{"transform":{"headers":{"X":"a\nb"}}}]}`, "network.rules"},
+		"header name too long":       {`"rules":{"a.com":[{"transform":{"headers":{"` + strings.Repeat("x", 65) + `":"b"}}}]}`, "network.rules"},
+		"masked host":                {`"maskRequestHost":"localhost:${PORT}"`, ""},
+		"masked host with a path":    {`"maskRequestHost":"a/b"`, "network.maskRequestHost"},
+		"port 0":                     {`"httpsPorts":[0]`, "network.httpsPorts"},
+		"proxy":                      {`"egressProxy":{"address":"p.example.com:1080"}`, ""},
+		"proxy without a port":       {`"egressProxy":{"address":"p.example.com"}`, "network.egressProxy"},
+		"proxy with a long password": {`"egressProxy":{"address":"p:1","password":"` + strings.Repeat("x", 256) + `"}`, "network.egressProxy"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			a := h.do("POST", "/v2/sandboxes", `{"templateID":"base","network":{`+tc.network+`}}`)
+			if tc.field == "" {
+				must.Eq(t, http.StatusCreated, a.status, must.Sprint(a.body))
+				return
+			}
+			must.StrContains(t, a.mustFail(t, 400, api.CodeInvalid), tc.field)
+			must.SliceEmpty(t, h.life.created)
+		})
+	}
+}
+
+func TestPrivateTraffic_needsASecuredSandbox(t *testing.T) {
+	h := newHarness(t)
+	body := `{"templateID":"base","network":{"allowPublicTraffic":false}}`
+	h.do("POST", "/sandboxes", body).mustFail(t, 400, api.CodeInvalid)
+	must.Eq(t, http.StatusCreated, h.do("POST", "/v2/sandboxes", body).status)
+	must.True(t, h.life.created[0].PrivateTraffic)
 }
 
 func TestE2BCreate_refusesBadFields(t *testing.T) {

@@ -161,6 +161,19 @@ func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.Sandbox
 	return sb, sb.State == state.Paused, err
 }
 
+func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sb, ok := f.sandboxes[id]
+	if !ok || sb.Tenant != tenant {
+		return state.Sandbox{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "sandbox %s does not exist", id)
+	}
+	sb.Network, _ = json.Marshal(n)
+	sb.AllowInternetAccess = internet
+	f.sandboxes[id] = sb
+	return sb, nil
+}
+
 func (f *fakeLifecycle) Health(_ context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -35,6 +35,40 @@ func (s *Server) routes() []route {
 		{pattern: "POST /sandboxes/{id}/connect", handle: s.e2bConnectV1},
 		{pattern: "POST /v2/sandboxes/{id}/connect", handle: s.e2bConnectV2},
 
+		{pattern: "PUT /sandboxes/{id}/network", handle: s.e2bNetwork},
+		{pattern: "POST /sandboxes/{id}/pause", handle: s.laterFor("pausing is")},
+		{pattern: "POST /sandboxes/{id}/resume", handle: s.laterFor("resuming is")},
+		{pattern: "POST /sandboxes/{id}/fork", handle: s.laterFor("forking is")},
+		{pattern: "POST /sandboxes/{id}/snapshots", handle: s.laterFor("snapshots are")},
+		{pattern: "GET /snapshots", handle: none},
+
+		{pattern: "GET /templates", handle: s.e2bTemplates},
+		{pattern: "GET /v2/templates", handle: s.e2bTemplatesV2},
+		{pattern: "GET /templates/{tid}", handle: s.e2bTemplate},
+		{pattern: "DELETE /templates/{tid}", handle: s.e2bDeleteTemplate},
+		{pattern: "GET /templates/{tid}/{what}", handle: s.e2bTemplatePart},
+		{pattern: "GET /templates/{tid}/builds/{bid}/status", handle: s.e2bBuildStatus},
+		{pattern: "PATCH /templates/{tid}", handle: later("publishing templates is")},
+		{pattern: "PATCH /v2/templates/{tid}", handle: later("publishing templates is")},
+		{pattern: "POST /templates/tags", handle: later("tagging templates is")},
+		{pattern: "DELETE /templates/tags", handle: later("tagging templates is")},
+		{pattern: "POST /v3/templates", handle: later("building templates is")},
+		{pattern: "POST /v2/templates", handle: later("building templates is")},
+		{pattern: "POST /templates", handle: later("building templates is")},
+		{pattern: "GET /templates/{tid}/files/{hash}", handle: later("building templates is")},
+		{pattern: "POST /v2/templates/{tid}/builds/{bid}", handle: later("building templates is")},
+
+		{pattern: "GET /teams", handle: s.e2bTeams},
+		{pattern: "GET /teams/{team}/metrics", handle: s.e2bTeamMetrics},
+		{pattern: "GET /api-keys", handle: s.e2bKeys},
+		{pattern: "POST /api-keys", handle: s.e2bCreateKey},
+		{pattern: "DELETE /api-keys/{key}", handle: s.e2bDeleteKey},
+		{pattern: "POST /access-tokens", handle: gonePath("access tokens are no more: use API keys")},
+		{pattern: "GET /volumes", handle: none},
+		{pattern: "POST /volumes", handle: later("volumes are")},
+		{pattern: "GET /secrets", handle: none},
+		{pattern: "POST /secrets", handle: later("secrets are")},
+
 		{pattern: "GET /v1/health", handle: s.health, open: true},
 		{pattern: "GET /v1/version", handle: s.version, open: true},
 		{pattern: "GET /v1/metrics", handle: s.showMetrics},
@@ -79,7 +113,7 @@ func (s *Server) routes() []route {
 func (s *Server) unknown(w http.ResponseWriter, r *http.Request) {
 	var allowed []string
 	probe := r.Clone(r.Context())
-	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		probe.Method = m
 		if _, pattern := s.mux.Handler(probe); pattern != "/" && pattern != "" {
 			allowed = append(allowed, m)

@@ -32,6 +32,7 @@ type Lifecycle interface {
 	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)
 	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 }
@@ -71,6 +72,7 @@ type Config struct {
 	Lifecycle Lifecycle
 	Auth      Authenticator
 	Templates Templates
+	Keys      Keys
 	Fleet     Fleet
 	Watcher   Watcher
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.

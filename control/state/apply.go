@@ -108,6 +108,18 @@ func (c *SandboxDeadline) apply(tx *writeTx) (Result, error) {
 	return changed(s, tx.putSandbox(&s))
 }
 
+func (c *SandboxNetwork) apply(tx *writeTx) (Result, error) {
+	s, err := tx.sandbox(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if s.State.Ended() || s.State == Stopping {
+		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
+	}
+	s.Network, s.AllowInternetAccess = c.Network, c.AllowInternetAccess
+	return changed(s, tx.putSandbox(&s))
+}
+
 func (c *SandboxPurge) apply(tx *writeTx) (Result, error) {
 	var r Result
 	for _, id := range c.IDs {

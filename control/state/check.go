@@ -78,6 +78,13 @@ func (c *SandboxDeadline) check() error {
 	return checkID(c.ID)
 }
 
+func (c *SandboxNetwork) check() error {
+	if err := CheckNetwork(c.Network); err != nil {
+		return err
+	}
+	return checkID(c.ID)
+}
+
 func (c *SandboxPurge) check() error {
 	if len(c.IDs) == 0 || len(c.IDs) > MaxBatch {
 		return limitErrorf("ids", "has %d entries, 1 to %d are allowed", len(c.IDs), MaxBatch)

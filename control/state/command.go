@@ -16,6 +16,7 @@ const (
 	typeSandboxEnd      commandType = 4
 	typeSandboxDeadline commandType = 5
 	typeSandboxPurge    commandType = 6
+	typeSandboxNetwork  commandType = 7
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
@@ -31,6 +32,7 @@ var commands = map[commandType]func() Command{
 	typeSandboxEnd:      func() Command { return new(SandboxEnd) },
 	typeSandboxDeadline: func() Command { return new(SandboxDeadline) },
 	typeSandboxPurge:    func() Command { return new(SandboxPurge) },
+	typeSandboxNetwork:  func() Command { return new(SandboxNetwork) },
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
@@ -97,6 +99,13 @@ type SandboxDeadline struct {
 	ExtendOnly bool          `codec:"extend_only"` // an earlier deadline than the current one changes nothing
 }
 
+// SandboxNetwork replaces the network settings of a sandbox that has not ended.
+type SandboxNetwork struct {
+	ID                  api.SandboxID `codec:"id"`
+	Network             []byte        `codec:"network"` // JSON
+	AllowInternetAccess *bool         `codec:"allow_internet_access"`
+}
+
 // SandboxPurge forgets ended sandboxes. Others, and unknown ids, are left alone.
 type SandboxPurge struct {
 	IDs []api.SandboxID `codec:"ids"` // 1 to MaxBatch
@@ -134,6 +143,7 @@ func (*SandboxRunning) kind() commandType  { return typeSandboxRunning }
 func (*SandboxStopping) kind() commandType { return typeSandboxStopping }
 func (*SandboxEnd) kind() commandType      { return typeSandboxEnd }
 func (*SandboxDeadline) kind() commandType { return typeSandboxDeadline }
+func (*SandboxNetwork) kind() commandType  { return typeSandboxNetwork }
 func (*SandboxPurge) kind() commandType    { return typeSandboxPurge }
 func (*KeyPut) kind() commandType          { return typeKeyPut }
 func (*KeyDelete) kind() commandType       { return typeKeyDelete }

@@ -87,7 +87,16 @@ const (
 // is template_not_found, or unavailable where a node that is away may have it. A template that was just imported is found,
 // although its node reports it after the import has returned.
 func (s *Service) Resolve(ctx context.Context, tenant, name string) (state.Template, error) {
-	name = strings.TrimSuffix(name, defaultTag)
+	name = plain(tenant, name)
+	if len(name) == idLen {
+		all, err := s.List(tenant)
+		if err != nil {
+			return state.Template{}, err
+		}
+		if t, ok := byID(all, name); ok {
+			name = t.Name
+		}
+	}
 	var late <-chan time.Time
 	for {
 		t, unreported, err := s.resolve(tenant, name)

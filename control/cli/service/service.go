@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
-		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Fleet: s.Core.Fleet,
+		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err

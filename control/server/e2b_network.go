@@ -1,0 +1,165 @@
+package server
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// Limits of the contract's network settings.
+const (
+	maxRuleDomains = 10
+	maxRuleHeaders = 20
+	maxRuleName    = 64
+	maxRuleValue   = 2048
+	maxNetworkList = 1000 // entries of allowOut and denyOut
+	maxProxyField  = 255
+	everything     = "0.0.0.0/0"
+)
+
+// e2bNetwork is PUT /sandboxes/{id}/network. The settings are replaced as a whole; what is left out is none. They are kept
+// with the sandbox.
+func (s *Server) e2bNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, err := sandboxID(r)
+	if err != nil {
+		return err
+	}
+	var req api.NetworkUpdate
+	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
+		return err
+	}
+	n := api.NetworkConfig{AllowOut: req.AllowOut, DenyOut: req.DenyOut, EgressProxy: req.EgressProxy, Rules: req.Rules}
+	if err := checkNetwork(n); err != nil {
+		return err
+	}
+	if _, err := s.cfg.Lifecycle.SetNetwork(r.Context(), tenant(r), id, n, req.AllowInternetAccess); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// checkNetwork checks network settings against the contract's rules.
+func checkNetwork(n api.NetworkConfig) error {
+	if len(n.AllowOut) > maxNetworkList || len(n.DenyOut) > maxNetworkList {
+		return invalid("network: allowOut and denyOut have at most %d entries each", maxNetworkList)
+	}
+	for _, d := range n.DenyOut {
+		if !isRange(d) {
+			return invalid("network.denyOut: %.80q is neither an IP address nor a CIDR", d)
+		}
+	}
+	for _, a := range n.AllowOut {
+		switch {
+		case isRange(a):
+		case !isDomain(a):
+			return invalid("network.allowOut: %.80q is neither an IP address, nor a CIDR, nor a domain", a)
+		case !slices.Contains(n.DenyOut, everything):
+			return invalid("network.allowOut: the domain %.80q counts only where denyOut has %s", a, everything)
+		}
+	}
+	for _, p := range n.HTTPSPorts {
+		if p < 1 || p > 65535 {
+			return invalid("network.httpsPorts: %d is no port", p)
+		}
+	}
+	if len(n.MaskRequestHost) > 255 || strings.ContainsAny(n.MaskRequestHost, " /\\\r\n\t@?#\x00") {
+		return invalid("network.maskRequestHost: %.80q is no host name", n.MaskRequestHost)
+	}
+	if err := checkEgressProxy(n.EgressProxy); err != nil {
+		return err
+	}
+	return checkRules(n.Rules)
+}
+
+func checkEgressProxy(raw json.RawMessage) error {
+	if !given(raw) {
+		return nil
+	}
+	var p struct {
+		Address  string `json:"address"`
+		Username string `json:"username"`
+		Password string `json:"password"`
+	}
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return invalid("network.egressProxy: %s", err)
+	}
+	if _, _, err := net.SplitHostPort(p.Address); err != nil {
+		return invalid("network.egressProxy.address: %.80q is not host:port", p.Address)
+	}
+	if len(p.Username) > maxProxyField || len(p.Password) > maxProxyField {
+		return invalid("network.egressProxy: username and password have at most %d bytes each", maxProxyField)
+	}
+	return nil
+}
+
+func checkRules(raw json.RawMessage) error {
+	if !given(raw) {
+		return nil
+	}
+	var rules map[string][]struct {
+		Transform struct {
+			Headers map[string]string `json:"headers"`
+		} `json:"transform"`
+	}
+	if err := json.Unmarshal(raw, &rules); err != nil {
+		return invalid("network.rules: %s", err)
+	}
+	if len(rules) > maxRuleDomains {
+		return invalid("network.rules: %d domains, at most %d", len(rules), maxRuleDomains)
+	}
+	for domain, list := range rules {
+		if !isDomain(domain) {
+			return invalid("network.rules: %.80q is no domain", domain)
+		}
+		if len(list) > 1 {
+			return invalid("network.rules: %s has %d transforms, at most 1", domain, len(list))
+		}
+		for _, rule := range list {
+			if len(rule.Transform.Headers) > maxRuleHeaders {
+				return invalid("network.rules: %s sets %d headers, at most %d", domain, len(rule.Transform.Headers), maxRuleHeaders)
+			}
+			for k, v := range rule.Transform.Headers {
+				if k == "" || len(k) > maxRuleName || !headerNames(k) || strings.ContainsAny(k, ", ") {
+					return invalid("network.rules: %.80q is no name of a header of at most %d bytes", k, maxRuleName)
+				}
+				if len(v) > maxRuleValue || strings.ContainsAny(v, "\r\n\x00") {
+					return invalid("network.rules: the value of %s is longer than %d bytes or has a line break", k, maxRuleValue)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func isRange(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return true
+	}
+	_, err := netip.ParsePrefix(s)
+	return err == nil
+}
+
+// isDomain accepts host names, also with a leading wildcard label.
+func isDomain(s string) bool {
+	s = strings.TrimPrefix(s, "*.")
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, c := range []byte(label) {
+			if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+				return false
+			}
+		}
+	}
+	return true
+}

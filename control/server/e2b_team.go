@@ -1,0 +1,133 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/state"
+)
+
+// Keys is what the server needs of the API keys; auth.Service has it. Errors a client may see are *api.Error.
+type Keys interface {
+	Create(ctx context.Context, tenant, name, createdBy string) (auth.Secret, state.Key, error)
+	List(tenant string) ([]state.Key, error)
+	Revoke(ctx context.Context, tenant, id string) error
+}
+
+// e2bTeams is GET /teams: the one tenant whose key asks.
+func (s *Server) e2bTeams(w http.ResponseWriter, r *http.Request) error {
+	key, _ := keyOf(r) // the chain has verified it
+	writeJSON(w, http.StatusOK, []api.Team{{TeamID: tenant(r), Name: tenant(r), APIKey: key, IsDefault: true}})
+	return nil
+}
+
+// ownTeam refuses a tenant that is not the caller's.
+func ownTeam(r *http.Request) error {
+	if id := r.PathValue("team"); id != tenant(r) {
+		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "team %.80q does not exist", id)
+	}
+	return nil
+}
+
+// e2bTeamMetrics is GET /teams/{team}/metrics: how many sandboxes the tenant has, now. There is no history of that yet.
+func (s *Server) e2bTeamMetrics(w http.ResponseWriter, r *http.Request) error {
+	if err := ownTeam(r); err != nil {
+		return err
+	}
+	now, n, err := s.running(r)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, []api.TeamMetric{{Timestamp: now, TimestampUnix: now.Unix(), ConcurrentSandboxes: n}})
+	return nil
+}
+
+func (s *Server) running(r *http.Request) (time.Time, int, error) {
+	l, err := s.cfg.Lifecycle.List(r.Context(), state.Filter{Tenant: tenant(r), States: []state.SandboxState{state.Running}},
+		state.Descending, state.Page{Limit: 1})
+	return time.Now().UTC(), l.TotalRunning, err
+}
+
+func (s *Server) needKeys() error {
+	if s.cfg.Keys == nil {
+		return api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service does not manage keys")
+	}
+	return nil
+}
+
+// e2bKeys is GET /api-keys.
+func (s *Server) e2bKeys(w http.ResponseWriter, r *http.Request) error {
+	if err := s.needKeys(); err != nil {
+		return err
+	}
+	keys, err := s.cfg.Keys.List(tenant(r))
+	if err != nil {
+		return err
+	}
+	out := make([]api.TeamAPIKey, 0, len(keys))
+	for _, k := range keys {
+		out = append(out, keyView(k))
+	}
+	slices.SortFunc(out, func(a, b api.TeamAPIKey) int { return b.CreatedAt.Compare(a.CreatedAt) })
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+// e2bCreateKey is POST /api-keys. The secret is in this answer and nowhere else.
+func (s *Server) e2bCreateKey(w http.ResponseWriter, r *http.Request) error {
+	var req api.NewAPIKey
+	if err := firstOf(s.needKeys(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
+		return err
+	}
+	if req.Name == "" {
+		return invalid("name is missing")
+	}
+	if err := checkText("name", req.Name, state.MaxKeyName); err != nil {
+		return err
+	}
+	secret, k, err := s.cfg.Keys.Create(r.Context(), tenant(r), req.Name, caller(r).KeyID)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, api.CreatedTeamAPIKey{TeamAPIKey: keyView(k), Key: secret.E2BKey()})
+	return nil
+}
+
+// e2bDeleteKey is DELETE /api-keys/{key}.
+func (s *Server) e2bDeleteKey(w http.ResponseWriter, r *http.Request) error {
+	if err := s.needKeys(); err != nil {
+		return err
+	}
+	id := keyOfUUID(r.PathValue("key"))
+	if id == "" {
+		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "key %.80q does not exist", r.PathValue("key"))
+	}
+	return noContent(w, s.cfg.Keys.Revoke(r.Context(), tenant(r), id))
+}
+
+// keyUUID spells a key's id, 16 hexadecimal digits, as the contract wants it: in a UUID of version 8 (RFC 9562).
+func keyUUID(id string) string {
+	return "00000000-0000-8" + id[:3] + "-8" + id[3:6] + "-" + id[6:] + "00"
+}
+
+// keyOfUUID is the way back; the bare id is taken too. What is neither is "".
+func keyOfUUID(s string) string {
+	if len(s) == 36 {
+		s = s[15:18] + s[20:23] + s[24:34]
+	}
+	if len(s) != 16 {
+		return ""
+	}
+	return s
+}
+
+func keyView(k state.Key) api.TeamAPIKey {
+	return api.TeamAPIKey{
+		ID: keyUUID(k.ID), Name: k.Name, CreatedAt: k.CreatedAt.UTC(),
+		Mask: api.KeyMask{Prefix: "e2b_", ValueLength: 80, MaskedValuePrefix: k.ID[:2], MaskedValueSuffix: "…"},
+	}
+}

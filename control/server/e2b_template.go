@@ -1,0 +1,208 @@
+package server
+
+import (
+	"context"
+	"encoding/hex"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/control/template"
+)
+
+// Every template is one build of itself that is ready: the builder of the contract is not served yet.
+const buildReady = "ready"
+
+// e2bTemplates is GET /templates: all of the caller's at once.
+func (s *Server) e2bTemplates(w http.ResponseWriter, r *http.Request) error {
+	list, err := s.e2bTemplateList(r)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+// e2bTemplatesV2 is GET /v2/templates: a page of them.
+func (s *Server) e2bTemplatesV2(w http.ResponseWriter, r *http.Request) error {
+	q, err := parseQuery(r)
+	if err != nil {
+		return err
+	}
+	limit := int(q.integer("limit", maxE2BLimit, 1, maxE2BLimit))
+	after := q.str("nextToken", maxTokenBytes)
+	if q.err != nil {
+		return q.err
+	}
+	list, err := s.e2bTemplateList(r)
+	if err != nil {
+		return err
+	}
+	if after != "" { // the template that the page before ended with; the list is in the order of names
+		i, _ := slices.BinarySearchFunc(list, after, func(t api.E2BTemplate, name string) int { return strings.Compare(t.Names[0], name+"\x00") })
+		list = list[i:]
+	}
+	if len(list) > limit {
+		list = list[:limit]
+		w.Header().Set("X-Next-Token", list[limit-1].Names[0])
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+func (s *Server) e2bTemplateList(r *http.Request) ([]api.E2BTemplate, error) {
+	if err := s.needTemplates(); err != nil {
+		return nil, err
+	}
+	all, err := s.cfg.Templates.List(r.Context(), tenant(r))
+	if err != nil {
+		return nil, err
+	}
+	spawned, err := s.spawns(tenant(r))
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.E2BTemplate, 0, len(all))
+	for _, t := range all {
+		out = append(out, e2bTemplateView(t, spawned[t.Digest]))
+	}
+	return out, nil
+}
+
+// spawn is how often, and when at last, sandboxes were made of a template, as far as they are kept.
+type spawn struct {
+	count int64
+	last  time.Time
+}
+
+func (s *Server) spawns(tenant string) (map[string]spawn, error) {
+	out := map[string]spawn{}
+	if s.cfg.Watcher == nil {
+		return out, nil
+	}
+	kept, _, _, err := s.cfg.Watcher.Watch(tenant)
+	for _, sb := range kept {
+		n := out[sb.Digest]
+		n.count++
+		if sb.CreatedAt.After(n.last) {
+			n.last = sb.CreatedAt
+		}
+		out[sb.Digest] = n
+	}
+	return out, err
+}
+
+func e2bTemplateView(t state.Template, n spawn) api.E2BTemplate {
+	v := api.E2BTemplate{
+		TemplateID: template.ID(t.Tenant, t.Name), BuildID: buildID(t.Digest), CPUCount: defaultCPUs, MemoryMB: defaultMemoryMB,
+		DiskSizeMB: max(1, t.Bytes>>20), Names: []string{t.Name}, Aliases: []string{t.Name},
+		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.CreatedAt.UTC(),
+		SpawnCount: n.count, BuildCount: 1, EnvdVersion: envdVersion, BuildStatus: buildReady,
+	}
+	if !t.UpdatedAt.IsZero() {
+		v.UpdatedAt = t.UpdatedAt.UTC()
+	}
+	if !n.last.IsZero() {
+		last := n.last.UTC()
+		v.LastSpawnedAt = &last
+	}
+	return v
+}
+
+// What a sandbox gets where nobody says otherwise; the contract shows it as a property of the template.
+const (
+	defaultCPUs     = 1
+	defaultMemoryMB = 512
+)
+
+// buildID is the UUID of a template's content: the first 16 bytes of its digest, marked as a UUID of version 8 (RFC 9562).
+func buildID(digest string) string {
+	sum, err := hex.DecodeString(strings.TrimPrefix(digest, "sha256:"))
+	if err != nil || len(sum) < 16 {
+		sum = make([]byte, 16)
+	}
+	sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80
+	h := hex.EncodeToString(sum[:16])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// e2bTemplateOf finds the template that a path names: by its id, its name, or its name with the caller's namespace or tag.
+func (s *Server) e2bTemplateOf(ctx context.Context, tenant, name string) (state.Template, error) {
+	if err := firstOf(s.needTemplates(), checkText("template", name, state.MaxTemplateName)); err != nil {
+		return state.Template{}, err
+	}
+	return s.cfg.Templates.Get(ctx, tenant, name)
+}
+
+// e2bTemplate is GET /templates/{tid}.
+func (s *Server) e2bTemplate(w http.ResponseWriter, r *http.Request) error {
+	t, err := s.e2bTemplateOf(r.Context(), tenant(r), r.PathValue("tid"))
+	if err != nil {
+		return err
+	}
+	spawned, err := s.spawns(tenant(r))
+	if err != nil {
+		return err
+	}
+	v := e2bTemplateView(t, spawned[t.Digest])
+	finished := v.UpdatedAt
+	writeJSON(w, http.StatusOK, api.TemplateWithBuilds{
+		TemplateID: v.TemplateID, Public: v.Public, Aliases: v.Aliases, Names: v.Names, CreatedAt: v.CreatedAt, UpdatedAt: v.UpdatedAt,
+		LastSpawnedAt: v.LastSpawnedAt, SpawnCount: v.SpawnCount,
+		Builds: []api.TemplateBuild{{
+			BuildID: v.BuildID, Status: buildReady, CreatedAt: v.UpdatedAt, UpdatedAt: v.UpdatedAt, FinishedAt: &finished,
+			CPUCount: v.CPUCount, MemoryMB: v.MemoryMB, DiskSizeMB: v.DiskSizeMB, EnvdVersion: envdVersion,
+		}},
+	})
+	return nil
+}
+
+// e2bDeleteTemplate is DELETE /templates/{tid}.
+func (s *Server) e2bDeleteTemplate(w http.ResponseWriter, r *http.Request) error {
+	t, err := s.e2bTemplateOf(r.Context(), tenant(r), r.PathValue("tid"))
+	if err != nil {
+		return err
+	}
+	return noContent(w, s.cfg.Templates.Delete(r.Context(), tenant(r), t.Name))
+}
+
+// e2bTemplatePart is GET /templates/aliases/{alias} and GET /templates/{tid}/tags, between which a pattern cannot choose.
+func (s *Server) e2bTemplatePart(w http.ResponseWriter, r *http.Request) error {
+	tid, what := r.PathValue("tid"), r.PathValue("what")
+	name := tid
+	switch {
+	case tid == "aliases":
+		name = what
+	case what != "tags":
+		return api.Errorf(http.StatusNotFound, codeNoRoute, "there is nothing at this path")
+	}
+	t, err := s.e2bTemplateOf(r.Context(), tenant(r), name)
+	if err != nil {
+		return err
+	}
+	if tid == "aliases" {
+		writeJSON(w, http.StatusOK, api.TemplateAlias{TemplateID: template.ID(t.Tenant, t.Name)})
+		return nil
+	}
+	// A template has the one tag that a name without a tag means.
+	writeJSON(w, http.StatusOK, []api.TemplateTag{{Tag: "default", BuildID: buildID(t.Digest), CreatedAt: t.CreatedAt.UTC()}})
+	return nil
+}
+
+// e2bBuildStatus is GET /templates/{tid}/builds/{bid}/status: a template that exists is ready.
+func (s *Server) e2bBuildStatus(w http.ResponseWriter, r *http.Request) error {
+	t, err := s.e2bTemplateOf(r.Context(), tenant(r), r.PathValue("tid"))
+	if err != nil {
+		return err
+	}
+	if bid := r.PathValue("bid"); bid != buildID(t.Digest) {
+		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %s has no build %.80q", t.Name, bid)
+	}
+	writeJSON(w, http.StatusOK, api.TemplateBuildInfo{
+		TemplateID: template.ID(t.Tenant, t.Name), BuildID: buildID(t.Digest), Status: buildReady, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
+	})
+	return nil
+}
