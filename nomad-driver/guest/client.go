@@ -231,7 +231,7 @@ func (c *Client) dial(ctx context.Context, req Request) (*conversation, error) {
 // answerTimeout is how long a guest may take to answer. Work whose length the caller decides gets more.
 func answerTimeout(req Request) time.Duration {
 	switch req.Op {
-	case OpRemove, OpStdin, OpReadDir:
+	case OpRemove, OpStdin, OpReadDir, OpWalk:
 		return 10 * time.Minute
 	default:
 		return 3 * DialTimeout

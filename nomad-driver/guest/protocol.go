@@ -45,6 +45,10 @@ const (
 	OpRemove     Op = "remove"      // File; recursive; a missing path is no error
 	OpRename     Op = "rename"      // File.Path → File.Target
 	OpSymlink    Op = "symlink"     // File.Path is made a link to File.Target
+	OpEntry      Op = "entry"       // File → Response.Entry: links are followed, metadata comes along
+	OpWalk       Op = "walk"        // File → Response.Entries: a directory down to File.Depth, at most MaxEntries
+	OpRead       Op = "read"        // File → Response.Data: a file of at most MaxRead bytes, read inside
+	OpWatch      Op = "watch"       // Watch → Response, then Events frames until either side closes
 	OpLookupUser Op = "lookup_user" // User → Response.User
 	OpShutdown   Op = "shutdown"    // Shutdown: SIGTERM (or its signal) to all, SIGKILL after the grace, exit record, exit
 )
@@ -72,6 +76,7 @@ type Request struct {
 	Resize   *ResizeRequest  `json:"resize,omitempty"`
 	Wait     *WaitRequest    `json:"wait,omitempty"`
 	File     *FileRequest    `json:"file,omitempty"`
+	Watch    *WatchRequest   `json:"watch,omitempty"`
 	Shutdown *ShutdownParams `json:"shutdown,omitempty"`
 	User     string          `json:"user,omitempty"`
 }
@@ -85,7 +90,10 @@ type Response struct {
 	File      *FileInfo     `json:"file,omitempty"`
 	Files     []FileInfo    `json:"files,omitempty"`
 	User      *UserInfo     `json:"user,omitempty"`
-	More      bool          `json:"more,omitempty"` // OpList, OpReadDir: another Response frame with the next part follows
+	Entry     *Entry        `json:"entry,omitempty"`
+	Entries   []Entry       `json:"entries,omitempty"`
+	Data      []byte        `json:"data,omitempty"`
+	More      bool          `json:"more,omitempty"` // OpList, OpReadDir, OpWalk: another Response frame with the next part follows
 }
 
 // Error codes that a guest answers with.
@@ -100,6 +108,8 @@ const (
 	CodeIsDir       = "is_a_directory"    // file: EISDIR
 	CodeNoSpace     = "no_space"          // file: ENOSPC, EDQUOT
 	CodeLoop        = "symlink_loop"      // file: ELOOP
+	CodeCrossDevice = "cross_device"      // rename: EXDEV, the two paths are on different file systems
+	CodeNetwork     = "network_mount"     // watch: the directory is on a network file system
 	CodeUnknownUser = "unknown_user"      // no such user in the sandbox's /etc/passwd
 	CodeBadCwd      = "cwd_not_found"     // the working directory does not exist or is none
 	CodeBadCommand  = "command_not_found" // the program does not exist or cannot be executed
@@ -173,6 +183,7 @@ type FileRequest struct {
 	Flags   int    `json:"flags,omitempty"`   // OpOpen: O_* flags of Linux; only access mode, CREAT, EXCL, TRUNC, APPEND, DIRECTORY, NOFOLLOW count
 	Mode    uint32 `json:"mode,omitempty"`    // OpOpen with CREAT, OpMkdir; 0 means 0644 and 0755
 	Parents bool   `json:"parents,omitempty"` // make missing parent directories, owned by the user
+	Depth   int    `json:"depth,omitempty"`   // OpWalk: levels, 1 to MaxDepth
 }
 
 // FileInfo is what a guest says of a file.

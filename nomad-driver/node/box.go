@@ -32,6 +32,10 @@ type guestClient interface {
 	Remove(ctx context.Context, r guest.FileRequest) error
 	Rename(ctx context.Context, r guest.FileRequest) error
 	Symlink(ctx context.Context, r guest.FileRequest) error
+	Entry(ctx context.Context, r guest.FileRequest) (guest.Entry, error)
+	Walk(ctx context.Context, r guest.FileRequest) ([]guest.Entry, error)
+	ReadSmall(ctx context.Context, r guest.FileRequest) ([]byte, error)
+	Watch(ctx context.Context, r guest.WatchRequest) (*guest.Watch, error)
 	Shutdown(ctx context.Context, p guest.ShutdownParams) error
 }
 

@@ -30,6 +30,11 @@ type Guest interface {
 	Mkdir(ctx context.Context, r guest.FileRequest) (guest.FileInfo, error)
 	Remove(ctx context.Context, r guest.FileRequest) error
 	Rename(ctx context.Context, r guest.FileRequest) error
+
+	Entry(ctx context.Context, r guest.FileRequest) (guest.Entry, error)
+	Walk(ctx context.Context, r guest.FileRequest) ([]guest.Entry, error)
+	ReadSmall(ctx context.Context, r guest.FileRequest) ([]byte, error)
+	Watch(ctx context.Context, r guest.WatchRequest) (*guest.Watch, error)
 }
 
 // Sandbox is the sandbox that a request is about.

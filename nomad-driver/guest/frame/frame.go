@@ -43,6 +43,7 @@ const (
 	Exit    Type = 35 // server → client: JSON ExitBody; the last frame of an attachment
 	Dropped Type = 36 // server → client: JSON DroppedBody; output that left the ring before it was read
 	Error   Type = 37 // server → client: JSON ErrorBody; ends the conversation
+	Events  Type = 38 // server → client: JSON guest.WatchEvents; what a watch has seen
 )
 
 // Frame is one frame. Payload is valid until the next Read of the reader it came from.

@@ -58,12 +58,18 @@ func check(r *guest.Request) error {
 			return lacks("wait")
 		}
 		return checkPID("wait.pid", r.Wait.PID)
-	case guest.OpOpen, guest.OpStat, guest.OpReadDir, guest.OpMkdir, guest.OpRemove:
+	case guest.OpOpen, guest.OpStat, guest.OpReadDir, guest.OpMkdir, guest.OpRemove, guest.OpEntry,
+		guest.OpWalk, guest.OpRead:
 		if r.File == nil {
 			return lacks("file")
 		}
 		if r.File.Mode > 0o7777 {
 			return fail(guest.CodeBadRequest, "file.mode %#o has bits beyond 07777", r.File.Mode)
+		}
+		return nil
+	case guest.OpWatch:
+		if r.Watch == nil {
+			return lacks("watch")
 		}
 		return nil
 	case guest.OpRename, guest.OpSymlink:

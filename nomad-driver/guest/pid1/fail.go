@@ -46,11 +46,13 @@ func failFile(verb, path string, err error) *frame.ErrorBody {
 			code = guest.CodeIsDir
 		case unix.ENOSPC, unix.EDQUOT, unix.EFBIG:
 			code = guest.CodeNoSpace
+		case unix.EXDEV:
+			code = guest.CodeCrossDevice
 		case unix.ELOOP:
 			code = guest.CodeLoop
 		case unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN:
 			code = guest.CodeLimit
-		case unix.EINVAL, unix.ENAMETOOLONG, unix.EXDEV, unix.ENXIO, unix.EBUSY, unix.ETXTBSY:
+		case unix.EINVAL, unix.ENAMETOOLONG, unix.ENXIO, unix.EBUSY, unix.ETXTBSY:
 			code = guest.CodeBadRequest
 		}
 		err = errno

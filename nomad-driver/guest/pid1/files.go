@@ -21,6 +21,7 @@ const (
 type files struct {
 	workers *workers
 	user    string // default user
+	watches watches
 }
 
 // opened is a file of the sandbox for the node.

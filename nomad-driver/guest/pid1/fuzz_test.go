@@ -75,6 +75,17 @@ func (b fakeBackend) stat(r *guest.FileRequest) (guest.FileInfo, error) {
 func (b fakeBackend) readDir(r *guest.FileRequest) ([]guest.FileInfo, error) {
 	return make([]guest.FileInfo, 5), b.path(r)
 }
+func (b fakeBackend) entry(r *guest.FileRequest) (guest.Entry, error) {
+	return guest.Entry{}, b.path(r)
+}
+func (b fakeBackend) walk(r *guest.FileRequest) ([]guest.Entry, error) {
+	return make([]guest.Entry, 5), b.path(r)
+}
+func (b fakeBackend) read(r *guest.FileRequest) ([]byte, error) { return []byte("x"), b.path(r) }
+func (b fakeBackend) watch(c *conn, w *guest.WatchRequest) {
+	b.need(w != nil, "watch")
+	answer(c, guest.Response{}, nil)
+}
 func (b fakeBackend) mkdir(r *guest.FileRequest) (guest.FileInfo, error) {
 	return guest.FileInfo{}, b.path(r)
 }

@@ -71,6 +71,7 @@ func (s *supervisor) run(terms <-chan os.Signal, sv *server, record *os.File) in
 	if s.mainLogged {
 		s.main.waitTold(LogWait)
 	}
+	s.endWatches()
 	sv.drainConns(lastWords)
 	s.mu.Lock()
 	s.over = true

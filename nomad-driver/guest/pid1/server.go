@@ -45,6 +45,10 @@ type fileOps interface {
 	remove(*guest.FileRequest) error
 	rename(*guest.FileRequest) error
 	symlink(*guest.FileRequest) error
+	entry(*guest.FileRequest) (guest.Entry, error)
+	walk(*guest.FileRequest) ([]guest.Entry, error)
+	read(*guest.FileRequest) ([]byte, error)
+	watch(*conn, *guest.WatchRequest)
 }
 
 // server accepts conversations.
@@ -198,6 +202,23 @@ func (s *server) dispatchFile(c *conn, req *guest.Request) {
 		}
 		sendParts(c, list, func(part []guest.FileInfo) guest.Response { return guest.Response{Files: part} })
 		return
+	case guest.OpWalk:
+		list, err := s.b.walk(req.File)
+		if err != nil {
+			c.fail(failBody(err))
+			return
+		}
+		sendParts(c, list, func(part []guest.Entry) guest.Response { return guest.Response{Entries: part} })
+		return
+	case guest.OpWatch:
+		s.b.watch(c, req.Watch)
+		return
+	case guest.OpEntry:
+		var e guest.Entry
+		e, err = s.b.entry(req.File)
+		resp.Entry = &e
+	case guest.OpRead:
+		resp.Data, err = s.b.read(req.File)
 	case guest.OpStat:
 		i, err = s.b.stat(req.File)
 		resp.File = &i

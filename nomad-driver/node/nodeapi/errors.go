@@ -26,6 +26,8 @@ var guestCodes = map[string]struct {
 	guest.CodeIsDir:       {http.StatusBadRequest, guest.CodeIsDir},
 	guest.CodeNoSpace:     {http.StatusInsufficientStorage, api.CodeNoSpace},
 	guest.CodeLoop:        {http.StatusBadRequest, guest.CodeLoop},
+	guest.CodeCrossDevice: {http.StatusBadRequest, guest.CodeCrossDevice},
+	guest.CodeNetwork:     {http.StatusBadRequest, guest.CodeNetwork},
 	guest.CodeUnknownUser: {http.StatusBadRequest, api.CodeUnknownUser},
 	guest.CodeBadCwd:      {http.StatusBadRequest, api.CodeCwd},
 	guest.CodeBadCommand:  {http.StatusBadRequest, api.CodeCommand},
