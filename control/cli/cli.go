@@ -89,6 +89,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"logs":            logsCommand,
 		"template":        templateCommand,
 		"template import": templateImportCommand,
+		"template make":   templateMakeCommand,
 		"template list":   templateListCommand,
 		"template delete": templateDeleteCommand,
 		"node":            nodeCommand,

@@ -49,6 +49,8 @@ type box struct {
 	removed  chan struct{} // the record is gone
 	lease    *lease        // on its template, until released; nil where the template is gone or not needed any more
 
+	activation sync.Mutex // held while a server of the template's is looked for and started
+
 	mu       sync.Mutex
 	abort    context.CancelFunc // ends a creation that is under way
 	rec      record

@@ -175,6 +175,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	}
 	s.Steps = append(slices.Clip(inst.Steps()), guest.Step{Name: "record", Nanos: time.Since(recordStart).Nanoseconds()})
 	n.adopt(b)
+	n.prestart(b, inst.Guest(), b.lease.Root)
 	sb = b.rec.Sandbox
 	n.hub.publish(nodeapi.EventRunning, b.id, &sb)
 	close(b.created)

@@ -40,9 +40,7 @@ func (n *Node) getPort(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), portTimeout)
-	defer cancel()
-	far, err := inst.Dial(ctx, port)
+	far, err := n.dialPort(r.Context(), b, inst, port)
 	if errors.Is(err, sandbox.ErrPortClosed) || errors.Is(err, context.DeadlineExceeded) {
 		return api.Errorf(http.StatusBadGateway, nodeapi.CodePortClosed, "sandbox %s: nobody listens on port %d", id, port)
 	}

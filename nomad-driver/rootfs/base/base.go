@@ -1,27 +1,62 @@
-// Package base makes the base template: a small Debian with a user, a shell, Python, Node, git and curl.
+// Package base makes the templates that SoulBox brings: base, a small Debian with a user, a shell, Python, Node, git and curl;
+// and the code interpreter, which is base with Jupyter's kernels and a server before them.
 //
-// It owns what is in that template and the cache of it. It makes a tar and nothing else; a template store takes it from there.
+// It owns what is in these templates and the cache of them. It makes a tar and nothing else; a template store takes it from there.
 package base
 
 import (
 	"context"
 	"crypto/sha256"
-	_ "embed" // customize.sh
+	"embed"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Name is the name under which the template is imported where nothing else is said.
+// Name is the name under which the base template is imported where nothing else is said.
 const Name = "base"
+
+// Recipe says what is in a template.
+type Recipe struct {
+	Name     string   // under which it is imported where nothing else is said
+	packages []string // of the distribution, besides those of base
+	// files are put into the folder /usr/lib/soulbox/<Name> of the template, and script, run as sh with that folder and the root as its
+	// arguments, comes after base's own.
+	files  fs.FS
+	script string
+}
+
+// Base is the recipe of the base template.
+var Base = Recipe{Name: Name}
+
+// Interpreter is the recipe of the code interpreter.
+var Interpreter = Recipe{
+	Name: "code-interpreter-v1",
+	packages: []string{
+		"python3-ipykernel", "python3-jupyter-client", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-requests", "python3-tornado",
+	},
+	files:  interpreter,
+	script: interpreterScript,
+}
+
+// Recipes are all recipes.
+func Recipes() []Recipe { return []Recipe{Base, Interpreter} }
+
+//go:embed interpreter/*.py
+var interpreter embed.FS
+
+//go:embed interpreter/install.sh
+var interpreterScript string
 
 // suite is the Debian release. The mirror is mmdebstrap's own default for it.
 const suite = "trixie"
@@ -46,26 +81,47 @@ var customize string
 
 // Options of Build. The zero value builds quietly into the user's cache.
 type Options struct {
+	Recipe   Recipe    // the zero value is Base
 	Dir      string    // of the cache; empty is soulbox/base in the user's cache directory
 	Progress io.Writer // gets a line for each step of a build; nil is nowhere
 	Refresh  bool      // build even if a tar is there, for the packages of today
 }
 
-// Pins is a short hash over everything that this program decides about the template; the packages' own versions are those of
-// the day of the build. There is one tar in the cache for each.
-func Pins() string {
+// Pins is a short hash over everything that this program decides about the base template; the packages' own versions are those
+// of the day of the build. There is one tar in the cache for each.
+func Pins() string { return Base.pins() }
+
+func (r Recipe) pins() string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n%s\n%s\n%s", suite, runtime.GOARCH, strings.Join(packages, ","), strings.Join(dpkgOptions, ","), customize)
+	fmt.Fprintf(h, "%s\n%s\n%s\n%s\n%s", suite, runtime.GOARCH, strings.Join(r.all(), ","), strings.Join(dpkgOptions, ","), customize)
+	if r.files != nil {
+		fmt.Fprintf(h, "\n%s", r.script)
+		for _, name := range r.names() {
+			b, _ := fs.ReadFile(r.files, name) // embedded: it is there
+			fmt.Fprintf(h, "\n%s %d\n%s", name, len(b), b)
+		}
+	}
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
-// Cached returns the path of the tar and whether it is there.
-func Cached(dir string) (string, bool, error) {
+// all returns the packages, base's first.
+func (r Recipe) all() []string { return slices.Concat(packages, r.packages) }
+
+// names returns the paths of the recipe's files.
+func (r Recipe) names() []string {
+	names, _ := fs.Glob(r.files, "*/*") // the pattern is well formed
+	return names
+}
+
+// Cached returns the path of the base template's tar and whether it is there.
+func Cached(dir string) (string, bool, error) { return Base.cached(dir) }
+
+func (r Recipe) cached(dir string) (string, bool, error) {
 	dir, err := cacheDir(dir)
 	if err != nil {
 		return "", false, err
 	}
-	path := filepath.Join(dir, Name+"-"+Pins()+".tar")
+	path := filepath.Join(dir, r.Name+"-"+r.pins()+".tar")
 	st, err := os.Stat(path)
 	return path, err == nil && st.Mode().IsRegular(), nil
 }
@@ -89,7 +145,10 @@ func cacheDir(dir string) (string, error) {
 // root and the network, and installs mmdebstrap with apt-get where it is missing. Of several callers at once, in whatever
 // process, one builds and the others wait.
 func Build(ctx context.Context, o Options) (string, error) {
-	path, ok, err := Cached(o.Dir)
+	if o.Recipe.Name == "" {
+		o.Recipe = Base
+	}
+	path, ok, err := o.Recipe.cached(o.Dir)
 	if err != nil || ok && !o.Refresh {
 		return path, err
 	}
@@ -105,11 +164,11 @@ func Build(ctx context.Context, o Options) (string, error) {
 		return "", err
 	}
 	defer lock.Close()
-	if _, ok, err = Cached(o.Dir); err != nil || ok && !o.Refresh {
+	if _, ok, err = o.Recipe.cached(o.Dir); err != nil || ok && !o.Refresh {
 		return path, err // somebody else built it meanwhile
 	}
-	if err := build(ctx, path, o.Progress); err != nil {
-		return "", fmt.Errorf("build the base template: %w", err)
+	if err := build(ctx, o.Recipe, path, o.Progress); err != nil {
+		return "", fmt.Errorf("build the %s template: %w", o.Recipe.Name, err)
 	}
 	return path, nil
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,7 @@ const tool = "mmdebstrap"
 
 // build makes the tar at path. What it needs meanwhile is in a folder beside it, which it removes, as well as those of builds
 // that were killed: the caller holds the lock.
-func build(ctx context.Context, path string, progress io.Writer) (err error) {
+func build(ctx context.Context, r Recipe, path string, progress io.Writer) (err error) {
 	if err := install(ctx, progress); err != nil {
 		return err
 	}
@@ -45,8 +46,17 @@ func build(ctx context.Context, path string, progress io.Writer) (err error) {
 	if err := os.WriteFile(hook, []byte(customize), 0o755); err != nil {
 		return err
 	}
+	hooks := []string{"--customize-hook=" + hook}
+	if r.files != nil {
+		own, err := r.unpack(work)
+		if err != nil {
+			return err
+		}
+		hooks = append(hooks, "--customize-hook=sh "+own+"/install "+own+" \"$1\"")
+	}
 	out := filepath.Join(work, "root.tar")
-	args := []string{"--variant=minbase", "--format=tar", "--skip=cleanup/apt", "--include=" + strings.Join(packages, ","), "--customize-hook=" + hook}
+	args := []string{"--variant=minbase", "--format=tar", "--skip=cleanup/apt", "--include=" + strings.Join(r.all(), ",")}
+	args = append(args, hooks...)
 	for _, o := range dpkgOptions {
 		args = append(args, "--dpkgopt="+o)
 	}
@@ -54,15 +64,33 @@ func build(ctx context.Context, path string, progress io.Writer) (err error) {
 		args = append(args, "--mode=root")
 	}
 	start := time.Now()
-	fmt.Fprintf(progress, "making the base template with %s: about half a minute, once\n", tool)
+	fmt.Fprintf(progress, "making the template %s with %s, once: half a minute or more\n", r.Name, tool)
 	if err := run(ctx, progress, work, tool, append(args, suite, out)...); err != nil {
 		return err
 	}
 	if err := publish(out, path); err != nil {
 		return err
 	}
-	fmt.Fprintf(progress, "made the base template in %s\n", time.Since(start).Round(time.Second))
+	fmt.Fprintf(progress, "made the template %s in %s\n", r.Name, time.Since(start).Round(time.Second))
 	return nil
+}
+
+// unpack writes the recipe's files and its script into a folder of dir.
+func (r Recipe) unpack(dir string) (string, error) {
+	own := filepath.Join(dir, "own")
+	if err := os.Mkdir(own, 0o755); err != nil {
+		return "", err
+	}
+	for _, name := range r.names() {
+		b, err := fs.ReadFile(r.files, name)
+		if err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(filepath.Join(own, filepath.Base(name)), b, 0o644); err != nil {
+			return "", err
+		}
+	}
+	return own, os.WriteFile(filepath.Join(own, "install"), []byte(r.script), 0o755)
 }
 
 // publish moves a finished tar to its place, durably.
