@@ -36,7 +36,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 	names := []string{
 		"server", "dev", "init", "config", "config get", "config set", "config list", "config path", "sandbox", "sandbox create",
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
-		"template delete", "node", "node audit", "version",
+		"template delete", "template make", "node", "node audit", "version",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -9,8 +9,11 @@ import (
 	"context"
 	"crypto/subtle"
 	"net/http"
+	"sync"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/files"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/filesystem"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/process"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -21,6 +24,10 @@ const TokenHeader = "X-Access-Token"
 
 // Config of a Handler. Everything may be missing.
 type Config struct {
+	// Context ends what outlives requests: the watchers of directories that clients poll. Watchers counts their goroutines, for
+	// whoever ends Context to wait for.
+	Context  context.Context //nolint:containedctx // the life of the handler, not of a call
+	Watchers *sync.WaitGroup
 	// Started is called for every process that was started here, before its first output is sent.
 	Started func(scope.Sandbox, guest.ProcessInfo)
 	// Usage returns what a sandbox uses, for GET /metrics. It answers from counters and never waits for the sandbox. nil: 501.
@@ -41,6 +48,11 @@ func New(cfg Config) *Handler {
 	h.mux.Handle("GET /envs", guarded(http.HandlerFunc(envs)))
 	path, processes := process.New(process.Config{Started: cfg.Started})
 	h.mux.Handle(path, guarded(processes))
+	path, tree := filesystem.New(filesystem.Config{Context: cfg.Context, Watchers: cfg.Watchers})
+	h.mux.Handle(path, guarded(tree))
+	content := files.New(files.Config{}) // lets in by a signature too
+	h.mux.Handle("/files", content)
+	h.mux.Handle("/files/compose", content)
 	// What E2B's own control plane tells its daemon; here the node knows it already.
 	for _, internal := range []string{"/init", "/freeze", "/unfreeze", "/collapse", "/fsfreeze", "/fsthaw", "/upgrade"} {
 		h.mux.HandleFunc(internal, notFound)

@@ -14,7 +14,7 @@ import (
 
 // newEnvd returns what serves the contract's in-sandbox API for all sandboxes of the node.
 func (n *Node) newEnvd() http.Handler {
-	return envd.New(envd.Config{Usage: n.usage})
+	return envd.New(envd.Config{Context: n.ctx, Watchers: &n.wg, Usage: n.usage})
 }
 
 // envd is /v1/sandboxes/{id}/envd/…: the rest of the path goes to envd. The answers are envd's own, in the contract's shape: a

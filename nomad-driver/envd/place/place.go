@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"unicode/utf8"
 
@@ -56,7 +57,7 @@ func As(ctx context.Context, s scope.Sandbox, name string) (User, error) {
 }
 
 // Path makes a client's path absolute: empty is the default working directory, ~ and what is relative belong to the user's
-// home. It is not cleaned: what ".." means behind a symlink is for the kernel to say.
+// home. It is cleaned as text, ".." included, as the contract's own daemon does; where it leads then is for the kernel to say.
 func (u User) Path(p string) (string, error) {
 	if p == "" {
 		p = u.Sandbox.Cwd
@@ -77,7 +78,7 @@ func (u User) Path(p string) (string, error) {
 	case len(p) > MaxPath:
 		return "", &PathError{fmt.Sprintf("path is longer than %d bytes", MaxPath)}
 	}
-	return p, nil
+	return path.Clean(p), nil
 }
 
 func join(dir, rest string) string { return strings.TrimSuffix(dir, "/") + "/" + rest }
