@@ -33,6 +33,7 @@ type watch struct {
 	dirs map[int32]string // directory of a watch descriptor, relative to root; "" is root
 
 	found    map[string]bool // reported by a scan; the kernel's own event of it may still come
+	fresh    bool            // found has grown since the last read
 	moved    uint32          // cookie of an upload's rename, and whether it replaces
 	replaces bool
 	overflow bool
@@ -196,7 +197,7 @@ func (w *watch) scanned(dir int, rel, name string, quiet bool) error {
 		if len(w.found) >= guest.MaxEntries {
 			return fail(guest.CodeLimit, "watch %q: more than %d files at once", w.root, guest.MaxEntries)
 		}
-		w.found[rel] = true
+		w.found[rel], w.fresh = true, true
 		w.report(rel, guest.WatchCreate)
 	}
 	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -251,9 +252,10 @@ func (w *watch) run(c *conn, pool *workers, u guest.UserInfo, a accounts) {
 			c.fail(failFile("watch", w.root, err))
 			return
 		}
-		if n < len(buf)/2 {
-			w.found = nil // the queue was empty after this: nothing of before the scans is left in it
+		if n < len(buf)/2 && !w.fresh {
+			w.found = nil // this read has emptied the queue: nothing of the time of the scans is left in it
 		}
+		w.fresh = false
 		if !w.send(c) {
 			return
 		}
