@@ -5,7 +5,8 @@ import { Sandbox } from 'e2b'
 const sandbox = await Sandbox.create('base')
 const { files } = sandbox
 try {
-  assert.deepEqual(await files.write('a.txt', 'hello'), { name: 'a.txt', path: '/home/user/a.txt', type: 'file' })
+  const written = await files.write('a.txt', 'hello')
+  assert.deepEqual([written.name, written.path, written.type], ['a.txt', '/home/user/a.txt', 'file'])
   assert.equal(await files.read('a.txt'), 'hello')
   assert.deepEqual([...(await files.read('a.txt', { format: 'bytes' }))], [...Buffer.from('hello')])
   assert.equal(await (await files.read('a.txt', { format: 'blob' })).text(), 'hello')
