@@ -62,3 +62,15 @@ func (s *Service) NodeFor(_ context.Context, tenant string, id api.SandboxID) (*
 	}
 	return s.cfg.Fleet.Client(sb.Node)
 }
+
+// NodeOf implements API.
+func (s *Service) NodeOf(_ context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
+	sb, err := s.sandbox(tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	if sb.Node == "" {
+		return nil, notRunning(sb)
+	}
+	return s.cfg.Fleet.Client(sb.Node)
+}

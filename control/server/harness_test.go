@@ -161,6 +161,10 @@ func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.Sandbox
 	return sb, sb.State == state.Paused, err
 }
 
+func (f *fakeLifecycle) NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
+	return f.NodeFor(ctx, tenant, id)
+}
+
 func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -41,6 +41,8 @@ func (s *Server) routes() []route {
 		{pattern: "POST /sandboxes/{id}/fork", handle: s.laterFor("forking is")},
 		{pattern: "POST /sandboxes/{id}/snapshots", handle: s.laterFor("snapshots are")},
 		{pattern: "GET /snapshots", handle: none},
+		{pattern: "GET /sandboxes/{id}/logs", handle: s.e2bLogsV1},
+		{pattern: "GET /v2/sandboxes/{id}/logs", handle: s.e2bLogsV2},
 
 		{pattern: "GET /templates", handle: s.e2bTemplates},
 		{pattern: "GET /v2/templates", handle: s.e2bTemplatesV2},
@@ -83,6 +85,9 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats},
 		{pattern: "GET /v1/sandboxes/{id}/metrics", handle: s.sandboxMetrics},
 		{pattern: "GET /v1/sandboxes/{id}/logs", handle: s.logs, stream: true},
+
+		{pattern: "GET /v1/sandboxes/{id}/log", handle: s.sandboxLog},
+		{pattern: "GET /v1/sandboxes/{id}/log/stream", handle: s.logStream, stream: true},
 
 		{pattern: "POST /v1/sandboxes/{id}/exec", handle: s.exec, stream: true},
 		{pattern: "POST /v1/sandboxes/{id}/attach", handle: s.attach, stream: true},

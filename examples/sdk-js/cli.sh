@@ -6,6 +6,7 @@ e2b="node_modules/.bin/e2b"
 id=$(node -e 'import("e2b").then(async ({Sandbox}) => console.log((await Sandbox.create("base", {metadata: {by: "cli"}})).sandboxId))')
 $e2b sandbox list | grep -q "$id"
 test "$($e2b sandbox exec "$id" echo from-inside | tail -n 1)" = from-inside
+$e2b sandbox logs "$id" | grep -q from-inside
 $e2b sandbox metrics "$id" --format json >/dev/null
 $e2b template list | grep -q base
 $e2b sandbox kill "$id" >/dev/null

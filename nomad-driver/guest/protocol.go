@@ -141,6 +141,8 @@ type Attach struct {
 	PID    ProcessID `json:"pid"`
 	Stdout int64     `json:"stdout,omitempty"` // also the offset of terminal output
 	Stderr int64     `json:"stderr,omitempty"`
+	// Lossy is for whoever only listens along: the process never waits for it, not even for a moment.
+	Lossy bool `json:"lossy,omitempty"`
 }
 
 // SignalRequest sends a signal to a process, or to its whole process group.

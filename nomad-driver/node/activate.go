@@ -76,7 +76,10 @@ func (n *Node) activate(ctx context.Context, b *box, g guestClient, port int) (b
 		}
 		return false, err
 	}
-	_, err := g.Start(ctx, guest.Start{Argv: []string{path}, Tag: tag})
+	p, err := g.Start(ctx, guest.Start{Argv: []string{path}, Tag: tag})
+	if err == nil {
+		n.processStarted(b, g, p)
+	}
 	return err == nil, err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
@@ -175,6 +176,10 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	}
 	s.Steps = append(slices.Clip(inst.Steps()), guest.Step{Name: "record", Nanos: time.Since(recordStart).Nanoseconds()})
 	n.adopt(b)
+	n.note(b, logbook.Info, "sandbox started", map[string]string{"template": b.rec.Sandbox.Digest})
+	if main := b.rec.Sandbox.Main; main != 0 {
+		n.processStarted(b, inst.Guest(), guest.ProcessInfo{PID: main, Argv: req.Main.Argv, Tag: req.Main.Tag})
+	}
 	n.prestart(b, inst.Guest(), b.lease.Root)
 	sb = b.rec.Sandbox
 	n.hub.publish(nodeapi.EventRunning, b.id, &sb)

@@ -9,12 +9,17 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // newEnvd returns what serves the contract's in-sandbox API for all sandboxes of the node.
 func (n *Node) newEnvd() http.Handler {
-	return envd.New(envd.Config{Context: n.ctx, Watchers: &n.wg, Usage: n.usage})
+	return envd.New(envd.Config{Context: n.ctx, Watchers: &n.wg, Usage: n.usage, Started: func(s scope.Sandbox, p guest.ProcessInfo) {
+		if g, b, err := n.guest(s.ID); err == nil {
+			n.processStarted(b, g, p)
+		}
+	}})
 }
 
 // envd is /v1/sandboxes/{id}/envd/…: the rest of the path goes to envd. The answers are envd's own, in the contract's shape: a

@@ -28,6 +28,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/probe"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -57,6 +58,7 @@ type Node struct {
 	sink      *prommetrics.Sink
 	sampler   *prommetrics.Sampler
 	disks     diskLooks
+	books     *logbook.Books
 	closers   []func() error // in the order of opening
 
 	// ctx ends with Run. wg is everything that runs until then.
@@ -104,6 +106,10 @@ func (n *Node) open() error {
 		return err
 	}
 	if err := n.lock(); err != nil {
+		return err
+	}
+	var err error
+	if n.books, err = logbook.Open(n.path("logs"), 0); err != nil {
 		return err
 	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

@@ -49,6 +49,7 @@ func (n *Node) postProcess(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return guestGone(b, err)
 	}
+	n.processStarted(b, g, p)
 	writeJSON(w, http.StatusCreated, p)
 	return nil
 }

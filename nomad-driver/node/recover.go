@@ -94,6 +94,7 @@ func (n *Node) takeOver(b *box) {
 	n.mu.Unlock()
 	stop := b.rec.Stop
 	n.adopt(b)
+	n.logAgain(b, b.inst.Guest())
 	if stop != nil {
 		n.deadlines.set(b.id, time.Time{})
 		inst := b.inst
@@ -187,6 +188,9 @@ func (n *Node) keepHouse(ctx context.Context) {
 			n.log.Error("templates without a name cannot be removed", "error", err)
 		} else if len(gone) > 0 {
 			n.log.Info("removed templates without a name", "digests", gone)
+		}
+		if err := n.books.Sweep(logKeep, logBooks, func(id api.SandboxID) bool { _, err := n.box(id); return err == nil }); err != nil {
+			n.log.Error("old logbooks cannot be removed", "error", err)
 		}
 		select {
 		case <-t.C:

@@ -59,6 +59,7 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/exec":      n.postExec,
 		"POST /v1/sandboxes/{id}/attach":    n.postAttach,
 		"GET /v1/sandboxes/{id}/logs":       n.getLogs,
+		"GET /v1/sandboxes/{id}/logbook":    n.getLogbook,
 
 		"GET /v1/sandboxes/{id}/ports/{port}": n.getPort,
 

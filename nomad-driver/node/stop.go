@@ -153,6 +153,7 @@ func (n *Node) watch(b *box) {
 	n.live--
 	n.mu.Unlock()
 	close(b.stopped)
+	n.noteEnd(b, stopped.Exit)
 	n.log.Info("sandbox stopped", "sandbox", b.id, "reason", stopped.Exit.Reason, "code", stopped.Exit.Code, "oom", stopped.Exit.OOM)
 	n.release(b)
 }

@@ -27,7 +27,7 @@ const (
 type opener func(ctx context.Context, g guestClient, payload []byte) (*guest.Stream, error)
 
 func (n *Node) postExec(w http.ResponseWriter, r *http.Request) error {
-	return n.converse(w, r, func(ctx context.Context, g guestClient, payload []byte) (*guest.Stream, error) {
+	return n.converse(w, r, true, func(ctx context.Context, g guestClient, payload []byte) (*guest.Stream, error) {
 		var req nodeapi.ExecRequest
 		if err := decodeJSON(bytes.NewReader(payload), &req); err != nil {
 			return nil, err
@@ -40,7 +40,7 @@ func (n *Node) postExec(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (n *Node) postAttach(w http.ResponseWriter, r *http.Request) error {
-	return n.converse(w, r, func(ctx context.Context, g guestClient, payload []byte) (*guest.Stream, error) {
+	return n.converse(w, r, false, func(ctx context.Context, g guestClient, payload []byte) (*guest.Stream, error) {
 		var req nodeapi.AttachRequest
 		if err := decodeJSON(bytes.NewReader(payload), &req); err != nil {
 			return nil, err
@@ -52,8 +52,9 @@ func (n *Node) postAttach(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// converse upgrades the request's connection, opens the guest's side, and lets the two talk until one is done.
-func (n *Node) converse(w http.ResponseWriter, r *http.Request, open opener) error {
+// converse upgrades the request's connection, opens the guest's side, and lets the two talk until one is done. starts tells that
+// opening starts the process.
+func (n *Node) converse(w http.ResponseWriter, r *http.Request, starts bool, open opener) error {
 	if !strings.EqualFold(r.Header.Get("Upgrade"), nodeapi.UpgradeProtocol) {
 		w.Header().Set("Upgrade", nodeapi.UpgradeProtocol)
 		return api.Errorf(http.StatusUpgradeRequired, api.CodeInvalid, "this resource needs the header Upgrade: %s", nodeapi.UpgradeProtocol)
@@ -71,14 +72,14 @@ func (n *Node) converse(w http.ResponseWriter, r *http.Request, open opener) err
 	defer conn.Close()
 	defer context.AfterFunc(n.ctx, func() { _ = conn.Close() })()
 	n.metrics.IncrCounter([]string{"exec_sessions"}, 1)
-	if err := n.conversation(conn, early, g, b, open); err != nil {
+	if err := n.conversation(conn, early, g, b, starts, open); err != nil {
 		n.log.Debug("conversation ended", "sandbox", b.id, "error", err)
 	}
 	return nil
 }
 
 // conversation is everything after the upgrade.
-func (n *Node) conversation(conn net.Conn, early []byte, g guestClient, b *box, open opener) error {
+func (n *Node) conversation(conn net.Conn, early []byte, g guestClient, b *box, starts bool, open opener) error {
 	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return err
 	}
@@ -104,6 +105,9 @@ func (n *Node) conversation(conn net.Conn, early []byte, g guestClient, b *box, 
 		return err
 	}
 	p := stream.Process()
+	if starts {
+		n.processStarted(b, g, p)
+	}
 	if err := frame.WriteJSON(conn, frame.Response, guest.Response{Version: guest.ProtocolVersion, Process: &p}); err != nil {
 		return err
 	}

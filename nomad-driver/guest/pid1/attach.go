@@ -35,7 +35,7 @@ func (s *supervisor) join(p *process, c *conn, a guest.Attach, lossless bool) *a
 		if i == 1 {
 			want = a.Stderr
 		}
-		r := &reader{off: o.ring.end, lossless: lossless}
+		r := &reader{off: o.ring.end, lossless: lossless, lossy: a.Lossy, lagging: a.Lossy}
 		if want >= 0 {
 			r.off = min(uint64(want), o.ring.end)
 		}

@@ -40,6 +40,7 @@ type output struct {
 type reader struct {
 	off      uint64
 	lossless bool      // the process waits for it as long as it is attached
+	lossy    bool      // the ring never waits for it
 	lagging  bool      // it has stalled: the ring does not wait for it until it has caught up
 	stalled  time.Time // since when the ring has been waiting for it; zero while there is room
 }
@@ -58,7 +59,7 @@ func (o *output) keep() uint64 {
 // took notes that r has read up to off.
 func (r *reader) took(off uint64, o *output) {
 	r.off, r.stalled = off, time.Time{}
-	if r.lagging && o.ring.end-off < ringMax/2 {
+	if r.lagging && !r.lossy && o.ring.end-off < ringMax/2 {
 		r.lagging = false
 	}
 }
