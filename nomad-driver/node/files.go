@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -287,7 +288,7 @@ func (t fileTarget) follow(ctx context.Context) (string, *guest.FileInfo, error)
 
 // fill copies a body of a known (or, with -1, unknown) length into a file.
 func fill(f *os.File, body io.Reader, length int64) error {
-	got, err := copyBuffered(struct{ io.Writer }{f}, body) // File's own ReadFrom would take half the buffer
+	got, err := copyBuffered(disk.Writer(f), body)
 	if err == nil && length >= 0 && got != length {
 		err = io.ErrUnexpectedEOF
 	}

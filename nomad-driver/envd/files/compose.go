@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 )
@@ -101,7 +102,11 @@ func (h handler) join(r *http.Request, u place.User, f *replacement, sources []s
 		if err != nil {
 			return err
 		}
-		n, err := io.Copy(f.f, io.LimitReader(in, h.MaxBytes-total+1))
+		var n int64
+		err = disk.WithinLimits(func() error {
+			n, err = io.Copy(f.f, io.LimitReader(in, h.MaxBytes-total+1))
+			return err
+		})
 		if cerr := in.Close(); err == nil {
 			err = cerr
 		}

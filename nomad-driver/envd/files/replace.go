@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -86,7 +87,7 @@ func (r *replacement) fill(body io.Reader, metadata map[string]string) error {
 	if !ok {
 		return errBroken
 	}
-	_, err := io.CopyBuffer(struct{ io.Writer }{r.f}, struct{ io.Reader }{body}, *buf)
+	_, err := io.CopyBuffer(disk.Writer(r.f), struct{ io.Reader }{body}, *buf)
 	buffers.Put(buf)
 	return r.finish(err, metadata)
 }
