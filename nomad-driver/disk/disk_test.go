@@ -73,7 +73,7 @@ func fill(t *testing.T, file string, most int) (int, error) {
 	defer f.Close()
 	written := 0
 	for written < most {
-		n, err := f.Write(make([]byte, mib))
+		n, err := Writer(f).Write(make([]byte, mib)) // as the node writes for a sandbox
 		written += n
 		if err != nil {
 			return written, err
