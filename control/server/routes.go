@@ -107,6 +107,13 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/sandboxes/{id}/archive", handle: s.readArchive, stream: true},
 		{pattern: "PUT /v1/sandboxes/{id}/archive", handle: s.writeArchive, stream: true},
 
+		{pattern: "POST /v1/terminals", handle: s.createTerminal},
+		{pattern: "GET /v1/terminals", handle: s.listTerminals},
+		{pattern: "GET /v1/terminals/{id}", handle: s.getTerminal},
+		{pattern: "DELETE /v1/terminals/{id}", handle: s.deleteTerminal},
+		{pattern: "POST /v1/terminals/{id}/ticket", handle: s.terminalTicket},
+		{pattern: "GET /v1/terminals/{id}/attach", handle: s.attachTerminal, open: true, stream: true}, // by key or ticket
+
 		{pattern: "GET /v1/templates", handle: s.templates},
 		{pattern: "GET /v1/templates/{name}", handle: s.template},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true},

@@ -101,8 +101,10 @@ type Server struct {
 	mux     *http.ServeMux
 	handler http.Handler
 
-	closing context.Context // ends when Run begins to end; streams stop then
-	close   context.CancelFunc
+	closing   context.Context // ends when Run begins to end; streams stop then
+	close     context.CancelFunc
+	terminals terminals
+
 	streams sync.WaitGroup // connections that were taken over from net/http
 }
 
@@ -135,7 +137,8 @@ func New(cfg Config) (*Server, error) {
 			*d.v = d.d
 		}
 	}
-	s := &Server{cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics, started: time.Now(), mux: http.NewServeMux()}
+	s := &Server{cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics, started: time.Now(), mux: http.NewServeMux(),
+		terminals: terminals{writers: map[api.TerminalID]int{}, tickets: map[string]ticket{}}}
 	s.closing, s.close = context.WithCancel(context.Background())
 	for _, rt := range s.routes() {
 		s.mux.Handle(rt.pattern, s.endpoint(rt))
