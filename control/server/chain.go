@@ -45,6 +45,8 @@ func (s *Server) endpoint(rt route) http.Handler {
 				s.fail(w, r, err)
 				return
 			}
+		}
+		if !rt.open && !rt.tickets {
 			key, err := keyOf(r)
 			if err == nil {
 				req.caller, err = s.cfg.Auth.Verify(key)

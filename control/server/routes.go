@@ -16,6 +16,7 @@ type route struct {
 	handle  handle
 	open    bool // served without a key, and to clients of every version
 	stream  bool // has no time limit as a whole
+	tickets bool // the handler itself checks who asks, by key or by ticket, before it does anything
 }
 
 // routes returns all endpoints, those of the E2B contract first.
@@ -112,7 +113,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/terminals/{id}", handle: s.getTerminal},
 		{pattern: "DELETE /v1/terminals/{id}", handle: s.deleteTerminal},
 		{pattern: "POST /v1/terminals/{id}/ticket", handle: s.terminalTicket},
-		{pattern: "GET /v1/terminals/{id}/attach", handle: s.attachTerminal, open: true, stream: true}, // by key or ticket
+		{pattern: "GET /v1/terminals/{id}/attach", handle: s.attachTerminal, tickets: true, stream: true},
 
 		{pattern: "GET /v1/templates", handle: s.templates},
 		{pattern: "GET /v1/templates/{name}", handle: s.template},
