@@ -69,10 +69,6 @@ func (e *Edge) bySignature(r *http.Request) (Sandbox, error) {
 		}
 		return e.cfg.Sandboxes.Find(id)
 	}
-	operation := "write"
-	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		operation = "read"
-	}
 	expires := ""
 	if q.Has("signature_expiration") {
 		expires = q.Get("signature_expiration")
@@ -82,7 +78,7 @@ func (e *Edge) bySignature(r *http.Request) (Sandbox, error) {
 	}
 	var found api.SandboxID
 	e.cfg.Sandboxes.Each(func(s Sandbox) bool {
-		if sameToken(signature, Sign(s.EnvdToken, q.Get("path"), operation, q.Get("username"), expires)) {
+		if sameToken(signature, Sign(s.EnvdToken, q.Get("path"), operation(r.Method), q.Get("username"), expires)) {
 			found = s.ID
 		}
 		return found == ""

@@ -101,6 +101,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/sandboxes/{id}/files", handle: s.readFile, stream: true},
 		{pattern: "PUT /v1/sandboxes/{id}/files", handle: s.writeFile, stream: true},
 		{pattern: "DELETE /v1/sandboxes/{id}/files", handle: s.removeFile},
+		{pattern: "POST /v1/sandboxes/{id}/links", handle: s.createLink},
 		{pattern: "GET /v1/sandboxes/{id}/stat", handle: s.statFile},
 		{pattern: "GET /v1/sandboxes/{id}/dir", handle: s.readDir},
 		{pattern: "POST /v1/sandboxes/{id}/dir", handle: s.makeDir},

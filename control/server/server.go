@@ -14,6 +14,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -74,6 +75,7 @@ type Config struct {
 	Auth      Authenticator
 	Templates Templates
 	Keys      Keys
+	Links     *edge.Links // makes links to files; nil: none
 	Fleet     Fleet
 	Watcher   Watcher
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -17,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
+	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -71,9 +73,15 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
-	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Logger: cfg.Logger.Named("edge")})
+	ring, err := local.OpenRing(filepath.Join(cfg.DataDir, "link-keys.json"))
+	if err != nil {
+		return s, err
+	}
+	links := &edge.Links{Ring: ring}
+	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
+		Links:     links,
 		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
