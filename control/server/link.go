@@ -16,6 +16,10 @@ const (
 // createLink is POST /v1/sandboxes/{id}/links: a link that reads or writes one file without a key, until it expires, its sandbox ends, or
 // the key that signed it is revoked.
 func (s *Server) createLink(w http.ResponseWriter, r *http.Request) error {
+	id, _, err := s.node(r) // it is the caller's, and runs
+	if err != nil {
+		return err
+	}
 	if s.cfg.Links == nil {
 		return api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service makes no links")
 	}
@@ -37,10 +41,6 @@ func (s *Server) createLink(w http.ResponseWriter, r *http.Request) error {
 		return invalid("path is missing")
 	}
 	if err := firstOf(checkText("path", req.Path, maxPathBytes), checkText("user", req.User, maxUserBytes)); err != nil {
-		return err
-	}
-	id, _, err := s.node(r) // it is the caller's, and runs
-	if err != nil {
 		return err
 	}
 	expires := time.Now().Add(life).Truncate(time.Second)

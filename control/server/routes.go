@@ -74,6 +74,7 @@ func (s *Server) routes() []route {
 
 		{pattern: "GET /v1/health", handle: s.health, open: true},
 		{pattern: "GET /v1/version", handle: s.version, open: true},
+		{pattern: "GET /v1/openapi.json", handle: s.openAPI},
 		{pattern: "GET /v1/metrics", handle: s.showMetrics},
 		{pattern: "GET /v1/nodes", handle: s.nodes},
 		{pattern: "GET /v1/events", handle: s.events, stream: true},

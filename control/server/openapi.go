@@ -1,0 +1,293 @@
+package server
+
+import (
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/api/version"
+)
+
+// operationDoc says what a route takes and gives, for the OpenAPI document. The types are the handlers' own.
+type operationDoc struct {
+	summary string
+	query   string // names of parameters, between spaces; a "!" behind one that must be there
+	in      any    // of a JSON body; nil: none
+	out     any    // of a JSON answer; nil: none
+	status  int    // of success; 0: 200 with out, else 204
+	media   string // of a body or an answer that is no JSON
+}
+
+// operations documents every route. A test holds that none is missing.
+var operations = map[string]operationDoc{
+	"GET /health":                     {summary: "Whether the service serves"},
+	"POST /sandboxes":                 {summary: "Create a sandbox; 15 s unless timeout says otherwise", in: api.NewSandbox{}, out: api.SandboxAccess{}, status: 201},
+	"POST /v2/sandboxes":              {summary: "Create a sandbox; 300 s unless timeout says otherwise", in: api.NewSandbox{}, out: api.SandboxAccess{}, status: 201},
+	"GET /sandboxes":                  {summary: "List running sandboxes", query: "metadata", out: []api.ListedSandbox{}},
+	"GET /v2/sandboxes":               {summary: "List sandboxes, a page at a time", query: "metadata state order startedAfter template limit nextToken", out: []api.ListedSandbox{}},
+	"GET /sandboxes/metrics":          {summary: "The last metrics of several sandboxes", query: "sandbox_ids!", out: api.SandboxesMetrics{}},
+	"GET /sandboxes/{id}":             {summary: "One sandbox", out: api.SandboxDetail{}},
+	"GET /sandboxes/{id}/metrics":     {summary: "Metrics of a sandbox over a time", query: "start end", out: []api.SandboxMetric{}},
+	"DELETE /sandboxes/{id}":          {summary: "End a sandbox"},
+	"POST /sandboxes/{id}/timeout":    {summary: "Move a sandbox's deadline, earlier or later", in: api.TimeoutRequest{}},
+	"POST /sandboxes/{id}/refreshes":  {summary: "Move a sandbox's deadline, later only", in: api.RefreshRequest{}},
+	"POST /sandboxes/{id}/connect":    {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
+	"POST /v2/sandboxes/{id}/connect": {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
+	"PUT /sandboxes/{id}/network":     {summary: "Replace a sandbox's network settings", in: api.NetworkUpdate{}},
+	"POST /sandboxes/{id}/pause":      {summary: "Pause a sandbox", status: 501},
+	"POST /sandboxes/{id}/resume":     {summary: "Resume a sandbox", status: 501},
+	"POST /sandboxes/{id}/fork":       {summary: "Fork a sandbox", status: 501},
+	"POST /sandboxes/{id}/snapshots":  {summary: "Take a snapshot of a sandbox", status: 501},
+	"GET /snapshots":                  {summary: "List snapshots", query: "sandboxID name limit nextToken", out: []struct{}{}},
+	"GET /sandboxes/{id}/logs":        {summary: "Log entries from a time on", query: "start limit", out: api.SandboxLogs{}},
+	"GET /v2/sandboxes/{id}/logs":     {summary: "Log entries, in either direction from a time", query: "cursor limit direction level search", out: api.SandboxLogsV2{}},
+
+	"GET /templates":                           {summary: "List templates", out: []api.E2BTemplate{}},
+	"GET /v2/templates":                        {summary: "List templates, a page at a time", query: "limit nextToken", out: []api.E2BTemplate{}},
+	"GET /templates/{tid}":                     {summary: "One template with its builds", out: api.TemplateWithBuilds{}},
+	"DELETE /templates/{tid}":                  {summary: "Delete a template"},
+	"GET /templates/{tid}/{what}":              {summary: "The tags of a template, as /templates/{tid}/tags, or the template of an alias, as /templates/aliases/{alias}"},
+	"GET /templates/{tid}/builds/{bid}/status": {summary: "How a build goes", query: "logsOffset limit level", out: api.TemplateBuildInfo{}},
+	"PATCH /templates/{tid}":                   {summary: "Publish a template", status: 501},
+	"PATCH /v2/templates/{tid}":                {summary: "Publish a template", status: 501},
+	"POST /templates/tags":                     {summary: "Tag a template", status: 501},
+	"DELETE /templates/tags":                   {summary: "Take tags off a template", status: 501},
+	"POST /v3/templates":                       {summary: "Build a template", status: 501},
+	"POST /v2/templates":                       {summary: "Build a template", status: 501},
+	"POST /templates":                          {summary: "Build a template", status: 501},
+	"GET /templates/{tid}/files/{hash}":        {summary: "Where to upload a build's files", status: 501},
+	"POST /v2/templates/{tid}/builds/{bid}":    {summary: "Start a build", status: 501},
+	"GET /teams":                               {summary: "The caller's tenant", out: []api.Team{}},
+	"GET /teams/{team}/metrics":                {summary: "How many sandboxes the tenant has", query: "start end", out: []api.TeamMetric{}},
+	"GET /api-keys":                            {summary: "List API keys", out: []api.TeamAPIKey{}},
+	"POST /api-keys":                           {summary: "Create an API key; its secret is in this answer only", in: api.NewAPIKey{}, out: api.CreatedTeamAPIKey{}, status: 201},
+	"DELETE /api-keys/{key}":                   {summary: "Revoke an API key"},
+	"POST /access-tokens":                      {summary: "No more served", status: 410},
+	"GET /volumes":                             {summary: "List volumes", out: []struct{}{}},
+	"POST /volumes":                            {summary: "Create a volume", status: 501},
+	"GET /secrets":                             {summary: "List secrets", out: []struct{}{}},
+	"POST /secrets":                            {summary: "Create a secret", status: 501},
+
+	"GET /v1/health":       {summary: "How the service is", out: api.ServiceHealth{}},
+	"GET /v1/version":      {summary: "Versions of the service and its API", out: api.VersionInfo{}},
+	"GET /v1/openapi.json": {summary: "This document", media: "application/json"},
+	"GET /v1/metrics":      {summary: "The service's own metrics, for Prometheus", media: "text/plain"},
+	"GET /v1/nodes":        {summary: "List nodes", out: []api.Node{}},
+	"GET /v1/events":       {summary: "Changes of sandboxes as they happen, one JSON object a line", media: "application/x-ndjson"},
+
+	"POST /v1/sandboxes":                {summary: "Create a sandbox", in: api.CreateRequest{}, out: api.Created{}, status: 201},
+	"GET /v1/sandboxes":                 {summary: "List sandboxes, ended ones too where asked", query: "state metadata template limit token order", out: api.SandboxList{}},
+	"GET /v1/sandboxes/{id}":            {summary: "One sandbox", out: api.Sandbox{}},
+	"DELETE /v1/sandboxes/{id}":         {summary: "End a sandbox"},
+	"GET /v1/sandboxes/{id}/health":     {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
+	"GET /v1/sandboxes/{id}/stats":      {summary: "The kernel's counters of a sandbox", out: api.Stats{}},
+	"GET /v1/sandboxes/{id}/metrics":    {summary: "Samples of a sandbox over a time", query: "start end", out: []api.Sample{}},
+	"GET /v1/sandboxes/{id}/logs":       {summary: "The output of a sandbox's own command, as it is", query: "stream offset follow tail", media: "application/octet-stream"},
+	"GET /v1/sandboxes/{id}/log":        {summary: "Log entries by time, level, source and text", query: "after before level source search limit direction", out: []api.LogEntry{}},
+	"GET /v1/sandboxes/{id}/log/stream": {summary: "Log entries, history first, as server-sent events or over a WebSocket", query: "after level source search", media: "text/event-stream"},
+	"POST /v1/sandboxes/{id}/exec":      {summary: "Run a process: upgraded to frames, or plain", in: api.PlainExecRequest{}, media: "application/x-ndjson", status: 200},
+	"POST /v1/sandboxes/{id}/attach":    {summary: "Join a process; the connection is upgraded to frames", status: 101},
+	"POST /v1/sandboxes/{id}/processes": {summary: "Start a process", in: api.ExecRequest{}, out: api.Process{}, status: 201},
+	"GET /v1/sandboxes/{id}/processes":  {summary: "List processes that were started from outside", out: []api.Process{}},
+	"POST /v1/sandboxes/{id}/signal":    {summary: "Signal a process", in: api.SignalRequest{}},
+	"POST /v1/sandboxes/{id}/stdin":     {summary: "Write to a process", in: api.StdinRequest{}},
+	"POST /v1/sandboxes/{id}/resize":    {summary: "Resize a process's terminal", in: api.ResizeRequest{}},
+	"GET /v1/sandboxes/{id}/files":      {summary: "Read a file", query: "path! user", media: "application/octet-stream"},
+	"PUT /v1/sandboxes/{id}/files":      {summary: "Write a file", query: "path! user mode", media: "application/octet-stream", status: 204},
+	"DELETE /v1/sandboxes/{id}/files":   {summary: "Remove a file or a folder", query: "path! user"},
+	"POST /v1/sandboxes/{id}/links":     {summary: "Make a link to a file, good without a key", in: api.LinkRequest{}, out: api.Link{}, status: 201},
+	"GET /v1/sandboxes/{id}/stat":       {summary: "What a path is", query: "path! user", out: api.File{}},
+	"GET /v1/sandboxes/{id}/dir":        {summary: "List a folder", query: "path! user", out: []api.File{}},
+	"POST /v1/sandboxes/{id}/dir":       {summary: "Make a folder", query: "path! user mode parents", out: api.File{}, status: 201},
+	"POST /v1/sandboxes/{id}/rename":    {summary: "Rename a file or a folder", query: "path! target! user"},
+	"GET /v1/sandboxes/{id}/archive":    {summary: "Read a folder as a tar", query: "path! user", media: "application/x-tar"},
+	"PUT /v1/sandboxes/{id}/archive":    {summary: "Unpack a tar into a folder", query: "path! user", media: "application/x-tar", status: 204},
+
+	"POST /v1/terminals":             {summary: "Start a terminal", in: api.TerminalRequest{}, out: api.Terminal{}, status: 201},
+	"GET /v1/terminals":              {summary: "List a sandbox's terminals", query: "sandbox_id!", out: []api.Terminal{}},
+	"GET /v1/terminals/{id}":         {summary: "One terminal", out: api.Terminal{}},
+	"DELETE /v1/terminals/{id}":      {summary: "Kill a terminal's process"},
+	"POST /v1/terminals/{id}/ticket": {summary: "A ticket that opens one WebSocket, for browsers", out: api.TerminalTicket{}, status: 201},
+	"GET /v1/terminals/{id}/attach":  {summary: "Attach to a terminal; the connection becomes a WebSocket", query: "offset mode ticket", status: 101},
+
+	"GET /v1/templates":           {summary: "List templates", out: []api.Template{}},
+	"GET /v1/templates/{name}":    {summary: "One template", out: api.Template{}},
+	"PUT /v1/templates/{name}":    {summary: "Make a template of a tar stream", query: "source", media: "application/x-tar", out: api.Template{}, status: 201},
+	"DELETE /v1/templates/{name}": {summary: "Delete a template's name"},
+}
+
+// openAPI is GET /v1/openapi.json.
+func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request) error {
+	writeJSON(w, http.StatusOK, document(s.routes()))
+	return nil
+}
+
+type object = map[string]any
+
+var pathParam = regexp.MustCompile(`\{(\w+)\}`)
+
+// document describes the routes as OpenAPI 3.1.
+func document(routes []route) object {
+	g := schemas{}
+	paths := object{}
+	failure := object{"description": "What is wrong", "content": object{"application/json": object{"schema": g.of(reflect.TypeFor[api.Error]())}}}
+	for _, rt := range routes {
+		method, path, _ := strings.Cut(rt.pattern, " ")
+		d := operations[rt.pattern]
+		op := object{"summary": d.summary, "responses": object{"default": failure, d.code(): d.answer(g)}}
+		if rt.open {
+			op["security"] = []object{}
+		}
+		if p := d.parameters(path); len(p) > 0 {
+			op["parameters"] = p
+		}
+		if body := d.body(g, method); body != nil {
+			op["requestBody"] = body
+		}
+		at, _ := paths[path].(object)
+		if at == nil {
+			at = object{}
+			paths[path] = at
+		}
+		at[strings.ToLower(method)] = op
+	}
+	return object{
+		"openapi": "3.1.0",
+		"info":    object{"title": "SoulBox", "version": version.Version, "license": object{"name": "MPL-2.0"}},
+		"paths":   paths, "security": []object{{"key": []string{}}, {"bearer": []string{}}},
+		"components": object{"schemas": g, "securitySchemes": object{
+			"key":    object{"type": "apiKey", "in": "header", "name": "X-API-Key"},
+			"bearer": object{"type": "http", "scheme": "bearer"},
+		}},
+	}
+}
+
+func (d operationDoc) code() string {
+	switch {
+	case d.status != 0:
+		return strconv.Itoa(d.status)
+	case d.out != nil || d.media != "":
+		return "200"
+	}
+	return "204"
+}
+
+func (d operationDoc) answer(g schemas) object {
+	status, _ := strconv.Atoi(d.code()) // it is one
+	a := object{"description": http.StatusText(status)}
+	switch {
+	case d.out != nil:
+		a["content"] = object{"application/json": object{"schema": g.of(reflect.TypeOf(d.out))}}
+	case d.media != "" && status == http.StatusOK:
+		a["content"] = object{d.media: object{}}
+	}
+	return a
+}
+
+func (d operationDoc) body(g schemas, method string) object {
+	switch {
+	case d.in != nil:
+		return object{"content": object{"application/json": object{"schema": g.of(reflect.TypeOf(d.in))}}}
+	case d.media != "" && method == http.MethodPut:
+		return object{"required": true, "content": object{d.media: object{}}}
+	}
+	return nil
+}
+
+func (d operationDoc) parameters(path string) []object {
+	var out []object
+	for _, m := range pathParam.FindAllStringSubmatch(path, -1) {
+		out = append(out, object{"name": m[1], "in": "path", "required": true, "schema": object{"type": "string"}})
+	}
+	for _, name := range strings.Fields(d.query) {
+		bare, must := strings.CutSuffix(name, "!")
+		out = append(out, object{"name": bare, "in": "query", "required": must, "schema": object{"type": "string"}})
+	}
+	return out
+}
+
+// schemas are the named types that the document needs.
+type schemas object
+
+// of describes a Go type as its JSON.
+func (g schemas) of(t reflect.Type) object {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return object{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[json.RawMessage]():
+		return object{}
+	case t.Kind() == reflect.Pointer:
+		return g.of(t.Elem())
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return object{"type": "boolean"}
+	case reflect.String:
+		return object{"type": "string"}
+	case reflect.Float32, reflect.Float64:
+		return object{"type": "number"}
+	case reflect.Slice, reflect.Array:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return object{"type": "string", "contentEncoding": "base64"}
+		}
+		return object{"type": "array", "items": g.of(t.Elem())}
+	case reflect.Map:
+		return object{"type": "object", "additionalProperties": g.of(t.Elem())}
+	case reflect.Struct:
+		if t.Name() == "" {
+			return g.structure(t)
+		}
+		if _, known := g[t.Name()]; !known {
+			g[t.Name()] = nil // ends the recursion
+			g[t.Name()] = g.structure(t)
+		}
+		return object{"$ref": "#/components/schemas/" + t.Name()}
+	case reflect.Interface:
+		return object{}
+	}
+	return object{"type": "integer"}
+}
+
+func (g schemas) structure(t reflect.Type) object {
+	props, required := object{}, []string{}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case name == "-" || !f.IsExported() && !f.Anonymous:
+			continue
+		case f.Anonymous && name == "":
+			inner := g.structure(deref(f.Type))
+			for k, v := range inner["properties"].(object) { //nolint:forcetypeassert // made below
+				props[k] = v
+			}
+			if r, ok := inner["required"].([]string); ok {
+				required = append(required, r...)
+			}
+			continue
+		case name == "":
+			name = f.Name
+		}
+		props[name] = g.of(f.Type)
+		if !strings.Contains(options, "omit") {
+			required = append(required, name)
+		}
+	}
+	out := object{"type": "object", "properties": props}
+	if len(required) > 0 {
+		out["required"] = required
+	}
+	return out
+}
+
+func deref(t reflect.Type) reflect.Type {
+	if t.Kind() == reflect.Pointer {
+		return t.Elem()
+	}
+	return t
+}
