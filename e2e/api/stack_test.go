@@ -18,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/core"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/health/static"
 	"github.com/soulbox-dev/soulbox/control/placement/local"
@@ -104,7 +105,10 @@ func newStack(t testing.TB) *stack {
 	defer cancel()
 	must.NoError(t, c.ConnectNodes(wait, 1))
 
+	front := edge.New(edge.Config{Sandboxes: c.Reach()})
+	t.Cleanup(front.Close)
 	srv, err := server.New(server.Config{
+		Front:     front.Wrap,
 		Lifecycle: c.Sandboxes, Auth: c.Auth, Templates: templates{c}, Fleet: c.Fleet, Watcher: c.State, Logger: log.Named("http"),
 	})
 	must.NoError(t, err)

@@ -1,0 +1,255 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	wire "github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process/processconnect"
+)
+
+// wireBox is a sandbox with a client that speaks the contract to it, over the public port.
+type wireBox struct {
+	*stack
+	id      api.SandboxID
+	token   string
+	process processconnect.ProcessClient
+}
+
+func newWireBox(tb testing.TB) *wireBox {
+	tb.Helper()
+	s := newStack(tb)
+	r, err := http.NewRequestWithContext(tb.Context(), http.MethodPost, s.addr+"/v2/sandboxes", strings.NewReader(`{"templateID":"base"}`))
+	must.NoError(tb, err)
+	r.Header.Set("X-API-Key", s.key)
+	resp, err := http.DefaultClient.Do(r)
+	must.NoError(tb, err)
+	defer resp.Body.Close()
+	var made api.SandboxAccess
+	must.NoError(tb, json.NewDecoder(resp.Body).Decode(&made))
+	w := &wireBox{stack: s, id: made.SandboxID, token: made.EnvdAccessToken}
+	w.process = processconnect.NewProcessClient(http.DefaultClient, s.addr, connect.WithProtoJSON(), connect.WithInterceptors(headers{w}))
+	tb.Cleanup(http.DefaultClient.CloseIdleConnections)
+	return w
+}
+
+func (w *wireBox) set(h http.Header) {
+	h.Set("E2b-Sandbox-Id", string(w.id))
+	h.Set("E2b-Sandbox-Port", "49983")
+	h.Set("X-Access-Token", w.token)
+}
+
+// headers says which sandbox a call is for.
+type headers struct{ w *wireBox }
+
+func (h headers) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
+	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+		h.w.set(r.Header())
+		return next(ctx, r)
+	}
+}
+
+func (h headers) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
+	return func(ctx context.Context, s connect.Spec) connect.StreamingClientConn {
+		c := next(ctx, s)
+		h.w.set(c.RequestHeader())
+		return c
+	}
+}
+
+func (headers) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
+	return next
+}
+
+func (w *wireBox) start(tb testing.TB, cmd ...string) *connect.ServerStreamForClient[wire.StartResponse] {
+	tb.Helper()
+	st, err := w.process.Start(tb.Context(), connect.NewRequest(&wire.StartRequest{
+		Process: &wire.ProcessConfig{Cmd: cmd[0], Args: cmd[1:]}, Stdin: new(bool),
+	}))
+	must.NoError(tb, err)
+	return st
+}
+
+func percentile(d []time.Duration, p float64) float64 {
+	slices.Sort(d)
+	return float64(d[min(len(d)-1, int(p*float64(len(d))))].Nanoseconds()) / 1e3
+}
+
+func report(b *testing.B, prefix string, d, floor []time.Duration) {
+	b.ReportMetric(percentile(d, 0.5), prefix+"p50-µs")
+	b.ReportMetric(percentile(d, 0.99), prefix+"p99-µs")
+	if len(floor) > 0 {
+		b.ReportMetric(percentile(floor, 0.5), prefix+"floor-p50-µs")
+	}
+}
+
+// BenchmarkWire is what clients of the contract, and of terminals and logs, wait for, all through the public port.
+func BenchmarkWire(b *testing.B) {
+	w := newWireBox(b)
+	var execs, spawns, echoes, loops, firsts []time.Duration
+	term, err := w.client.CreateTerminal(b.Context(), api.TerminalRequest{SandboxID: w.id, Command: []string{"/bin/cat"}})
+	must.NoError(b, err)
+	st, err := w.client.AttachTerminal(b.Context(), term.ID, 0, api.TerminalWrite)
+	must.NoError(b, err)
+	defer st.Close()
+	loop := newLoopback(b)
+	for b.Loop() {
+		begin := time.Now()
+		must.NoError(b, exec.Command("/bin/true").Run())
+		spawns = append(spawns, time.Since(begin))
+		begin = time.Now()
+		p := w.start(b, "/bin/true")
+		for p.Receive() {
+		}
+		must.NoError(b, p.Err())
+		execs = append(execs, time.Since(begin))
+
+		loops = append(loops, loop.echo(b))
+		begin = time.Now()
+		must.NoError(b, st.Write(b.Context(), []byte("x")))
+		_, err := st.Recv(b.Context())
+		must.NoError(b, err)
+		echoes = append(echoes, time.Since(begin))
+		if len(firsts) < 100 {
+			firsts = append(firsts, w.firstLogByte(b))
+		}
+	}
+	report(b, "exec-", execs, spawns)
+	report(b, "echo-", echoes, loops)
+	report(b, "log-", firsts, nil)
+	b.ReportMetric(float64(w.streams(b, 200).Microseconds()), "streams-µs")
+	up, down, floor := w.transfer(b, loop)
+	b.ReportMetric(100*floor.Seconds()/up.Seconds(), "up-%")
+	b.ReportMetric(100*floor.Seconds()/down.Seconds(), "down-%")
+	b.ReportMetric(0, "ns/op")
+}
+
+func (w *wireBox) request(tb testing.TB, method, path string, body io.Reader) *http.Response {
+	tb.Helper()
+	r, err := http.NewRequestWithContext(tb.Context(), method, w.addr+path, body)
+	must.NoError(tb, err)
+	w.set(r.Header)
+	r.Header.Set("X-API-Key", w.key)
+	r.Header.Set("Content-Type", "application/octet-stream")
+	if strings.HasPrefix(path, "/v1/") {
+		r.Header.Del("E2b-Sandbox-Id")
+		r.Header.Del("E2b-Sandbox-Port")
+	}
+	resp, err := http.DefaultClient.Do(r)
+	must.NoError(tb, err)
+	must.Eq(tb, 200, resp.StatusCode)
+	return resp
+}
+
+// firstLogByte is the time from the request to the first entry of a followed log.
+func (w *wireBox) firstLogByte(tb testing.TB) time.Duration {
+	begin := time.Now()
+	resp := w.request(tb, http.MethodGet, "/v1/sandboxes/"+string(w.id)+"/log/stream", nil)
+	defer resp.Body.Close()
+	_, err := resp.Body.Read(make([]byte, 1))
+	must.NoError(tb, err)
+	return time.Since(begin)
+}
+
+// streams starts n processes whose streams stay open, and returns how long it takes until each has said something.
+func (w *wireBox) streams(tb testing.TB, n int) time.Duration {
+	begin := time.Now()
+	var wg sync.WaitGroup
+	all := make([]*connect.ServerStreamForClient[wire.StartResponse], n)
+	for i := range n {
+		wg.Go(func() {
+			all[i] = w.start(tb, "/bin/bash", "-c", "echo up; read -t 60 x < <(sleep 60)")
+			for all[i].Receive() && all[i].Msg().GetEvent().GetData() == nil {
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(begin)
+	for _, s := range all {
+		must.NotNil(tb, s.Msg().GetEvent().GetData(), must.Sprint(s.Err()))
+		_ = s.Close()
+	}
+	return took
+}
+
+const transferred = 64 << 20
+
+// transfer moves a file up and down, and the same bytes over loopback, one after the other, and returns the medians.
+func (w *wireBox) transfer(tb testing.TB, loop *loopback) (up, down, floor time.Duration) {
+	data := bytes.Repeat([]byte("0123456789abcdef"), transferred/16)
+	var ups, downs, floors []time.Duration
+	for range 7 {
+		begin := time.Now()
+		resp := w.request(tb, http.MethodPost, "/files?path=big", bytes.NewReader(data))
+		_ = resp.Body.Close()
+		ups = append(ups, time.Since(begin))
+		begin = time.Now()
+		resp = w.request(tb, http.MethodGet, "/files?path=big", nil)
+		n, err := io.Copy(io.Discard, resp.Body)
+		must.NoError(tb, err)
+		must.Eq(tb, transferred, n)
+		_ = resp.Body.Close()
+		downs = append(downs, time.Since(begin))
+		floors = append(floors, loop.copy(tb, data))
+	}
+	for _, d := range [][]time.Duration{ups, downs, floors} {
+		slices.Sort(d)
+	}
+	return ups[3], downs[3], floors[3]
+}
+
+// loopback is a TCP connection to this process: the floor of everything that crosses one.
+type loopback struct{ near, far net.Conn }
+
+func newLoopback(tb testing.TB) *loopback {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(tb, err)
+	defer l.Close()
+	near, err := net.Dial("tcp", l.Addr().String())
+	must.NoError(tb, err)
+	far, err := l.Accept()
+	must.NoError(tb, err)
+	tb.Cleanup(func() { _, _ = near.Close(), far.Close() })
+	return &loopback{near, far}
+}
+
+func (l *loopback) echo(tb testing.TB) time.Duration {
+	begin := time.Now()
+	b := []byte("x")
+	for _, c := range []struct{ from, to net.Conn }{{l.near, l.far}, {l.far, l.near}} {
+		_, err := c.from.Write(b)
+		must.NoError(tb, err)
+		_, err = io.ReadFull(c.to, b)
+		must.NoError(tb, err)
+	}
+	return time.Since(begin)
+}
+
+func (l *loopback) copy(tb testing.TB, data []byte) time.Duration {
+	begin := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(io.Discard, bufio.NewReaderSize(l.far, 256<<10), int64(len(data)))
+		done <- err
+	}()
+	_, err := l.near.Write(data)
+	must.NoError(tb, err)
+	must.NoError(tb, <-done)
+	return time.Since(begin)
+}
