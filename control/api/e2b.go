@@ -250,3 +250,52 @@ type CreatedTeamAPIKey struct {
 	TeamAPIKey
 	Key string `json:"key"`
 }
+
+// E2BNode is an element of GET /nodes.
+type E2BNode struct {
+	ID                   NodeID         `json:"id"`
+	ServiceInstanceID    string         `json:"serviceInstanceID"` // new at every start of the node's daemon
+	ClusterID            string         `json:"clusterID"`
+	Version              string         `json:"version"`
+	Commit               string         `json:"commit"`
+	MachineInfo          E2BMachine     `json:"machineInfo"`
+	Status               string         `json:"status"` // ready, connecting or unhealthy
+	StatusChangedAt      time.Time      `json:"statusChangedAt"`
+	SandboxCount         int            `json:"sandboxCount"`
+	SandboxStartingCount int            `json:"sandboxStartingCount"`
+	CreateSuccesses      uint64         `json:"createSuccesses"`
+	CreateFails          uint64         `json:"createFails"`
+	Metrics              E2BNodeMetrics `json:"metrics"`
+}
+
+// E2BMachine is E2BNode.MachineInfo. What a node does not report is empty.
+type E2BMachine struct {
+	CPUFamily       string `json:"cpuFamily"`
+	CPUModel        string `json:"cpuModel"`
+	CPUModelName    string `json:"cpuModelName"`
+	CPUArchitecture string `json:"cpuArchitecture"`
+}
+
+// E2BNodeMetrics is E2BNode.Metrics. What a node does not report is 0.
+type E2BNodeMetrics struct {
+	AllocatedCPU         int       `json:"allocatedCPU"`
+	CPUPercent           int       `json:"cpuPercent"`
+	CPUCount             int       `json:"cpuCount"`
+	AllocatedMemoryBytes int64     `json:"allocatedMemoryBytes"`
+	MemoryUsedBytes      int64     `json:"memoryUsedBytes"`
+	MemoryTotalBytes     int64     `json:"memoryTotalBytes"`
+	HugePagesTotal       int64     `json:"hugePagesTotal"`
+	HugePagesUsed        int64     `json:"hugePagesUsed"`
+	HugePagesReserved    int64     `json:"hugePagesReserved"`
+	HugePageSizeBytes    int64     `json:"hugePageSizeBytes"`
+	Disks                []E2BDisk `json:"disks"`
+}
+
+// E2BDisk is an element of E2BNodeMetrics.Disks.
+type E2BDisk struct {
+	MountPoint     string `json:"mountPoint"`
+	Device         string `json:"device"`
+	FilesystemType string `json:"filesystemType"`
+	UsedBytes      int64  `json:"usedBytes"`
+	TotalBytes     int64  `json:"totalBytes"`
+}

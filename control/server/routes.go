@@ -63,6 +63,9 @@ func (s *Server) routes() []route {
 
 		{pattern: "GET /teams", handle: s.e2bTeams},
 		{pattern: "GET /teams/{team}/metrics", handle: s.e2bTeamMetrics},
+		{pattern: "GET /nodes", handle: s.e2bNodes},
+		{pattern: "GET /nodes/{node}", handle: s.e2bNode},
+		{pattern: "POST /nodes/{node}", handle: later("changing a node's status is")},
 		{pattern: "GET /api-keys", handle: s.e2bKeys},
 		{pattern: "POST /api-keys", handle: s.e2bCreateKey},
 		{pattern: "DELETE /api-keys/{key}", handle: s.e2bDeleteKey},
