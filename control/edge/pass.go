@@ -147,14 +147,17 @@ func (c *counts) leave(id api.SandboxID) {
 	}
 }
 
+// copyBytes is large enough that the cost of a system call does not count.
+const copyBytes = 256 << 10
+
 // buffers lends what bodies are copied through.
 type buffers struct{ pool sync.Pool }
 
 func (b *buffers) Get() []byte {
-	if v, ok := b.pool.Get().(*[64 << 10]byte); ok {
+	if v, ok := b.pool.Get().(*[copyBytes]byte); ok {
 		return v[:]
 	}
-	return make([]byte, 64<<10)
+	return make([]byte, copyBytes)
 }
 
-func (b *buffers) Put(p []byte) { b.pool.Put((*[64 << 10]byte)(p)) }
+func (b *buffers) Put(p []byte) { b.pool.Put((*[copyBytes]byte)(p)) }

@@ -146,6 +146,7 @@ func (w *wireBox) request(tb testing.TB, method, path string, body io.Reader) *h
 	w.set(r.Header)
 	r.Header.Set("X-API-Key", w.key)
 	r.Header.Set("Content-Type", "application/octet-stream")
+	r.Header.Set("Accept-Encoding", "identity") // the bytes themselves are measured, not their compression
 	if strings.HasPrefix(path, "/v1/") {
 		r.Header.Del("E2b-Sandbox-Id")
 		r.Header.Del("E2b-Sandbox-Port")
