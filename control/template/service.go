@@ -213,7 +213,8 @@ func (s *Service) List(tenant string) ([]state.Template, error) {
 	}
 	for _, n := range s.cfg.Fleet.Nodes() {
 		for _, have := range n.Self.Templates {
-			if !others[have.Digest] && !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
+			// One without a name was replaced, and lives on for the sandboxes that were made of it.
+			if have.Name != "" && !others[have.Digest] && !slices.ContainsFunc(list, func(t state.Template) bool { return t.Name == have.Name }) {
 				list = append(list, fromNode(tenant, have))
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/control/template"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,11 +28,16 @@ func TestImport_isRecordedAndUsable(t *testing.T) {
 		got, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, "mine")
 		return err == nil && got.Digest == made.Digest
 	})
-	for _, name := range []string{"mine:default", made.Digest} {
+	for _, name := range []string{"mine:default", state.DefaultTenant + "/mine", template.ID(state.DefaultTenant, "mine"), made.Digest} {
 		got, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, name)
 		must.NoError(t, err)
 		must.Eq(t, "mine", got.Name)
 	}
+	old := s.Node.PutTemplate("", []byte("what mine was before")) // kept for its sandboxes, and nobody's name any more
+	coretest.Until(t, "its node reports it", func() bool {
+		_, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, old.Digest)
+		return err == nil
+	})
 	list, err := s.Templates.List(state.DefaultTenant)
 	must.NoError(t, err)
 	must.Len(t, 2, list)
