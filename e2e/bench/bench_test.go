@@ -51,7 +51,7 @@ func TestPrint_aRowWithoutAFigureSaysWhy(t *testing.T) {
 func TestChosen_groups(t *testing.T) {
 	groups, err := chosen(options{n: 1, memory: 1})
 	must.NoError(t, err)
-	must.Len(t, 3, groups) // node, exec, memory
+	must.Len(t, 4, groups) // node, exec, wire, memory
 	groups, err = chosen(options{n: 1, memory: 1, only: "exec"})
 	must.NoError(t, err)
 	must.Len(t, 1, groups)
