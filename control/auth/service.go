@@ -72,7 +72,7 @@ func (s *Service) Verify(key string) (Identity, error) {
 	if subtle.ConstantTimeCompare(hash[:], known.Hash) != 1 {
 		return Identity{}, errUnknown
 	}
-	return Identity{KeyID: known.ID, Tenant: known.Tenant, Name: known.Name}, nil
+	return Identity{Tenant: known.Tenant, Kind: KindKey, Subject: known.ID, KeyID: known.ID, Name: known.Name, Link: LinkKey}, nil
 }
 
 // Create makes a key for a tenant. createdBy is the id of the key that asks for it. The secret is only in the answer.

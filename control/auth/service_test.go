@@ -37,7 +37,7 @@ func TestVerify_bothSpellingsAreOneKey(t *testing.T) {
 	must.NoError(t, err)
 	must.RegexMatch(t, regexp.MustCompile(`^sb_[0-9a-f]{16}_[0-9a-f]{64}$`), secret.Key())
 	must.RegexMatch(t, regexp.MustCompile(`^e2b_[0-9a-f]{80}$`), secret.E2BKey())
-	want := auth.Identity{KeyID: key.ID, Tenant: "acme", Name: "ci"}
+	want := auth.Identity{Tenant: "acme", Kind: auth.KindKey, Subject: key.ID, KeyID: key.ID, Name: "ci", Link: auth.LinkKey}
 	for _, spelling := range []string{secret.Key(), secret.E2BKey()} {
 		got, err := a.Verify(spelling)
 		must.NoError(t, err)
@@ -124,7 +124,7 @@ func TestBootstrap_onceInTheLifeOfACluster(t *testing.T) {
 	must.NoError(t, err)
 	who, err := a.Verify(strings.TrimSpace(string(b)))
 	must.NoError(t, err)
-	must.Eq(t, auth.Identity{KeyID: secret.ID(), Tenant: state.DefaultTenant, Name: auth.BootstrapName}, who)
+	must.Eq(t, auth.Identity{Tenant: state.DefaultTenant, Kind: auth.KindKey, Subject: secret.ID(), KeyID: secret.ID(), Name: auth.BootstrapName, Link: auth.LinkKey}, who)
 
 	must.NoError(t, a.Revoke(t.Context(), who.Tenant, who.KeyID))
 	_, made, err = a.Bootstrap(t.Context(), path)
