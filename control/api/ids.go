@@ -27,23 +27,46 @@ func ParseSandboxID(s string) (SandboxID, error) {
 			break
 		}
 	}
-	if len(id) != idLen+1 || id[0] != 'i' {
+	if len(id) != idLen+1 || id[0] != 'i' || !isWord(id) {
 		return "", fmt.Errorf("sandbox id %.40q is not \"i\" and %d characters of [a-z0-9]", s, idLen)
-	}
-	for i := range len(id) {
-		if c := id[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-			return "", fmt.Errorf("sandbox id %.40q is not \"i\" and %d characters of [a-z0-9]", s, idLen)
-		}
 	}
 	return SandboxID(id), nil
 }
 
 func (id SandboxID) String() string { return string(id) }
 
+// SnapshotID names a snapshot: "s" and 20 characters of [a-z0-9].
+type SnapshotID string
+
+// NewSnapshotID returns a new random id (103 bits).
+func NewSnapshotID() SnapshotID {
+	return SnapshotID("s" + randomWord(idLen))
+}
+
+// ParseSnapshotID checks s.
+func ParseSnapshotID(s string) (SnapshotID, error) {
+	if len(s) != idLen+1 || s[0] != 's' || !isWord(s) {
+		return "", fmt.Errorf("snapshot id %.40q is not \"s\" and %d characters of [a-z0-9]", s, idLen)
+	}
+	return SnapshotID(s), nil
+}
+
+func (id SnapshotID) String() string { return string(id) }
+
 // NodeID names a node: under Nomad the Nomad client's id, else a UUID that the node made at its first start.
 type NodeID string
 
 func (id NodeID) String() string { return string(id) }
+
+// isWord reports whether s has characters of [a-z0-9] only.
+func isWord(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return true
+}
 
 // randomWord returns n characters of [a-z0-9], without modulo bias.
 func randomWord(n int) string {

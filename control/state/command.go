@@ -17,11 +17,16 @@ const (
 	typeSandboxDeadline commandType = 5
 	typeSandboxPurge    commandType = 6
 	typeSandboxNetwork  commandType = 7
+	typeSandboxPaused   commandType = 8
+	typeSandboxResumed  commandType = 9
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
+	typeSnapshotPut     commandType = 96
+	typeSnapshotEnd     commandType = 97
+	typeSnapshotDelete  commandType = 98
 )
 
 // commands makes the empty command of each type.
@@ -33,11 +38,16 @@ var commands = map[commandType]func() Command{
 	typeSandboxDeadline: func() Command { return new(SandboxDeadline) },
 	typeSandboxPurge:    func() Command { return new(SandboxPurge) },
 	typeSandboxNetwork:  func() Command { return new(SandboxNetwork) },
+	typeSandboxPaused:   func() Command { return new(SandboxPaused) },
+	typeSandboxResumed:  func() Command { return new(SandboxResumed) },
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
 	typeTemplatePut:     func() Command { return new(TemplatePut) },
 	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
+	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
+	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
+	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
@@ -53,6 +63,7 @@ type Result struct {
 	Sandbox  Sandbox
 	Key      Key
 	Template Template
+	Snapshot Snapshot
 	Changed  int // records that changed
 }
 

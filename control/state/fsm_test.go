@@ -39,7 +39,9 @@ func TestFSM_goldenSnapshotV1(t *testing.T) {
 	sb, err := f.store.Sandbox(id(1))
 	must.NoError(t, err)
 	must.Eq(t, "ß", sb.Metadata["ü"])
-	must.True(t, sb.EndAt.Equal(sb.MaxEndAt))
+	must.True(t, sb.EndAt.Equal(at(500)))
+	must.Eq(t, Running, sb.State)
+	must.Eq(t, "n2", sb.Node)
 	must.False(t, *sb.AllowInternetAccess)
 	must.True(t, sb.EndedAt.IsZero())
 }

@@ -44,6 +44,14 @@ func script() []Command {
 	key := Key{ID: "0123456789abcdef", Tenant: DefaultTenant, Name: "bootstrap", Hash: make([]byte, 32), CreatedAt: at(0), CreatedBy: "bootstrap"}
 	other := key
 	other.ID, other.Name = "fedcba9876543210", "other"
+	made := Snapshot{
+		ID: snapID(1), Tenant: DefaultTenant, Name: "warm", Tag: "default", Sandbox: id(1), Node: "n1", Memory: true, State: SnapshotMaking,
+		Template: "base", Digest: "sha256:abc", Labels: map[string]string{"a": "1"}, CreatedAt: at(9), Creator: "run",
+	}
+	again, failed := made, made
+	again.ID, failed.ID = snapID(2), snapID(3)
+	child := starting(5)
+	child.Origin = snapID(2)
 	return []Command{
 		&KeyBootstrap{Key: key},
 		&KeyBootstrap{Key: other}, // refused
@@ -67,8 +75,25 @@ func script() []Command {
 		&SandboxEnd{Ends: []End{{ID: id(4), State: Lost, Reason: "node gone", At: at(8)}}},
 		&SandboxPurge{IDs: []api.SandboxID{id(2), id(1), id(99)}},
 		&KeyDelete{Tenant: DefaultTenant, ID: other.ID},
+		&SandboxPaused{ID: id(1), Node: "n2", At: at(10)}, // refused
+		&SandboxPaused{ID: id(1), Node: "n1", At: at(10)},
+		&SnapshotPut{Snapshot: made},
+		&SnapshotPut{Snapshot: made}, // refused
+		&SnapshotEnd{ID: snapID(1), State: SnapshotReady, At: at(11), Bytes: 5 << 20, Stored: 1 << 20, Pages: 1000, Files: 3},
+		&SnapshotPut{Snapshot: again},
+		&SnapshotEnd{ID: snapID(2), State: SnapshotReady, At: at(12)}, // takes the name
+		&SnapshotPut{Snapshot: failed},
+		&SnapshotEnd{ID: snapID(3), State: SnapshotFailed, Reason: "disk full", At: at(13)},
+		&SandboxCreate{Sandbox: child},
+		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(2)}, // refused
+		&SnapshotDelete{Tenant: "another", ID: snapID(3)},     // refused
+		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(3)},
+		&SandboxResumed{ID: id(1), Node: "n2", EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
 	}
 }
+
+// snapID is the n-th snapshot id of the tests.
+func snapID(n int) api.SnapshotID { return api.SnapshotID(fmt.Sprintf("s%020d", n)) }
 
 // replay applies a script to fresh tables, through the encoding of the log.
 func replay(t testing.TB, commands []Command) *fsm {

@@ -15,6 +15,7 @@ const (
 	tableSandbox  = "sandbox"
 	tableKey      = "key"
 	tableTemplate = "template"
+	tableSnapshot = "snapshot"
 	tableMeta     = "meta"
 
 	indexID      = "id"
@@ -58,6 +59,9 @@ func schema() *memdb.DBSchema {
 				&memdb.StringFieldIndex{Field: "Tenant"}, &memdb.StringFieldIndex{Field: "Name"},
 			}}},
 			indexDigest: {Name: indexDigest, Indexer: &memdb.StringFieldIndex{Field: "Digest"}},
+		}},
+		tableSnapshot: {Name: tableSnapshot, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},

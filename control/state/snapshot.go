@@ -27,6 +27,7 @@ const (
 	recordSandbox  recordType = 2
 	recordKey      recordType = 3
 	recordTemplate recordType = 4
+	recordSnapshot recordType = 20
 	recordEnd      recordType = 255
 )
 
@@ -40,6 +41,7 @@ var snapshotTables = []struct {
 	{recordSandbox, tableSandbox, func() any { return new(Sandbox) }},
 	{recordKey, tableKey, func() any { return new(Key) }},
 	{recordTemplate, tableTemplate, func() any { return new(Template) }},
+	{recordSnapshot, tableSnapshot, func() any { return new(Snapshot) }},
 }
 
 type fsmSnapshot struct {

@@ -48,6 +48,8 @@ const (
 type Lifecycle struct {
 	OnTimeout  OnTimeout `codec:"on_timeout"`
 	AutoResume bool      `codec:"auto_resume"`
+	// FilesOnly says that a pause at the deadline keeps the files and ends the processes.
+	FilesOnly bool `codec:"files_only"`
 }
 
 // Sandbox is a sandbox that exists, is to exist, or existed a while ago. Values that leave the store share their maps and
@@ -66,6 +68,13 @@ type Sandbox struct {
 	EndAt     time.Time `codec:"end_at"`     // deadline; the node ends it then
 	MaxEndAt  time.Time `codec:"max_end_at"` // no deadline may lie after this
 	EndedAt   time.Time `codec:"ended_at"`   // when it stopped, failed or was lost
+
+	// Timeout is how long it was last given to run: as long as traffic that resumes it gives it again.
+	Timeout time.Duration `codec:"timeout"`
+	// PausedAt is when it was paused; zero while it is not.
+	PausedAt time.Time `codec:"paused_at"`
+	// Origin is the snapshot that it was made from; empty: from its template.
+	Origin api.SnapshotID `codec:"origin"`
 
 	CPUMillis int64 `codec:"cpu_millis"` // thousandths of a core
 	MemoryMB  int64 `codec:"memory_mb"`  // MiB

@@ -1,0 +1,39 @@
+package state
+
+import (
+	"fmt"
+	"time"
+)
+
+func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
+	s, err := tx.sandbox(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if s.Node != "" && s.Node != c.Node {
+		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is on node %s, not %s: %w", s.ID, s.Node, c.Node, ErrConflict)
+	}
+	switch s.State {
+	case Paused:
+		return Result{Sandbox: s}, nil
+	case Running, Lost: // a lost one that its node has after all
+	default:
+		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
+	}
+	s.State, s.Node, s.PausedAt = Paused, c.Node, c.At
+	s.Reason, s.Exit, s.EndedAt = "", nil, time.Time{}
+	return changed(s, tx.putSandbox(&s))
+}
+
+func (c *SandboxResumed) apply(tx *writeTx) (Result, error) {
+	s, err := tx.sandbox(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if s.State != Paused {
+		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
+	}
+	s.State, s.Node, s.PausedAt = Running, c.Node, time.Time{}
+	s.EndAt, s.MaxEndAt, s.Timeout = c.EndAt, c.MaxEnd, c.Timeout
+	return changed(s, tx.putSandbox(&s))
+}

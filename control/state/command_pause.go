@@ -1,0 +1,48 @@
+package state
+
+import (
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// SandboxPaused records a node's report that a running sandbox is paused. Repeating it changes nothing.
+type SandboxPaused struct {
+	ID   api.SandboxID `codec:"id"`
+	Node api.NodeID    `codec:"node"` // that has it
+	At   time.Time     `codec:"at"`
+}
+
+// SandboxResumed records a node's report that a paused sandbox runs again, with a new deadline.
+type SandboxResumed struct {
+	ID      api.SandboxID `codec:"id"`
+	Node    api.NodeID    `codec:"node"` // that has it now: it may be another one than before
+	EndAt   time.Time     `codec:"end_at"`
+	MaxEnd  time.Time     `codec:"max_end_at"`
+	Timeout time.Duration `codec:"timeout"` // that EndAt came from
+}
+
+func (*SandboxPaused) kind() commandType  { return typeSandboxPaused }
+func (*SandboxResumed) kind() commandType { return typeSandboxResumed }
+
+func (c *SandboxPaused) check() error {
+	if c.At.IsZero() {
+		return limitErrorf("at", "is missing")
+	}
+	if c.Node == "" {
+		return limitErrorf("node", "is missing")
+	}
+	return checkID(c.ID)
+}
+
+func (c *SandboxResumed) check() error {
+	switch {
+	case c.Node == "":
+		return limitErrorf("node", "is missing")
+	case c.EndAt.IsZero() || c.MaxEnd.IsZero():
+		return limitErrorf("resume", "lacks one of its times")
+	case c.EndAt.After(c.MaxEnd):
+		return limitErrorf("timeout", "lies beyond the maximum lifetime")
+	}
+	return checkID(c.ID)
+}
