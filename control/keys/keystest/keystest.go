@@ -1,4 +1,4 @@
-// Package keystest checks that a keys.Issuer keeps the contract.
+// Package keystest checks that what is behind the keys seam keeps its contracts: keys.Issuer, keys.Ring and audit.Signer.
 package keystest
 
 import (
