@@ -96,9 +96,9 @@ func TestNetwork_rulesOfTheContract(t *testing.T) {
 	for name, tc := range map[string]struct{ network, field string }{ // field "": it is right
 		"addresses, ranges":          {`"allowOut":["1.1.1.1","10.0.0.0/8"],"denyOut":["0.0.0.0/0","::/0"]`, ""},
 		"domain with all denied":     {`"allowOut":["*.example.com"],"denyOut":["0.0.0.0/0"]`, ""},
-		"domain without all denied":  {`"allowOut":["example.com"]`, "network.allowOut"},
-		"denied domain":              {`"denyOut":["example.com"]`, "network.denyOut"},
-		"no domain":                  {`"allowOut":["a b"],"denyOut":["0.0.0.0/0"]`, "network.allowOut"},
+		"domain without all denied":  {`"allowOut":["example.com"]`, "you must include 'ALL_TRAFFIC' in deny out"},
+		"denied domain":              {`"denyOut":["example.com"]`, "invalid denied CIDR example.com"},
+		"no domain":                  {`"allowOut":["a b"],"denyOut":["0.0.0.0/0"]`, "invalid allowed entry a b"},
 		"a rule":                     {`"rules":{"a.com":[{"transform":{"headers":{"X-A":"b"}}}]}`, ""},
 		"two transforms":             {`"rules":{"a.com":[{"transform":{}},{"transform":{}}]}`, "network.rules"},
 		"eleven domains":             {`"rules":{` + strings.Join(many, ",") + `}`, "network.rules"},

@@ -4,11 +4,10 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
-	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 )
 
 // Limits of the contract's network settings.
@@ -17,9 +16,7 @@ const (
 	maxRuleHeaders = 20
 	maxRuleName    = 64
 	maxRuleValue   = 2048
-	maxNetworkList = 1000 // entries of allowOut and denyOut
 	maxProxyField  = 255
-	everything     = "0.0.0.0/0"
 )
 
 // e2bNetwork is PUT /sandboxes/{id}/network. The settings are replaced as a whole; what is left out is none. They are kept
@@ -46,22 +43,8 @@ func (s *Server) e2bNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // checkNetwork checks network settings against the contract's rules.
 func checkNetwork(n api.NetworkConfig) error {
-	if len(n.AllowOut) > maxNetworkList || len(n.DenyOut) > maxNetworkList {
-		return invalid("network: allowOut and denyOut have at most %d entries each", maxNetworkList)
-	}
-	for _, d := range n.DenyOut {
-		if !isRange(d) {
-			return invalid("network.denyOut: %.80q is neither an IP address nor a CIDR", d)
-		}
-	}
-	for _, a := range n.AllowOut {
-		switch {
-		case isRange(a):
-		case !isDomain(a):
-			return invalid("network.allowOut: %.80q is neither an IP address, nor a CIDR, nor a domain", a)
-		case !slices.Contains(n.DenyOut, everything):
-			return invalid("network.allowOut: the domain %.80q counts only where denyOut has %s", a, everything)
-		}
+	if err := policy.CheckE2B(n.AllowOut, n.DenyOut); err != nil {
+		return invalid("%s", err)
 	}
 	for _, p := range n.HTTPSPorts {
 		if p < 1 || p > 65535 {
@@ -114,7 +97,7 @@ func checkRules(raw json.RawMessage) error {
 		return invalid("network.rules: %d domains, at most %d", len(rules), maxRuleDomains)
 	}
 	for domain, list := range rules {
-		if !isDomain(domain) {
+		if e, err := policy.ParseEntry(domain); err != nil || e.Name == "" || strings.Contains(domain, ":") {
 			return invalid("network.rules: %.80q is no domain", domain)
 		}
 		if len(list) > 1 {
@@ -135,31 +118,4 @@ func checkRules(raw json.RawMessage) error {
 		}
 	}
 	return nil
-}
-
-func isRange(s string) bool {
-	if _, err := netip.ParseAddr(s); err == nil {
-		return true
-	}
-	_, err := netip.ParsePrefix(s)
-	return err == nil
-}
-
-// isDomain accepts host names, also with a leading wildcard label.
-func isDomain(s string) bool {
-	s = strings.TrimPrefix(s, "*.")
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
-			return false
-		}
-		for _, c := range []byte(label) {
-			if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-				return false
-			}
-		}
-	}
-	return true
 }
