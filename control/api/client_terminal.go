@@ -104,7 +104,7 @@ func (s *TerminalStream) Recv(ctx context.Context) (TerminalEvent, error) {
 		return TerminalEvent{}, fmt.Errorf("terminal: %w", err)
 	}
 	if m.Type == TerminalExit {
-		return TerminalEvent{Exit: &frame.ExitBody{Code: m.Code, Signal: m.Signal}}, nil
+		return TerminalEvent{Exit: &frame.ExitBody{Code: m.Code, Signal: m.Signal, OOM: m.OOM}}, nil
 	}
 	return TerminalEvent{Offset: m.Offset, Gap: m.Bytes}, nil
 }

@@ -58,8 +58,9 @@ type TerminalControl struct {
 	Bytes  uint64 `json:"bytes,omitempty"`  // gap: so many bytes before Offset are gone
 	Offset uint64 `json:"offset,omitempty"` // gap
 
-	Code   int `json:"code"`             // exit
-	Signal int `json:"signal,omitempty"` // exit
+	Code   int  `json:"code"`             // exit
+	Signal int  `json:"signal,omitempty"` // exit
+	OOM    bool `json:"oom,omitempty"`    // exit: the kernel ended it for lack of memory
 }
 
 // Words of TerminalControl.Type.

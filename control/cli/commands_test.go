@@ -3,10 +3,12 @@ package cli
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -36,7 +38,8 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 	names := []string{
 		"server", "dev", "init", "config", "config get", "config set", "config list", "config path", "sandbox", "sandbox create",
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
-		"template delete", "template make", "node", "node audit", "version",
+		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
+		"link", "link create",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {
@@ -192,7 +195,7 @@ func TestDestroy(t *testing.T) {
 	must.Eq(t, "No sandboxes\n", c.stdout)
 }
 
-func TestLogs(t *testing.T) {
+func TestLogs_rawIsTheOutputOfTheOwnCommand(t *testing.T) {
 	f := newFake(t)
 	f.logs = "one\ntwo\nthree\n"
 	c := f.call(t)
@@ -209,10 +212,83 @@ func TestLogs(t *testing.T) {
 		{[]string{"-f", "-tail=1", id}, "three\nmore\n"},
 		{[]string{id, "-stderr"}, "an error\n"},
 	} {
+		must.Eq(t, 0, c.run(t, append([]string{"logs", "-raw"}, tc.args...)...), must.Sprint(tc.args, c.stderr))
+		must.Eq(t, tc.want, c.stdout, must.Sprint(tc.args))
+	}
+	must.Eq(t, 1, c.run(t, "logs", "-raw", "-tail=-1", id))
+}
+
+func TestLogs_areTheSandboxesLog(t *testing.T) {
+	f := newFake(t)
+	for i := range 2500 { // more than two pages
+		f.entries = append(f.entries, api.LogEntry{Time: logTime.Add(time.Duration(i) * time.Millisecond), Level: "info", Source: "stdout", Message: fmt.Sprintf("line %d", i)})
+	}
+	f.entries = append(f.entries, api.LogEntry{
+		Time: logTime.Add(time.Minute), Level: "warn", Source: "platform", Message: "evil\x1b[31m\ntwo", Fields: map[string]string{"pid": "7", "a": "b"},
+	})
+	c := f.call(t)
+	id := string(boxOne)
+	const last = `2026-11-01T10:01:00.000Z WARN  platform: a=b pid=7 evil\x1b[31m\ntwo` + "\n"
+	const more = "2026-11-01T11:00:00.000Z INFO  stdout: more\n"
+	must.Eq(t, 0, c.run(t, "logs", id), must.Sprint(c.stderr))
+	must.Eq(t, 2501, strings.Count(c.stdout, "\n"))
+	must.StrHasPrefix(t, "2026-11-01T10:00:00.000Z INFO  stdout: line 0\n", c.stdout)
+	must.StrHasSuffix(t, last, c.stdout)
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-tail=1", id}, last},
+		{[]string{"-tail=2", "-search=line", id}, "2026-11-01T10:00:02.498Z INFO  stdout: line 2498\n2026-11-01T10:00:02.499Z INFO  stdout: line 2499\n"},
+		{[]string{"-tail=0", id}, ""},
+		{[]string{"-f", "-tail=1", id}, last + more},
+		{[]string{"-f", "-tail=0", id}, more},
+		{[]string{"-f", "-since=2026-11-01T10:00:30Z", id}, last + more},
+		{[]string{"-f", "-tail=1", string(boxOld)}, last}, // it has ended
+	} {
 		must.Eq(t, 0, c.run(t, append([]string{"logs"}, tc.args...)...), must.Sprint(tc.args, c.stderr))
 		must.Eq(t, tc.want, c.stdout, must.Sprint(tc.args))
 	}
-	must.Eq(t, 1, c.run(t, "logs", "-tail=-1", id))
+	must.Eq(t, 0, c.run(t, "logs", "-tail=2001", "-json", id))
+	must.Eq(t, 2001, strings.Count(c.stdout, "\n"))
+	must.StrHasPrefix(t, `{"time":"2026-11-01T10:00:00.5Z","level":"info","source":"stdout","message":"line 500"}`, c.stdout)
+	f.logQueries = nil
+	must.Eq(t, 0, c.run(t, "logs", "-f", "-level=warn", "-source=platform", "-search=evil", id))
+	for _, q := range f.logQueries { // both the history's and the follower's
+		must.Eq(t, "warn platform evil", q.Get("level")+" "+q.Get("source")+" "+q.Get("search"))
+	}
+	must.Eq(t, last, c.stdout[:len(last)])
+	must.Eq(t, "2026-11-01T10:01:00Z", f.logQueries[len(f.logQueries)-1].Get("after"))
+	for _, args := range [][]string{
+		{"-level=loud", id}, {"-source=x", id}, {"-since=noon", id}, {"-stderr", id}, {"-raw", "-level=info", id}, {"-f", "-until=1m", id}, {"-tail=-1", id},
+	} {
+		must.Eq(t, 1, c.run(t, append([]string{"logs"}, args...)...), must.Sprint(args))
+	}
+}
+
+func TestTerminals(t *testing.T) {
+	c := newFake(t).call(t)
+	must.Eq(t, 0, c.run(t, "terminal", "list", string(boxOne)), must.Sprint(c.stderr))
+	must.RegexMatch(t, regexpOf(`^ID +State +Started +User +Command\n`+string(termOne)+` +running +1m0s ago +user +bash -l\nx +ended, code 137 `), c.stdout)
+	must.Eq(t, 0, c.run(t, "terminal", "kill", string(termOne)))
+	must.Eq(t, 1, c.run(t, "terminal", "kill", "other"))
+	must.Eq(t, 1, c.run(t, "terminal", "attach"))
+	must.Eq(t, 1, c.run(t, "terminal", "attach", string(termOne)))
+	must.StrContains(t, c.stderr, "-read only looks")
+	must.Eq(t, 1, c.run(t, "terminal", "attach", "-read", "-exclusive", string(termOne)))
+}
+
+func TestLinkCreate(t *testing.T) {
+	f := newFake(t)
+	c := f.call(t)
+	must.Eq(t, 0, c.run(t, "link", "create", string(boxOne), "report.pdf"))
+	must.Eq(t, "http://x/files?signature=v2.1.s\n", c.stdout)
+	must.Eq(t, 0, c.run(t, "link", "create", "-op=write", "-expires=90500ms", "-user=root", "-json", string(boxOne), "/tmp/x"))
+	must.StrContains(t, c.stdout, `"key_version": 1`)
+	must.Eq(t, []api.LinkRequest{{Operation: "read", Path: "report.pdf"}, {Operation: "write", Path: "/tmp/x", User: "root", ExpiresIn: 91}}, f.links)
+	for _, args := range [][]string{{}, {string(boxOne)}, {"-op=run", string(boxOne), "x"}, {"x", "y"}, {"-expires=-1s", string(boxOne), "x"}} {
+		must.Eq(t, 1, c.run(t, append([]string{"link", "create"}, args...)...), must.Sprint(args))
+	}
 }
 
 func TestTemplates(t *testing.T) {

@@ -118,8 +118,9 @@ func TestDev_aSandboxFromCreateToDestroy(t *testing.T) {
 	must.StrContains(t, c.stderr, "Left out evil")
 	must.Eq(t, "ran\n", do(0, "exec", id, "bash", "-c", "cd /tmp/there && a/run.sh"))
 
-	must.Eq(t, "out\n", do(0, "logs", id))
-	must.Eq(t, "err\n", do(0, "logs", "-stderr", "-tail=1", id))
+	must.Eq(t, "out\n", do(0, "logs", "-raw", id))
+	must.Eq(t, "err\n", do(0, "logs", "-raw", "-stderr", "-tail=1", id))
+	must.StrContains(t, do(0, "logs", "-source=stderr", id), " stderr: ")
 	must.StrContains(t, do(0, "sandbox", "info", id), "Health")
 	must.StrContains(t, do(0, "version"), "Server")
 	must.StrContains(t, do(0, "template", "list"), "base")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/cli/session"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
 
 // Exit codes of exec for its own failures, as shells and other programs that run programs have them.
@@ -34,15 +35,16 @@ func execCommand(env *Env) *command {
 Runs a command in a sandbox, with its output here, and ends with its exit
 code, or with 128 and the number of the signal that ended it. The code is 127
 where there is no such command and 125 where it could not be run or the
-connection was lost. The command ends with the connection.
+connection was lost. Without -t, the command ends with the connection.
 
     $ soulbox exec <id> -- python3 -c 'print(6*7)'
     $ soulbox exec -it <id> bash
     $ tar c src | soulbox exec -i <id> -- tar x
 
 With -t, Ctrl-C and all other keys go to the command, and ~. at the start of a
-line ends the connection. Without -t, the signals that this program gets go to
-the command; the third Ctrl-C ends the connection.`,
+line leaves it: it goes on, as it does where the connection is lost, and
+soulbox terminal attach comes back to it. Without -t, the signals that this
+program gets go to the command; the third Ctrl-C ends the connection.`,
 		remote:  true,
 		literal: true,
 		flags: func(o *options) {
@@ -56,7 +58,7 @@ the command; the third Ctrl-C ends the connection.`,
 				v := env.Getenv(k)
 				return v, v != ""
 			})
-			o.Func("escape", "<char>", `Character that, at the start of a line and followed by a dot, ends the connection; "none" for none. Default = ~.`,
+			o.Func("escape", "<char>", `Character that, at the start of a line and followed by a dot, leaves the command; "none" for none. Default = ~.`,
 				complete.PredictSet("none"), func(s string) error {
 					if s != "none" && len(s) != 1 {
 						return fmt.Errorf("%.40q is not one character", s)
@@ -90,18 +92,12 @@ the command; the third Ctrl-C ends the connection.`,
 			if len(escape) == 1 {
 				s.Escape = escape[0]
 			}
-			req := api.ExecRequest{Argv: args[1:], Cwd: cwd, User: user, TTY: tty, Stdin: input, KillOnDetach: true}
+			if tty {
+				return execTerminal(ctx, conn, &s, api.TerminalRequest{SandboxID: ids[0], Command: args[1:], User: user, Cwd: cwd, Env: vars})
+			}
+			req := api.ExecRequest{Argv: args[1:], Cwd: cwd, User: user, Stdin: input, KillOnDetach: true}
 			for _, k := range slices.Sorted(maps.Keys(vars)) {
 				req.Env = append(req.Env, k+"="+vars[k])
-			}
-			if tty {
-				s.Screen = screenOf(env)
-				if size, ok := session.Size(s.Screen); ok {
-					req.Size = &size
-				}
-				if term := env.Getenv("TERM"); term != "" && vars["TERM"] == "" {
-					req.Env = append(req.Env, "TERM="+term)
-				}
 			}
 			return execIn(ctx, conn, ids[0], req, &s)
 		},
@@ -130,16 +126,18 @@ func execIn(ctx context.Context, conn *connection, id api.SandboxID, req api.Exe
 	exit, err := s.RunThen(live, conn.release)
 	var sig *session.SignalError
 	switch {
-	case errors.Is(err, session.ErrDetached):
-		fmt.Fprintf(conn.env.Stderr, "\r\nConnection to sandbox %s closed.\r\n", id)
-		return exitCode(exitFailed)
 	case errors.As(err, &sig):
 		return exitCode(128 + int(sig.Signal))
 	case err != nil:
 		return fmt.Errorf("exec in sandbox %s: %w", id, err)
 	}
+	return ended(conn.env, exit)
+}
+
+// ended is the error for how a process ended: its exit code.
+func ended(env *Env, exit frame.ExitBody) error {
 	if exit.OOM {
-		fmt.Fprintln(conn.env.Stderr, "The sandbox ran out of memory and the kernel ended the command.")
+		fmt.Fprintln(env.Stderr, "The sandbox ran out of memory and the kernel ended the command.")
 	}
 	if code := session.ExitCode(exit); code != 0 {
 		return exitCode(code)

@@ -113,11 +113,37 @@ func TestExec_onARealTerminal(t *testing.T) {
 	var exit *exec.ExitError
 	must.True(t, errors.As(err, &exit))
 	must.Eq(t, 9, exit.ExitCode())
-	req := f.execs[0]
-	must.True(t, req.TTY)
-	must.Eq(t, frame.Size{Cols: 90, Rows: 30}, *req.Size)
-	must.Eq(t, []string{"TERM=vt100"}, req.Env)
+	must.Eq(t, []api.TerminalRequest{{
+		SandboxID: boxOne, Command: []string{"shell"}, Env: map[string]string{"TERM": "vt100"}, Size: frame.Size{Cols: 90, Rows: 30},
+	}}, f.started)
 	must.SliceEmpty(t, f.signalled())
+}
+
+func TestExec_aTerminalIsLeftAndComeBackTo(t *testing.T) {
+	f := newFake(t)
+	cmd := f.program(t, "exec", "-it", string(boxOne), "shell")
+	tty, err := pty.Start(cmd)
+	must.NoError(t, err)
+	defer tty.Close()
+	out := collectOutput(tty)
+	out.wait(t, "$ ")
+	_, err = tty.WriteString("~.")
+	must.NoError(t, err)
+	out.wait(t, "soulbox terminal attach "+string(termOne))
+	must.NoError(t, cmd.Wait())
+
+	cmd = f.program(t, "terminal", "attach", "-offset=7", "-exclusive", string(termOne))
+	tty, err = pty.Start(cmd)
+	must.NoError(t, err)
+	defer tty.Close()
+	collectOutput(tty).wait(t, "$ ")
+	_, err = tty.WriteString("\x04")
+	must.NoError(t, err)
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	must.True(t, errors.As(err, &exit))
+	must.Eq(t, 9, exit.ExitCode())
+	must.Eq(t, []string{"mode=write&offset=0", "mode=exclusive&offset=7"}, f.attached)
 }
 
 func TestExec_stoppedAndContinuedFromOutside(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,6 +50,12 @@ type fake struct {
 	logs      string
 	sizes     []frame.Size
 	signals   []int
+
+	started    []api.TerminalRequest
+	attached   []string // the queries of attachments to terminals
+	entries    []api.LogEntry
+	logQueries []url.Values
+	links      []api.LinkRequest
 }
 
 func newFake(t *testing.T) *fake {
@@ -84,6 +91,17 @@ func newFake(t *testing.T) *fake {
 		reply(w, 200, api.SandboxHealth{Status: api.HealthOK, SandboxID: s.ID})
 	}))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/logs", f.box(f.getLogs))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/log", f.box(f.getLog))
+	mux.HandleFunc("GET /v1/sandboxes/{id}/log/stream", f.box(f.followLog))
+	f.terminals(mux)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/links", f.box(func(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
+		var req api.LinkRequest
+		_ = json.NewDecoder(r.Body).Decode(&req)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.links = append(f.links, req)
+		reply(w, 201, api.Link{URL: "http://x/files?signature=v2.1.s", KeyVersion: 1})
+	}))
 	mux.HandleFunc("POST /v1/sandboxes/{id}/exec", f.box(f.exec))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/stat", f.box(f.stat))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/files", f.box(f.readFile))

@@ -32,8 +32,8 @@ Makes a sandbox and returns once it runs. What is not said with a flag comes
 from the file soulbox.hcl of this folder, if there is one (see soulbox init),
 then from the service's defaults.
 
-With a command, the sandbox ends when the command ends, and soulbox logs shows
-its output:
+With a command, the sandbox ends when the command ends, and soulbox logs -raw
+shows its output:
 
     $ soulbox sandbox create -template=base -timeout=10m
     $ soulbox sandbox create -template=base -- python3 -m http.server`,

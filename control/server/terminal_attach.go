@@ -172,7 +172,7 @@ func (v *viewer) output(ctx context.Context) {
 		case frame.Exit:
 			var e frame.ExitBody
 			if err = json.Unmarshal(f.Payload, &e); err == nil {
-				_ = v.sendJSON(ctx, api.TerminalControl{Type: api.TerminalExit, Code: e.Code, Signal: e.Signal})
+				_ = v.sendJSON(ctx, api.TerminalControl{Type: api.TerminalExit, Code: e.Code, Signal: e.Signal, OOM: e.OOM})
 				_ = v.c.Close(websocket.StatusNormalClosure, fmt.Sprintf("the process has ended with code %d", e.Code))
 				return
 			}
