@@ -18,11 +18,13 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 )
 
-// Environment variables that New reads, and the address where nothing names one.
+// Environment variables that New reads, and what holds where nothing is said.
 const (
-	EnvAddress     = "SOULBOX_ADDR"
-	EnvAPIKey      = "SOULBOX_API_KEY"
-	DefaultAddress = "http://127.0.0.1:7300"
+	EnvAddress          = "SOULBOX_ADDR"
+	EnvAPIKey           = "SOULBOX_API_KEY"
+	EnvMaxRedirects     = "SOULBOX_MAX_REDIRECTS"
+	DefaultAddress      = "http://127.0.0.1:7300"
+	DefaultMaxRedirects = 10
 )
 
 // ErrUnreachable is in the chain of every error that comes from not reaching the service, as opposed to its answer. It is
@@ -47,6 +49,9 @@ type Config struct {
 	HTTPClient *http.Client
 	// UserAgent is sent in front of the client's own.
 	UserAgent string
+	// MaxRedirects is how many redirects a request follows; -1: none. 0: the environment variable SOULBOX_MAX_REDIRECTS, else
+	// DefaultMaxRedirects. The API key goes to no other host than Address.
+	MaxRedirects int
 }
 
 // Client speaks to a control service. It is safe for concurrent use. Every method returns the service's own errors as
@@ -73,6 +78,10 @@ func New(cfg Config) (*Client, error) {
 	if strings.ContainsFunc(cfg.APIKey, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, errors.New("API key: contains a space or a character that no key has")
 	}
+	redirects, err := maxRedirects(cfg.MaxRedirects)
+	if err != nil {
+		return nil, err
+	}
 	c := &Client{addr: cfg.Address, key: cfg.APIKey, http: cfg.HTTPClient}
 	c.agent = strings.TrimSpace(cfg.UserAgent + " soulbox-go/" + version.Version)
 	if path, ok := strings.CutPrefix(cfg.Address, "unix://"); ok {
@@ -83,7 +92,7 @@ func New(cfg Config) (*Client, error) {
 			return nil, fmt.Errorf("address %q: an HTTP client of its own cannot be used with a unix socket", cfg.Address)
 		}
 		c.base = &url.URL{Scheme: "http", Host: "soulbox"}
-		c.http = ownHTTPClient(nil, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c.http = ownHTTPClient(redirects, nil, func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: dialTimeout}
 			return d.DialContext(ctx, "unix", path)
 		})
@@ -96,10 +105,10 @@ func New(cfg Config) (*Client, error) {
 	c.base = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: strings.TrimRight(u.Path, "/")}
 	if c.http == nil {
 		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
-		c.http = ownHTTPClient(http.ProxyFromEnvironment, d.DialContext)
+		c.http = ownHTTPClient(redirects, http.ProxyFromEnvironment, d.DialContext)
 	} else if c.http.CheckRedirect == nil {
 		given := *c.http
-		given.CheckRedirect = noRedirect
+		given.CheckRedirect = redirects.check
 		c.http = &given
 	}
 	return c, nil
@@ -111,11 +120,8 @@ func (c *Client) Address() string { return c.addr }
 // Close ends idle connections. Streams that are open go on.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// noRedirect makes a redirect an answer like another: to follow it would carry the API key to where it points.
-func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-
-func ownHTTPClient(proxy func(*http.Request) (*url.URL, error), dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
-	return &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
+func ownHTTPClient(redirects redirects, proxy func(*http.Request) (*url.URL, error), dial func(ctx context.Context, network, addr string) (net.Conn, error)) *http.Client {
+	return &http.Client{CheckRedirect: redirects.check, Transport: &http.Transport{
 		Proxy:                 proxy,
 		DialContext:           dial,
 		DisableCompression:    true,

@@ -129,22 +129,6 @@ func TestClient_errors(t *testing.T) {
 	})
 }
 
-func TestClient_doesNotCarryItsKeyElsewhere(t *testing.T) {
-	elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		t.Errorf("the key went elsewhere: %q", r.Header.Get("X-API-Key"))
-	}))
-	defer elsewhere.Close()
-	front := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
-	defer front.Close()
-	for _, hc := range []*http.Client{nil, {}} {
-		c, err := New(Config{Address: front.URL, APIKey: "the-key", HTTPClient: hc})
-		must.NoError(t, err)
-		_, err = c.Version(t.Context())
-		must.Eq(t, http.StatusTemporaryRedirect, StatusOf(err))
-		c.Close()
-	}
-}
-
 func TestClient_unreachable(t *testing.T) {
 	srv := httptest.NewServer(http.NotFoundHandler())
 	srv.Close()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/edge"
@@ -86,4 +87,12 @@ func (w way) DialPort(ctx context.Context, id api.SandboxID, port int) (net.Conn
 // Envd implements edge.Node.
 func (w way) Envd(id api.SandboxID) (http.RoundTripper, string) {
 	return w.client.Transport(), nodeapi.EnvdPath(id)
+}
+
+// URL implements edge.Node.
+func (w way) URL() string {
+	if addr := w.client.Address(); strings.HasPrefix(addr, "https://") {
+		return addr
+	}
+	return "" // a socket of this machine
 }

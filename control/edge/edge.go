@@ -45,6 +45,8 @@ type Node interface {
 	DialPort(ctx context.Context, id api.SandboxID, port int) (net.Conn, error)
 	// Envd carries a request to a sandbox's envd. The request's path is the client's own.
 	Envd(id api.SandboxID) (rt http.RoundTripper, prefix string)
+	// URL is the address of the node's own API, without a path. Empty: it has none that others reach.
+	URL() string
 }
 
 // Sandboxes finds sandboxes, in memory, whoever they belong to. It is called for every request, from many goroutines.
@@ -68,6 +70,7 @@ type Config struct {
 type Edge struct {
 	cfg     Config
 	ports   *http.Transport // to all ports but envd's
+	grpc    *http.Transport // to the same, with HTTP/2
 	proxy   *httputil.ReverseProxy
 	current counts
 }
@@ -90,6 +93,9 @@ func New(cfg Config) *Edge {
 	e.ports = &http.Transport{
 		DialContext: e.dialPort, DisableCompression: true, IdleConnTimeout: idleTimeout, MaxIdleConns: 512, MaxIdleConnsPerHost: 16,
 	}
+	e.grpc = e.ports.Clone()
+	e.grpc.Protocols = new(http.Protocols)
+	e.grpc.Protocols.SetUnencryptedHTTP2(true)
 	e.proxy = &httputil.ReverseProxy{
 		Rewrite: rewrite, Transport: transport{e}, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
 		ErrorLog: log.New(cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
@@ -98,7 +104,10 @@ func New(cfg Config) *Edge {
 }
 
 // Close lets go of connections that are not in use.
-func (e *Edge) Close() { e.ports.CloseIdleConnections() }
+func (e *Edge) Close() {
+	e.ports.CloseIdleConnections()
+	e.grpc.CloseIdleConnections()
+}
 
 // Wrap returns a handler that serves requests to sandboxes itself and leaves all others to next.
 func (e *Edge) Wrap(next http.Handler) http.Handler {
@@ -143,6 +152,12 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	}
 	if t.port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
 		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
+		return
+	}
+	if to := redirect(r, box, t); to != "" {
+		w.Header().Set("Location", to)
+		w.Header().Set("Preference-Applied", preferRedirect)
+		w.WriteHeader(http.StatusTemporaryRedirect)
 		return
 	}
 	if !e.current.enter(box.ID, e.cfg.MaxConnections) {

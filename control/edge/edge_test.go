@@ -102,6 +102,7 @@ type world struct {
 	gone bool
 	addr map[int]string // listeners by port; others are closed
 	envd http.RoundTripper
+	node string // address of the node's API
 }
 
 func (w *world) Find(id api.SandboxID) (Sandbox, error) {
@@ -127,6 +128,8 @@ func (w *world) DialPort(ctx context.Context, _ api.SandboxID, port int) (net.Co
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", addr)
 }
+
+func (w *world) URL() string { return w.node }
 
 func (w *world) Envd(api.SandboxID) (http.RoundTripper, string) { return w.envd, "/prefix" }
 
@@ -157,7 +160,11 @@ func newScene(t *testing.T, inner http.HandlerFunc, change func(*Config)) *scene
 	}
 	e := New(cfg)
 	t.Cleanup(e.Close)
-	out := httptest.NewServer(e.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "api") })))
+	out := httptest.NewUnstartedServer(e.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "api") })))
+	out.Config.Protocols = new(http.Protocols)
+	out.Config.Protocols.SetHTTP1(true)
+	out.Config.Protocols.SetUnencryptedHTTP2(true)
+	out.Start()
 	t.Cleanup(out.Close)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	return &scene{w, out.URL, out.Listener.Addr().String()}

@@ -53,7 +53,10 @@ type transport struct{ e *Edge }
 
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	p := r.Context().Value(passageKey{}).(passage) //nolint:forcetypeassert // serve put it there
-	if p.port != EnvdPort {
+	switch {
+	case p.port != EnvdPort && isGRPC(r):
+		return t.e.grpc.RoundTrip(r)
+	case p.port != EnvdPort:
 		return t.e.ports.RoundTrip(r)
 	}
 	rt, prefix := p.box.Node.Envd(p.box.ID)

@@ -15,6 +15,9 @@ import (
 // maxHeaderBytes bounds a request's header. Answered with 431.
 const maxHeaderBytes = 64 << 10
 
+// maxStreams bounds the requests that go on at once on one HTTP/2 connection: SDKs hold all their streams on one.
+const maxStreams = 1000
+
 // Run serves on the listeners until ctx ends, then ends streams at once, lets other requests finish for DrainTimeout, and
 // returns nil. It closes the listeners. A listener that fails ends all with its error. Run once.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
@@ -31,6 +34,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(true) // upgrades need it
+	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetUnencryptedHTTP2(true) // for clients that know: gRPC's, and proxies in front
+	srv.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
 	failed := make(chan error, len(listeners))
 	var wg sync.WaitGroup
 	for _, l := range listeners {

@@ -50,7 +50,7 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 		}
 		cfg.TLS = &tls.Config{
 			MinVersion:     tls.VersionTLS12,
-			NextProtos:     []string{"http/1.1"}, // an upgrade to frames needs a connection of its own
+			NextProtos:     []string{"h2", "http/1.1"}, // who wants an upgrade asks for the latter
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return files.get() },
 		}
 	}
