@@ -19,7 +19,7 @@ type Verifier interface {
 }
 
 // linkPrefix begins the signature of a link of ours; the contract's begin with "v1_".
-const linkPrefix = "v2."
+const linkPrefix = api.SignedLinkPrefix
 
 // denial is a link that is no good, with the status and the words for it.
 type denial struct {
@@ -50,6 +50,9 @@ func (e *Edge) verify(r *http.Request) (api.SandboxID, error) {
 		return "", &denial{http.StatusForbidden, "links of this kind are not served here"}
 	}
 	id, err := e.cfg.Links.Verify(r)
+	if api.StatusOf(err) == http.StatusServiceUnavailable { // the keys are out of reach: nobody knows whether the link is good
+		return "", &denial{http.StatusServiceUnavailable, err.Error()}
+	}
 	if err != nil {
 		return "", &denial{http.StatusForbidden, err.Error()}
 	}

@@ -1,15 +1,10 @@
 package edge
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -17,15 +12,9 @@ import (
 )
 
 // Link is what a link of ours allows: one operation on one file of one sandbox, until a time.
-type Link struct {
-	Sandbox   api.SandboxID
-	Operation string // "read" or "write"
-	Path      string
-	User      string    // empty: the sandbox's default user
-	Expires   time.Time // to the second
-}
+type Link = api.SignedLink
 
-// Links makes and checks links of ours: "v2.<version of the key>.<HMAC-SHA256, base64 for URLs>". A version that is revoked takes all
+// Links makes and checks links of ours. A version that is revoked takes all
 // of its links with it.
 type Links struct {
 	Ring keys.Ring
@@ -35,25 +24,12 @@ type Links struct {
 var _ Verifier = Links{}
 
 // Query returns the parameters of a link to /files, and the version of the key that signed it.
-func (l Links) Query(k Link) (url.Values, keys.KeyVersion) {
-	key := l.Ring.Current()
-	q := url.Values{
-		"sandbox": {string(k.Sandbox)}, "path": {k.Path}, "signature_expiration": {strconv.FormatInt(k.Expires.Unix(), 10)},
-		"signature": {fmt.Sprintf("%s%d.%s", linkPrefix, key.Version, base64.RawURLEncoding.EncodeToString(k.mac(key)))},
+func (l Links) Query(k Link) (url.Values, keys.KeyVersion, error) {
+	key, err := l.Ring.Current()
+	if err != nil {
+		return nil, 0, fmt.Errorf("sign a link: %w", err)
 	}
-	if k.User != "" {
-		q.Set("username", k.User)
-	}
-	return q, key.Version
-}
-
-// mac signs all fields, each with its length, so that no two links look alike.
-func (k Link) mac(key keys.MACKey) []byte {
-	m := hmac.New(sha256.New, key.Secret)
-	for _, f := range []string{"soulbox file link", k.Operation, string(k.Sandbox), k.Path, k.User, strconv.FormatInt(k.Expires.Unix(), 10)} {
-		fmt.Fprintf(m, "%d:%s", len(f), f)
-	}
-	return m.Sum(nil)
+	return k.Query(uint32(key.Version), key.Secret), key.Version, nil
 }
 
 // errLink is all that a client learns of a link that is no good.
@@ -65,28 +41,18 @@ func (l Links) Verify(r *http.Request) (api.SandboxID, error) {
 	if err != nil {
 		return "", errLink
 	}
-	for _, name := range []string{"sandbox", "path", "signature", "signature_expiration", "username"} {
-		if len(q[name]) > 1 || name != "username" && q.Get(name) == "" {
-			return "", errLink
-		}
-	}
-	id, err := api.ParseSandboxID(q.Get("sandbox"))
-	if err != nil || string(id) != q.Get("sandbox") {
-		return "", errLink
-	}
-	version, mac, ok := strings.Cut(strings.TrimPrefix(q.Get("signature"), linkPrefix), ".")
-	v, verr := strconv.ParseUint(version, 10, 32)
-	got, merr := base64.RawURLEncoding.Strict().DecodeString(mac)
-	expires, eerr := strconv.ParseInt(q.Get("signature_expiration"), 10, 64)
-	if !ok || verr != nil || merr != nil || eerr != nil {
-		return "", errLink
-	}
-	key, err := l.Ring.Key(keys.KeyVersion(v))
+	k, version, mac, err := api.ParseSignedLink(q, operation(r.Method))
 	if err != nil {
 		return "", errLink
 	}
-	k := Link{Sandbox: id, Operation: operation(r.Method), Path: q.Get("path"), User: q.Get("username"), Expires: time.Unix(expires, 0)}
-	if !hmac.Equal(got, k.mac(key)) {
+	key, err := l.Ring.Key(keys.KeyVersion(version))
+	if errors.Is(err, keys.ErrKeyRevoked) {
+		return "", errLink
+	}
+	if err != nil {
+		return "", err
+	}
+	if !k.SignedBy(key.Secret, mac) {
 		return "", errLink
 	}
 	now := time.Now
@@ -96,7 +62,7 @@ func (l Links) Verify(r *http.Request) (api.SandboxID, error) {
 	if !now().Before(k.Expires) {
 		return "", errors.New("the link has expired")
 	}
-	return id, nil
+	return k.Sandbox, nil
 }
 
 // operation is what a method does to a file.

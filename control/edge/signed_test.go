@@ -19,7 +19,8 @@ func TestLinks_areGoodForWhatTheySayOnly(t *testing.T) {
 	must.NoError(t, err)
 	now := time.Unix(1_800_000_000, 0)
 	l := Links{Ring: ring, Now: func() time.Time { return now }}
-	q, version := l.Query(Link{Sandbox: boxID, Operation: "read", Path: "/a b/../c", User: "user", Expires: now.Add(time.Minute)})
+	q, version, err := l.Query(Link{Sandbox: boxID, Operation: "read", Path: "/a b/../c", User: "user", Expires: now.Add(time.Minute)})
+	must.NoError(t, err)
 	verify := func(method string, q url.Values) error {
 		r := httptest.NewRequest(method, "/files?"+q.Encode(), nil)
 		id, err := l.Verify(r)
@@ -60,13 +61,13 @@ func TestLinks_areGoodForWhatTheySayOnly(t *testing.T) {
 			must.ErrorIs(t, verify(method, doctored), errLink)
 		})
 	}
-	_, err = ring.Rotate()
+	_, err = ring.Rotate(t.Context())
 	must.NoError(t, err)
 	must.NoError(t, verify(http.MethodGet, q), must.Sprint("an older version is good until it is revoked"))
 	now = now.Add(time.Minute)
 	must.ErrorContains(t, verify(http.MethodGet, q), "expired")
 	now = now.Add(-time.Second)
-	must.NoError(t, ring.Revoke(version))
+	must.NoError(t, ring.Revoke(t.Context(), version))
 	must.ErrorIs(t, verify(http.MethodGet, q), errLink)
 }
 
@@ -74,7 +75,8 @@ func FuzzLinks(f *testing.F) {
 	ring, err := local.OpenRing(filepath.Join(f.TempDir(), "ring.json"))
 	must.NoError(f, err)
 	l := Links{Ring: ring}
-	q, _ := l.Query(Link{Sandbox: boxID, Operation: "write", Path: "x", Expires: time.Unix(1_800_000_000, 0)})
+	q, _, err := l.Query(Link{Sandbox: boxID, Operation: "write", Path: "x", Expires: time.Unix(1_800_000_000, 0)})
+	must.NoError(f, err)
 	f.Add(q.Encode())
 	f.Add("signature=v2.1.x&sandbox=" + string(boxID) + "&path=a&signature_expiration=99999999999")
 	f.Fuzz(func(t *testing.T, query string) {

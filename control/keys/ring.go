@@ -1,6 +1,9 @@
 package keys
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // KeyVersion counts the keys of a ring, from 1 on. A version is never used again.
 type KeyVersion uint32
@@ -14,15 +17,18 @@ type MACKey struct {
 // ErrKeyRevoked is in the chain of the error for a version that was revoked, or never was.
 var ErrKeyRevoked = errors.New("the key version is revoked or unknown")
 
-// Ring holds the versions of one secret. Signing takes the current one; what an older one signed is good until that version is
+// Ring holds the versions of one secret, for HMAC. Signing takes the current one; what an older one signed is good until that version is
 // revoked. Current and Key answer from memory, for every request, from any goroutine; Rotate and Revoke may take as long as storing
-// takes, and count for all later calls once they have returned.
+// takes, and count for all later calls of this server once they have returned, and for the other servers before long.
+//
+// Where the keys are kept elsewhere and that cannot be reached for longer than a copy of them is good, Current and Key answer with an
+// *api.Error of status 503.
 type Ring interface {
-	Current() MACKey
+	Current() (MACKey, error)
 	// Key returns a version, or an error with ErrKeyRevoked in its chain.
 	Key(v KeyVersion) (MACKey, error)
 	// Rotate makes a new version and returns it: it is the current one from then on.
-	Rotate() (MACKey, error)
-	// Revoke takes a version away, for good. Where it is the current one, a new one is made first.
-	Revoke(v KeyVersion) error
+	Rotate(ctx context.Context) (MACKey, error)
+	// Revoke takes a version and all before it away, for good. Where it is the current one, a new one is made first.
+	Revoke(ctx context.Context, v KeyVersion) error
 }

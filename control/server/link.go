@@ -44,7 +44,10 @@ func (s *Server) createLink(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	expires := time.Now().Add(life).Truncate(time.Second)
-	q, version := s.cfg.Links.Query(edge.Link{Sandbox: id, Operation: req.Operation, Path: req.Path, User: req.User, Expires: expires})
+	q, version, err := s.cfg.Links.Query(edge.Link{Sandbox: id, Operation: req.Operation, Path: req.Path, User: req.User, Expires: expires})
+	if err != nil {
+		return err
+	}
 	scheme := "http"
 	if r.TLS != nil {
 		scheme = "https"

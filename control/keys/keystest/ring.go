@@ -12,33 +12,48 @@ import (
 func Ring(t *testing.T, open func() keys.Ring) {
 	t.Helper()
 	r := open()
-	one := r.Current()
+	current := func(r keys.Ring) keys.MACKey {
+		t.Helper()
+		k, err := r.Current()
+		must.NoError(t, err)
+		return k
+	}
+	one := current(r)
 	must.Eq(t, 32, len(one.Secret))
 	must.Positive(t, one.Version)
 
-	two, err := r.Rotate()
+	two, err := r.Rotate(t.Context())
 	must.NoError(t, err)
 	must.Greater(t, one.Version, two.Version)
 	must.NotEq(t, one.Secret, two.Secret)
-	must.Eq(t, two, r.Current())
-	old, err := r.Key(one.Version)
+	must.Eq(t, two, current(r))
+	three, err := r.Rotate(t.Context())
 	must.NoError(t, err)
-	must.Eq(t, one, old)
+	for _, k := range []keys.MACKey{one, two, three} {
+		same, err := r.Key(k.Version)
+		must.NoError(t, err, must.Sprint("a rotation takes no version away"))
+		must.Eq(t, k, same)
+	}
 
-	must.NoError(t, r.Revoke(one.Version))
-	_, err = r.Key(one.Version)
-	must.ErrorIs(t, err, keys.ErrKeyRevoked)
-	must.ErrorIs(t, r.Revoke(one.Version), keys.ErrKeyRevoked)
-	must.Eq(t, two, r.Current())
+	must.NoError(t, r.Revoke(t.Context(), two.Version))
+	for _, v := range []keys.KeyVersion{one.Version, two.Version} {
+		_, err = r.Key(v)
+		must.ErrorIs(t, err, keys.ErrKeyRevoked, must.Sprint("the version and those before it"))
+		must.ErrorIs(t, r.Revoke(t.Context(), v), keys.ErrKeyRevoked)
+	}
+	must.Eq(t, three, current(r))
 
-	must.NoError(t, r.Revoke(two.Version)) // the current one: there is another then
-	three := r.Current()
-	must.Greater(t, two.Version, three.Version)
-	_, err = r.Key(999)
-	must.ErrorIs(t, err, keys.ErrKeyRevoked)
+	must.NoError(t, r.Revoke(t.Context(), three.Version)) // the current one: there is another then
+	four := current(r)
+	must.Greater(t, three.Version, four.Version)
+	for _, v := range []keys.KeyVersion{0, 999} {
+		_, err = r.Key(v)
+		must.ErrorIs(t, err, keys.ErrKeyRevoked)
+		must.ErrorIs(t, r.Revoke(t.Context(), v), keys.ErrKeyRevoked)
+	}
 
 	again := open()
-	must.Eq(t, three, again.Current())
-	_, err = again.Key(two.Version)
+	must.Eq(t, four, current(again))
+	_, err = again.Key(three.Version)
 	must.ErrorIs(t, err, keys.ErrKeyRevoked)
 }

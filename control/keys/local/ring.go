@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -45,7 +46,7 @@ func OpenRing(path string) (*Ring, error) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			return nil, fmt.Errorf("ring of keys: %w", err)
 		}
-		_, err := r.Rotate()
+		_, err := r.Rotate(context.Background())
 		return r, err
 	}
 	if err != nil {
@@ -72,10 +73,10 @@ func OpenRing(path string) (*Ring, error) {
 }
 
 // Current implements keys.Ring.
-func (r *Ring) Current() keys.MACKey {
+func (r *Ring) Current() (keys.MACKey, error) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.state.List[len(r.state.List)-1]
+	return r.state.List[len(r.state.List)-1], nil
 }
 
 // Key implements keys.Ring.
@@ -91,7 +92,7 @@ func (r *Ring) Key(v keys.KeyVersion) (keys.MACKey, error) {
 }
 
 // Rotate implements keys.Ring.
-func (r *Ring) Rotate() (keys.MACKey, error) {
+func (r *Ring) Rotate(context.Context) (keys.MACKey, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next, k := r.grown()
@@ -102,7 +103,7 @@ func (r *Ring) Rotate() (keys.MACKey, error) {
 }
 
 // Revoke implements keys.Ring.
-func (r *Ring) Revoke(v keys.KeyVersion) error {
+func (r *Ring) Revoke(_ context.Context, v keys.KeyVersion) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := r.state
@@ -113,7 +114,7 @@ func (r *Ring) Revoke(v keys.KeyVersion) error {
 	if i < 0 {
 		return fmt.Errorf("key version %d: %w", v, keys.ErrKeyRevoked)
 	}
-	next.List = slices.Concat(next.List[:i], next.List[i+1:])
+	next.List = slices.Clone(next.List[i+1:])
 	return r.store(next)
 }
 
