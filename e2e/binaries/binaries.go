@@ -19,6 +19,8 @@ var programs = map[string]string{
 	"soulbox":              "./control/cmd/soulbox",
 	"nomad-driver-soulbox": "./nomad-driver/cmd/nomad-driver-soulbox",
 	"soulbox-init":         "./nomad-driver/cmd/soulbox-init",
+
+	"vault-plugin-secrets-soulbox": "./vault-plugin/cmd/vault-plugin-secrets-soulbox",
 }
 
 // built is what this process has built.
