@@ -18,7 +18,7 @@ func (s *Server) e2bLogsV1(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	lq := nodeapi.LogQuery{After: q.millis("start"), Limit: int(q.integer("limit", nodeapi.MaxLogEntries, 0, 1<<31-1))}
+	lq := nodeapi.LogQuery{After: from(q.millis("start")), Limit: int(q.integer("limit", nodeapi.MaxLogEntries, 0, 1<<31-1))}
 	if q.err != nil {
 		return q.err
 	}
@@ -54,11 +54,12 @@ func (s *Server) e2bLogsV2(w http.ResponseWriter, r *http.Request) error {
 	}
 	lq := nodeapi.LogQuery{
 		Limit: int(q.integer("limit", nodeapi.MaxLogEntries, 0, nodeapi.MaxLogEntries)), Search: q.str("search", maxLogSearch), Level: q.level(),
+		WholeMillis: true, // the next cursor is one
 	}
 	cursor := q.millis("cursor")
 	switch d := q.str("direction", 16); d {
 	case "", "forward":
-		lq.After = cursor
+		lq.After = from(cursor)
 	case "backward":
 		lq.Before, lq.Backward = cursor, true
 	default:
@@ -85,6 +86,14 @@ func e2bEntry(e api.LogEntry) api.SandboxLogEntry {
 		fields[k] = v
 	}
 	return api.SandboxLogEntry{Timestamp: e.Time.UTC(), Message: e.Message, Level: e.Level, Fields: fields}
+}
+
+// from makes a time the first that is wanted, where a query names the last that is not.
+func from(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.Add(-1)
 }
 
 // entries asks the node that the sandbox is, or was, on.

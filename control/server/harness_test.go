@@ -161,8 +161,11 @@ func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.Sandbox
 	return sb, sb.State == state.Paused, err
 }
 
-func (f *fakeLifecycle) NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
-	return f.NodeFor(ctx, tenant, id)
+func (f *fakeLifecycle) NodeOf(_ context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.find(tenant, id)
+	return f.node, err
 }
 
 func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {
@@ -188,7 +191,10 @@ func (f *fakeLifecycle) Health(_ context.Context, tenant string, id api.SandboxI
 func (f *fakeLifecycle) NodeFor(_ context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, err := f.find(tenant, id)
+	sb, err := f.find(tenant, id)
+	if err == nil && sb.State.Ended() {
+		err = api.Errorf(http.StatusNotFound, api.CodeNotFound, "sandbox %s not found", id)
+	}
 	return f.node, err
 }
 

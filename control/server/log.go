@@ -52,8 +52,8 @@ func (s *Server) sandboxLog(w http.ResponseWriter, r *http.Request) error {
 }
 
 // logStream is GET /v1/sandboxes/{id}/log/stream: what is there, then what comes, until the sandbox ends. A WebSocket gets one entry
-// in each text message; everybody else gets server-sent events, whose ids are the entries' times: a client that comes back with
-// Last-Event-ID goes on behind it.
+// in each text message, and pings; everybody else gets server-sent events, whose ids are the entries' times: a client that comes back
+// with Last-Event-ID goes on behind it. Comments among them are signs of life. Of a sandbox that has ended there is what is kept.
 func (s *Server) logStream(w http.ResponseWriter, r *http.Request) error {
 	q, err := logQuery(r)
 	if err != nil {
@@ -68,7 +68,7 @@ func (s *Server) logStream(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
+	node, err := s.cfg.Lifecycle.NodeOf(r.Context(), tenant(r), id)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,11 @@ func (s *Server) logStream(w http.ResponseWriter, r *http.Request) error {
 	if err := out.rc.Flush(); err != nil {
 		return nil //nolint:nilerr // nobody is there any more
 	}
-	err = node.FollowLogbook(ctx, id, q, func(e api.LogEntry) error {
+	err = node.FollowLogbook(ctx, id, q, func(e *api.LogEntry) error {
+		if e == nil {
+			_, err := fmt.Fprint(out, ":\n\n")
+			return err
+		}
 		b, err := json.Marshal(e)
 		if err != nil {
 			return err
@@ -102,23 +106,26 @@ func (s *Server) logStream(w http.ResponseWriter, r *http.Request) error {
 
 // logSocket is logStream on a WebSocket. It reads nothing but the client's close.
 func (s *Server) logSocket(ctx context.Context, w http.ResponseWriter, r *http.Request, node *nodeapi.Client, id api.SandboxID, q nodeapi.LogQuery) error {
-	c, err := websocket.Accept(w, r, nil) // a page of another origin is refused: it cannot have the key
+	c, err := acceptSocket(w, r)
 	if err != nil {
 		return nil //nolint:nilerr // it has answered
 	}
-	defer c.CloseNow()
+	defer c.end()
 	ctx = c.CloseRead(ctx)
-	err = node.FollowLogbook(ctx, id, q, func(e api.LogEntry) error {
+	err = node.FollowLogbook(ctx, id, q, func(e *api.LogEntry) error {
+		write, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
+		defer cancel()
+		if e == nil {
+			return c.Ping(write) // who does not answer is gone
+		}
 		b, err := json.Marshal(e)
 		if err != nil {
 			return err
 		}
-		write, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
-		defer cancel()
 		return c.Write(write, websocket.MessageText, b)
 	})
 	if err == nil {
-		_ = c.Close(websocket.StatusNormalClosure, "the sandbox has ended")
+		c.close(websocket.StatusNormalClosure, "the sandbox has ended")
 	}
 	return nil
 }

@@ -30,12 +30,14 @@ import (
 //	break       closes the connection without an exit
 //	nothing     is no program
 type fakeNode struct {
-	t    *testing.T
-	mu   sync.Mutex
-	seen []string // method and path with query of each request
-	body map[string]string
-	gone chan struct{} // closed when a "hang" has lost its client
-	exec guest.Start   // of the last exec
+	t        *testing.T
+	mu       sync.Mutex
+	seen     []string // method and path with query of each request
+	body     map[string]string
+	gone     chan struct{} // closed when a "hang" has lost its client
+	exec     guest.Start   // of the last exec
+	attached guest.Attach
+	tag      string // of the one process; attached to, it plays cat
 }
 
 func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
@@ -54,7 +56,9 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 		writeJSON(w, 201, guest.ProcessInfo{PID: 7, Argv: s.Argv, StartedAt: testTime})
 	})
 	mux.HandleFunc("GET "+base+"processes", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, 200, []guest.ProcessInfo{{PID: 7, Argv: []string{"x"}, StartedAt: testTime, Exit: &frame.ExitBody{Code: 3}}})
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		writeJSON(w, 200, []guest.ProcessInfo{{PID: 7, Argv: []string{"x"}, StartedAt: testTime, Exit: &frame.ExitBody{Code: 3}, Tag: f.tag}})
 	})
 	for _, op := range []string{"signal", "stdin", "resize"} {
 		mux.HandleFunc("POST "+base+op, f.note)
@@ -102,6 +106,15 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 			}
 			<-r.Context().Done()
 		}
+	})
+	mux.HandleFunc("GET "+base+"logbook", func(w http.ResponseWriter, r *http.Request) {
+		f.note(nil, r)
+		e, _ := json.Marshal(api.LogEntry{Time: testTime, Level: "info", Source: "stdout", Message: "hello"})
+		if r.URL.Query().Get("follow") == "" {
+			_, _ = fmt.Fprintf(w, "[%s]", e)
+			return
+		}
+		_, _ = fmt.Fprintf(w, "%s\n\n\n", e)
 	})
 	mux.HandleFunc("GET "+base+"stats", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, 200, nodeapi.Stats{Time: testTime, CPUNanos: 1, MemoryBytes: 2, Measured: []string{"cpu_nanos"}})
@@ -163,7 +176,14 @@ func (f *fakeNode) upgrade(w http.ResponseWriter, r *http.Request) {
 			_ = frame.WriteJSON(conn, frame.Error, frame.ErrorBody{Code: guest.CodeNoProcess, Message: "no process 8"})
 			return
 		}
-		f.play(conn, in, guest.Start{Argv: []string{"echo", fmt.Sprint("from ", at.Stdout)}})
+		argv := []string{"echo", fmt.Sprint("from ", at.Stdout)}
+		f.mu.Lock()
+		if f.tag != "" {
+			argv = []string{"cat"}
+		}
+		f.attached = at
+		f.mu.Unlock()
+		f.play(conn, in, guest.Start{Argv: argv})
 		return
 	}
 	var start guest.Start

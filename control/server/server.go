@@ -106,6 +106,7 @@ type Server struct {
 	closing   context.Context // ends when Run begins to end; streams stop then
 	close     context.CancelFunc
 	terminals terminals
+	tickets   *tickets
 
 	streams sync.WaitGroup // connections that were taken over from net/http
 }
@@ -140,7 +141,7 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics, started: time.Now(), mux: http.NewServeMux(),
-		terminals: terminals{writers: map[api.TerminalID]int{}, tickets: map[string]ticket{}}}
+		terminals: terminals{writers: map[api.TerminalID]int{}}, tickets: newTickets()}
 	s.closing, s.close = context.WithCancel(context.Background())
 	for _, rt := range s.routes() {
 		s.mux.Handle(rt.pattern, s.endpoint(rt))

@@ -2,15 +2,11 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -19,21 +15,12 @@ import (
 const (
 	terminalTag  = "terminal:"
 	terminalWord = 20 // characters behind the sandbox's id
-	ticketTime   = 30 * time.Second
-	maxTickets   = 10_000
 )
 
-// terminals is what this server knows of terminals beyond what their sandboxes do: who writes, and which tickets are out.
+// terminals is what this server knows of terminals beyond what their sandboxes do: who writes.
 type terminals struct {
 	mu      sync.Mutex
 	writers map[api.TerminalID]int // exclusive is -1
-	tickets map[string]ticket
-}
-
-type ticket struct {
-	id      api.TerminalID
-	caller  auth.Identity
-	expires time.Time
 }
 
 // enter lets an attachment in, and returns what ends it, or false where the terminal is somebody else's for now.
@@ -57,34 +44,6 @@ func (t *terminals) enter(id api.TerminalID, mode api.TerminalMode) (leave func(
 			delete(t.writers, id)
 		}
 	}, true
-}
-
-// issue makes a ticket.
-func (t *terminals) issue(id api.TerminalID, who auth.Identity, now time.Time) (api.TerminalTicket, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for k, v := range t.tickets {
-		if now.After(v.expires) {
-			delete(t.tickets, k)
-		}
-	}
-	if len(t.tickets) >= maxTickets {
-		return api.TerminalTicket{}, false
-	}
-	var b [24]byte
-	_, _ = rand.Read(b[:]) // never fails on Linux
-	out := api.TerminalTicket{Ticket: hex.EncodeToString(b[:]), ExpiresAt: now.Add(ticketTime).UTC()}
-	t.tickets[out.Ticket] = ticket{id, who, out.ExpiresAt}
-	return out, true
-}
-
-// redeem takes a ticket in.
-func (t *terminals) redeem(word string, id api.TerminalID, now time.Time) (auth.Identity, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	v, ok := t.tickets[word]
-	delete(t.tickets, word)
-	return v.caller, ok && v.id == id && now.Before(v.expires)
 }
 
 func parseTerminalID(s string) (id api.TerminalID, box api.SandboxID, word string, err error) {
@@ -120,7 +79,7 @@ func (s *Server) createTerminal(w http.ResponseWriter, r *http.Request) error {
 	for k, v := range req.Env {
 		st.Env = append(st.Env, k+"="+v)
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), box)
+	node, err := s.terminalNode(r.Context(), tenant(r), box)
 	if err != nil {
 		return err
 	}
@@ -149,7 +108,7 @@ func (s *Server) listTerminals(w http.ResponseWriter, r *http.Request) error {
 	if err != nil || q.err != nil {
 		return firstOf(q.err, invalid("sandbox_id: %v", err))
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), box)
+	node, err := s.terminalNode(r.Context(), tenant(r), box)
 	if err != nil {
 		return err
 	}
@@ -167,13 +126,25 @@ func (s *Server) listTerminals(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// terminalNode returns the node that runs a sandbox. Of one that has ended it says what there still is.
+func (s *Server) terminalNode(ctx context.Context, tenant string, box api.SandboxID) (*nodeapi.Client, error) {
+	node, err := s.cfg.Lifecycle.NodeFor(ctx, tenant, box)
+	if api.IsNotFound(err) {
+		if _, known := s.cfg.Lifecycle.NodeOf(ctx, tenant, box); known == nil {
+			return nil, api.Errorf(http.StatusConflict, api.CodeNotRunning,
+				"sandbox %s has ended, and its terminals with it: what they showed is in its log, with source pty", box)
+		}
+	}
+	return node, err
+}
+
 // terminal finds the terminal of a path for a caller.
 func (s *Server) terminal(ctx context.Context, tenant, path string) (api.Terminal, *nodeapi.Client, error) {
 	_, box, word, err := parseTerminalID(path)
 	if err != nil {
 		return api.Terminal{}, nil, err
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(ctx, tenant, box)
+	node, err := s.terminalNode(ctx, tenant, box)
 	if err != nil {
 		return api.Terminal{}, nil, err
 	}
@@ -210,18 +181,4 @@ func (s *Server) deleteTerminal(w http.ResponseWriter, r *http.Request) error {
 		err = nil // it has ended
 	}
 	return noContent(w, err)
-}
-
-// terminalTicket is POST /v1/terminals/{id}/ticket.
-func (s *Server) terminalTicket(w http.ResponseWriter, r *http.Request) error {
-	t, _, err := s.terminal(r.Context(), tenant(r), r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	out, ok := s.terminals.issue(t.ID, caller(r), time.Now())
-	if !ok {
-		return api.Errorf(http.StatusTooManyRequests, api.CodeCapacity, "more than %d tickets are out", maxTickets)
-	}
-	writeJSON(w, http.StatusCreated, out)
-	return nil
 }

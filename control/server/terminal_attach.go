@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coder/websocket"
 
@@ -63,31 +64,34 @@ func (s *Server) attachTerminal(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
-	stream, err := node.Attach(ctx, t.SandboxID, nodeapi.AttachRequest{Attach: guest.Attach{PID: guest.ProcessID(t.PID), Stdout: offset}})
+	stream, err := node.Attach(ctx, t.SandboxID, nodeapi.AttachRequest{Attach: guest.Attach{
+		PID: guest.ProcessID(t.PID), Stdout: offset,
+		Lossy: mode == api.TerminalRead, // who only looks on holds up nobody; who types sees what came of it
+	}})
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
-	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
+	c, err := acceptSocket(w, r)
 	if err != nil {
 		return nil //nolint:nilerr // it has answered
 	}
-	defer c.CloseNow()
 	c.SetReadLimit(maxTerminalMessage)
 	v := &viewer{c: c, stream: stream, mode: mode, limit: s.cfg.WriteTimeout}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
 		defer cancel() // the client has left, or was sent away
-		v.input(ctx)
+		// Its context does not end: the library would break the connection then, and the client not learn why.
+		v.input(context.WithoutCancel(ctx))
 	}()
 	v.output(ctx)
 	if s.closing.Err() != nil {
-		_ = c.Close(websocket.StatusGoingAway, "the server stops: come back")
+		c.close(websocket.StatusGoingAway, "the server stops: come back")
 	}
 	cancel()
-	_ = c.CloseNow()
+	c.end()
 	<-read
 	return nil
 }
@@ -95,7 +99,7 @@ func (s *Server) attachTerminal(w http.ResponseWriter, r *http.Request) error {
 // terminalCaller returns whose request it is: by its ticket, or by its key.
 func (s *Server) terminalCaller(r *http.Request, word string) (auth.Identity, error) {
 	if word != "" {
-		who, ok := s.terminals.redeem(word, api.TerminalID(r.PathValue("id")), time.Now())
+		who, ok := s.tickets.redeem(word, api.TerminalID(r.PathValue("id")), time.Now())
 		if !ok {
 			return auth.Identity{}, api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized, "the ticket is used, too old, or for another terminal")
 		}
@@ -113,7 +117,7 @@ func (s *Server) terminalCaller(r *http.Request, word string) (auth.Identity, er
 
 // viewer is one attachment.
 type viewer struct {
-	c      *websocket.Conn
+	c      *socket
 	stream *nodeapi.Stream
 	mode   api.TerminalMode
 	limit  time.Duration // for one message to the client
@@ -122,13 +126,15 @@ type viewer struct {
 // input carries what the client sends until it leaves.
 func (v *viewer) input(ctx context.Context) {
 	for {
-		kind, data, err := v.c.Read(ctx)
+		kind, data, err := v.c.receive(ctx)
 		if err != nil {
+			// What the library has not answered itself: a frame that is no frame. To who is gone it does not matter.
+			v.c.close(websocket.StatusProtocolError, "that is no WebSocket")
 			return
 		}
 		if kind == websocket.MessageBinary {
 			if v.mode == api.TerminalRead {
-				_ = v.c.Close(api.TerminalReadOnly, "this attachment may only read")
+				v.c.close(api.TerminalReadOnly, "this attachment may only read")
 				return
 			}
 			if _, err := v.stream.Write(data); err != nil {
@@ -136,9 +142,13 @@ func (v *viewer) input(ctx context.Context) {
 			}
 			continue
 		}
+		if !utf8.Valid(data) {
+			v.c.close(websocket.StatusInvalidFramePayloadData, "a text message is not UTF-8")
+			return
+		}
 		var m api.TerminalControl
 		if json.Unmarshal(data, &m) != nil || m.Type != api.TerminalResize || m.Cols == 0 || m.Rows == 0 {
-			_ = v.c.Close(api.TerminalBadMessage, `a text message must be {"type":"resize","cols":n,"rows":n}`)
+			v.c.close(api.TerminalBadMessage, `a text message must be {"type":"resize","cols":n,"rows":n}`)
 			return
 		}
 		if v.mode != api.TerminalRead && v.stream.Resize(frame.Size{Cols: m.Cols, Rows: m.Rows}) != nil {
@@ -153,7 +163,7 @@ func (v *viewer) output(ctx context.Context) {
 		f, err := v.stream.Recv()
 		if err != nil {
 			if ctx.Err() == nil {
-				_ = v.c.Close(api.TerminalLost, "the sandbox has ended, or its node is away")
+				v.c.close(api.TerminalLost, "the sandbox has ended, or its node is away")
 			}
 			return
 		}
@@ -173,7 +183,7 @@ func (v *viewer) output(ctx context.Context) {
 			var e frame.ExitBody
 			if err = json.Unmarshal(f.Payload, &e); err == nil {
 				_ = v.sendJSON(ctx, api.TerminalControl{Type: api.TerminalExit, Code: e.Code, Signal: e.Signal, OOM: e.OOM})
-				_ = v.c.Close(websocket.StatusNormalClosure, fmt.Sprintf("the process has ended with code %d", e.Code))
+				v.c.close(websocket.StatusNormalClosure, fmt.Sprintf("the process has ended with code %d", e.Code))
 				return
 			}
 		}

@@ -48,6 +48,7 @@ type box struct {
 	released chan struct{} // nothing of it is left on the machine
 	removed  chan struct{} // the record is gone
 	lease    *lease        // on its template, until released; nil where the template is gone or not needed any more
+	logged   *budget       // of its logbook
 
 	activation sync.Mutex // held while a server of the template's is looked for and started
 
@@ -62,7 +63,7 @@ type box struct {
 
 func newBox(rec record) *box {
 	return &box{
-		id: rec.Sandbox.ID, rec: rec, abort: func() {},
+		id: rec.Sandbox.ID, rec: rec, abort: func() {}, logged: newBudget(logRate, logBurst),
 		created: make(chan struct{}), stopped: make(chan struct{}), released: make(chan struct{}), removed: make(chan struct{}),
 	}
 }

@@ -29,7 +29,7 @@ func (n *Node) getLogbook(w http.ResponseWriter, r *http.Request) error {
 	if follow {
 		return n.followLogbook(w, r, id, q)
 	}
-	entries, _, err := n.books.Read(id, q)
+	entries, err := n.books.Read(id, q)
 	if err != nil {
 		return err
 	}
@@ -57,8 +57,14 @@ func logQuery(r *http.Request) (logbook.Query, error) {
 	if limit == 0 {
 		limit = nodeapi.MaxLogEntries
 	}
+	whole, err := boolParam(r, "whole_millis")
+	if err != nil {
+		return logbook.Query{}, err
+	}
 	v := r.URL.Query()
-	q := logbook.Query{After: after, Before: before, Level: v.Get("level"), Source: v.Get("source"), Search: v.Get("search"), Limit: int(limit)}
+	q := logbook.Query{
+		After: after, Before: before, Level: v.Get("level"), Source: v.Get("source"), Search: v.Get("search"), Limit: int(limit), WholeMillis: whole,
+	}
 	if _, ok := logbook.Weight(q.Level); !ok && q.Level != "" {
 		return q, invalid("level: %.20q is none of debug, info, warn, error", q.Level)
 	}
@@ -75,11 +81,12 @@ func logQuery(r *http.Request) (logbook.Query, error) {
 	return q, nil
 }
 
-// followLogbook sends what is there and what comes, one entry a line, until the sandbox has ended. An empty line is a sign of life.
+// followLogbook sends what is there and what comes, one entry a line, until the sandbox has ended. An empty line is a sign of life. A
+// sandbox that has ended, or is forgotten, has what is there.
 func (n *Node) followLogbook(w http.ResponseWriter, r *http.Request, id api.SandboxID, q logbook.Query) error {
-	b, err := n.box(id)
-	if err != nil {
-		return err
+	released := closed
+	if b, err := n.box(id); err == nil {
+		released = b.released
 	}
 	rc := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -90,9 +97,9 @@ func (n *Node) followLogbook(w http.ResponseWriter, r *http.Request, id api.Sand
 	enc := json.NewEncoder(w)
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
-	q.Backward = false
+	book := n.books.Follow(id, q)
 	for ended := false; ; {
-		entries, changed, err := n.books.Read(id, q)
+		entries, wait, err := book.Next()
 		if err != nil {
 			return err
 		}
@@ -100,26 +107,33 @@ func (n *Node) followLogbook(w http.ResponseWriter, r *http.Request, id api.Sand
 			return err
 		}
 		for _, e := range entries {
-			q.After = e.Time
 			if err := enc.Encode(e); err != nil {
 				return nil //nolint:nilerr // as above
 			}
 		}
-		if err := rc.Flush(); err != nil {
-			return nil //nolint:nilerr // as above
+		if len(entries) > 0 {
+			if err := rc.Flush(); err != nil {
+				return nil //nolint:nilerr // as above
+			}
 		}
 		switch {
-		case len(entries) > 0:
-			continue // there may be more than the limit
+		case wait == nil:
+			if r.Context().Err() != nil || n.ctx.Err() != nil {
+				return nil
+			}
+			continue // there is more
 		case ended:
 			return nil
 		}
 		select {
-		case <-changed:
-		case <-b.released: // its last words are in the book
+		case <-wait:
+		case <-released: // its last words are in the book
 			ended = true
 		case <-beat.C:
 			if _, err := w.Write([]byte("\n")); err != nil {
+				return nil //nolint:nilerr // as above
+			}
+			if err := rc.Flush(); err != nil {
 				return nil //nolint:nilerr // as above
 			}
 		case <-r.Context().Done():
@@ -129,3 +143,10 @@ func (n *Node) followLogbook(w http.ResponseWriter, r *http.Request, id api.Sand
 		}
 	}
 }
+
+// closed is the channel of what has been over for long.
+var closed = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()

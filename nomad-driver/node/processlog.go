@@ -17,8 +17,10 @@ import (
 )
 
 const (
-	logRate  = 1 << 20 // bytes of output a second that are taken into a sandbox's book from one process
-	logBurst = 4 << 20 // bytes that may come at once
+	logRate  = 512 << 10 // bytes a second that a sandbox's book grows by, whatever its processes print
+	logBurst = 4 << 20   // bytes that it may grow by at once
+	// maxLines is how many entries are made of one piece of output before the next is looked at: empty lines take the most room.
+	maxLines = 256
 	// partialWait is how long the beginning of a line waits for its end.
 	partialWait = time.Second
 	maxShownCmd = 256            // bytes of a command line in an entry
@@ -31,14 +33,17 @@ func (n *Node) note(b *box, level, message string, fields map[string]string) {
 	n.write(b, logbook.Entry{Time: time.Now().UTC(), Level: level, Source: logbook.Platform, Message: message, Fields: fields})
 }
 
-func (n *Node) write(b *box, entries ...logbook.Entry) {
+// write puts entries into a sandbox's book, and says how long nothing more should be written.
+func (n *Node) write(b *box, entries ...logbook.Entry) time.Duration {
 	if n.books == nil {
-		return
+		return 0
 	}
-	if err := n.books.Append(b.id, entries...); err != nil {
+	size, err := n.books.Append(b.id, entries...)
+	if err != nil {
 		n.metrics.IncrCounter([]string{"log_failures"}, 1)
 		n.log.Debug("entries of a logbook are lost", "sandbox", b.id, "error", err)
 	}
+	return b.logged.spend(size, time.Now())
 }
 
 // processStarted follows the output of a process that was started through the node, for the sandbox's book.
@@ -58,7 +63,6 @@ func (n *Node) logAgain(b *box, g guestClient) {
 		return
 	}
 	n.wg.Go(func() {
-		n.books.Last(b.id)
 		all, err := g.List(n.ctx)
 		if err != nil {
 			return // the sandbox is ending
@@ -98,7 +102,6 @@ func (n *Node) follow(b *box, g guestClient, p guest.ProcessInfo, from guest.Att
 	defer context.AfterFunc(n.ctx, func() { stream.Close() })()
 	l := &lines{n: n, b: b, fields: fields}
 	defer l.end()
-	bucket := newBucket(logRate, logBurst)
 	for {
 		f, err := stream.Recv()
 		if err != nil {
@@ -129,9 +132,11 @@ func (n *Node) follow(b *box, g guestClient, p guest.ProcessInfo, from guest.Att
 			if err != nil {
 				return
 			}
-			l.add(f.Type, data)
-			if !bucket.take(n.ctx, len(data)) {
-				return
+			for len(data) > 0 {
+				var wait time.Duration
+				if data, wait = l.add(f.Type, data); !sleep(n.ctx, wait) {
+					return
+				}
 			}
 		}
 	}
@@ -149,7 +154,8 @@ type lines struct {
 	timer *time.Timer
 }
 
-func (l *lines) add(t frame.Type, data []byte) {
+// add takes output in, up to some number of lines. It returns what is left of it, and how long that should wait.
+func (l *lines) add(t frame.Type, data []byte) (rest []byte, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := 0
@@ -159,7 +165,7 @@ func (l *lines) add(t frame.Type, data []byte) {
 	l.kinds[i] = t
 	var out []logbook.Entry
 	now := time.Now().UTC()
-	for len(data) > 0 {
+	for len(data) > 0 && len(out) < maxLines {
 		line, rest, whole := bytes.Cut(data, []byte{'\n'})
 		for room := logbook.MaxMessage - len(l.parts[i]); len(line) > room; room = logbook.MaxMessage {
 			out = append(out, l.entry(t, now, append(l.parts[i], line[:room]...)))
@@ -172,13 +178,16 @@ func (l *lines) add(t frame.Type, data []byte) {
 		}
 		data = rest
 	}
-	l.n.write(l.b, out...)
+	if len(out) > 0 {
+		wait = l.n.write(l.b, out...)
+	}
 	if l.timer != nil {
 		l.timer.Stop()
 	}
 	if len(l.parts[0])+len(l.parts[1]) > 0 {
 		l.timer = time.AfterFunc(partialWait, l.flush)
 	}
+	return data, wait
 }
 
 func (l *lines) entry(t frame.Type, now time.Time, line []byte) logbook.Entry {
@@ -214,33 +223,33 @@ func (l *lines) end() {
 	l.flush()
 }
 
-// bucket lets so many bytes a second through.
-type bucket struct {
-	rate, burst float64
-	left        float64
-	at          time.Time
+// budget bounds how fast a book grows. All processes of a sandbox spend from one: safe for concurrent use.
+type budget struct {
+	rate, burst float64 // bytes a second; bytes
+
+	mu   sync.Mutex
+	left float64
+	at   time.Time
 }
 
-func newBucket(rate, burst float64) *bucket {
-	return &bucket{rate: rate, burst: burst, left: burst, at: time.Now()}
+func newBudget(rate, burst float64) *budget {
+	return &budget{rate: rate, burst: burst, left: burst}
 }
 
-// take waits until n bytes have had their time, or returns false where ctx ends first.
-func (b *bucket) take(ctx context.Context, n int) bool {
-	now := time.Now()
-	b.left = min(b.burst, b.left+now.Sub(b.at).Seconds()*b.rate) - float64(n)
+// spend takes what has been written, and returns how long it is until that is paid for. Whoever waits so long before the next writing
+// leaves at most one writing of debt.
+func (b *budget) spend(n int, now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.at.IsZero() {
+		b.left = min(b.burst, b.left+max(now.Sub(b.at).Seconds(), 0)*b.rate)
+	}
+	b.left -= float64(n)
 	b.at = now
 	if b.left >= 0 {
-		return ctx.Err() == nil
+		return 0
 	}
-	t := time.NewTimer(time.Duration(-b.left / b.rate * float64(time.Second)))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return time.Duration(-b.left / b.rate * float64(time.Second))
 }
 
 // noteEnd says in the book how a sandbox ended.

@@ -80,3 +80,19 @@ func escape(s string) int {
 	}
 	return min(i+1, len(s))
 }
+
+// cleanFields does the same to the values of fields, which may come from a client or a sandbox as well.
+func cleanFields(m map[string]string) map[string]string {
+	dirty := false
+	for k, v := range m {
+		dirty = dirty || !plain(k) || !plain(v)
+	}
+	if !dirty {
+		return m
+	}
+	out := make(map[string]string, len(m))
+	for k, v := range m {
+		out[Clean(k)] = Clean(v)
+	}
+	return out
+}

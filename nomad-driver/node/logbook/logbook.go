@@ -6,13 +6,10 @@
 package logbook
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,7 +41,7 @@ const MaxMessage = 8 << 10
 
 // Entry is one line.
 type Entry struct {
-	Time    time.Time         `json:"time"`
+	Time    time.Time         `json:"time"` // first: see timeOf
 	Level   string            `json:"level"`
 	Source  string            `json:"source"`
 	Message string            `json:"message"`
@@ -53,6 +50,11 @@ type Entry struct {
 
 // DefaultSize is how many bytes of entries are kept of one sandbox, at least; at most twice as many.
 const DefaultSize = 4 << 20
+
+// maxDrift is how far the time of an entry may be later than it was: see book.timeFor.
+const maxDrift = 250 * time.Millisecond
+
+const older = ".1" // suffix of the file before the current one
 
 // Books are the books of a node. Safe for concurrent use.
 type Books struct {
@@ -63,12 +65,17 @@ type Books struct {
 	open map[api.SandboxID]*book
 }
 
-// book is one sandbox's. Its file is opened for each batch of entries: hundreds of idle sandboxes hold no descriptors.
+// book is one sandbox's: the current file, and the one before it. A file is opened for each batch of entries: hundreds of idle
+// sandboxes hold no descriptors. Files only ever grow and are renamed, so that a reader may go on without the lock in what it has opened.
 type book struct {
+	size int64 // of a file, at most
+	path string
+
 	mu      sync.Mutex
-	path    string
-	changed chan struct{} // closed and replaced at every entry
+	ready   bool          // last is known, and the current file ends with a whole line
+	changed chan struct{} // closed and replaced at every batch of entries
 	last    time.Time
+	gen     int64 // how often a new file was begun since the daemon started
 }
 
 // Open makes the folder where it is missing. size 0 means DefaultSize.
@@ -87,152 +94,160 @@ func (b *Books) book(id api.SandboxID) *book {
 	defer b.mu.Unlock()
 	k := b.open[id]
 	if k == nil {
-		k = &book{path: filepath.Join(b.dir, string(id)), changed: make(chan struct{})}
+		k = &book{size: b.size, path: filepath.Join(b.dir, string(id)), changed: make(chan struct{})}
 		b.open[id] = k
 	}
 	return k
 }
 
-// Append adds entries, in the order of their times: one that is older than the last becomes as old as that. Messages are made
-// harmless: see Clean.
-func (b *Books) Append(id api.SandboxID, entries ...Entry) error {
+// Append adds entries, in the order of their times: one that is older than the last becomes as old as that. Messages and fields are
+// made harmless: see Clean. It returns how many bytes they take.
+func (b *Books) Append(id api.SandboxID, entries ...Entry) (int, error) {
 	if len(entries) == 0 {
-		return nil
+		return 0, nil
 	}
 	k := b.book(id)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	for _, e := range entries {
-		if !e.Time.After(k.last) {
-			e.Time = k.last.Add(time.Microsecond) // so that a time is a place to go on from
-		}
-		k.last = e.Time
-		e.Message = Clean(e.Message)
-		if err := enc.Encode(e); err != nil {
-			return fmt.Errorf("logbook of %s: %w", id, err)
-		}
-	}
-	if err := k.write(buf.Bytes(), b.size); err != nil {
-		return fmt.Errorf("logbook of %s: %w", id, err)
+	n, err := k.append(entries)
+	if err != nil {
+		return n, fmt.Errorf("logbook of %s: %w", id, err)
 	}
 	close(k.changed)
 	k.changed = make(chan struct{})
-	return nil
+	return n, nil
 }
 
-const older = ".1" // suffix of the file before the current one
+func (k *book) append(entries []Entry) (n int, err error) {
+	if err := k.prepare(); err != nil {
+		return 0, err
+	}
+	f, size, err := k.openEnd()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	var buf bytes.Buffer
+	flush := func() error {
+		m, err := f.Write(buf.Bytes())
+		size, n = size+int64(m), n+m
+		if m < buf.Len() {
+			k.ready = false // half a line is at its end
+		}
+		buf.Reset()
+		return err
+	}
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	for _, e := range entries {
+		e.Time = k.timeFor(e.Time)
+		e.Message, e.Fields = Clean(e.Message), cleanFields(e.Fields)
+		had := buf.Len()
+		if err := enc.Encode(e); err != nil {
+			return n, err
+		}
+		if at := size + int64(had); at > 0 && size+int64(buf.Len()) > k.size {
+			line := bytes.Clone(buf.Bytes()[had:])
+			buf.Truncate(had)
+			if err := flush(); err != nil {
+				return n, err
+			}
+			if err := os.Rename(k.path, k.path+older); err != nil {
+				return n, err
+			}
+			k.gen++
+			if err := f.Close(); err != nil {
+				return n, err
+			}
+			if f, size, err = k.openEnd(); err != nil {
+				return n, err
+			}
+			buf.Write(line)
+		}
+	}
+	return n, flush()
+}
 
-func (k *book) write(p []byte, size int64) error {
+func (k *book) openEnd() (*os.File, int64, error) {
 	f, err := os.OpenFile(k.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close())
+	}
+	return f, st.Size(), nil
+}
+
+// timeFor makes the times of a book grow, so that a time is a place to go on from. Clients of the contract know such places in
+// milliseconds only: so entries are one apart, as long as that moves none of them by more than maxDrift.
+func (k *book) timeFor(t time.Time) time.Time {
+	at := t.UTC()
+	if next := k.last.Add(time.Millisecond); at.Before(next) {
+		if next.Sub(at) <= maxDrift {
+			at = next
+		} else if next = k.last.Add(time.Microsecond); at.Before(next) {
+			at = next
+		}
+	}
+	k.last = at
+	return at
+}
+
+// prepare finds out, once, where an earlier daemon stopped. A line that a crash cut off gets its end, so that it spoils no other.
+func (k *book) prepare() error {
+	if k.ready {
+		return nil
+	}
+	s, err := k.look(everything)
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err == nil && st.Size() > 0 && st.Size()+int64(len(p)) > size {
-		if err = os.Rename(k.path, k.path+older); err == nil {
-			_ = f.Close()
-			if f, err = os.OpenFile(k.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600); err != nil {
+	defer s.close()
+	for i := len(s.files) - 1; i >= 0 && k.last.IsZero(); i-- {
+		f := s.files[i]
+		err := backward(f.f, f.size, func(line []byte) bool {
+			at, ok := timeOf(line)
+			if ok {
+				k.last = at
+			}
+			return !ok
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if n := len(s.files); n > 0 && s.files[n-1].gen == k.gen && s.files[n-1].size > 0 {
+		f := s.files[n-1]
+		var end [1]byte
+		if _, err := f.f.ReadAt(end[:], f.size-1); err != nil {
+			return err
+		}
+		if end[0] != '\n' {
+			w, _, err := k.openEnd()
+			if err != nil {
+				return err
+			}
+			_, err = w.WriteString("\n")
+			if err := errors.Join(err, w.Close()); err != nil {
 				return err
 			}
 		}
 	}
-	if err == nil {
-		_, err = f.Write(p)
-	}
-	return errors.Join(err, f.Close())
+	k.ready = true
+	return nil
 }
 
-// Query says which entries are wanted.
-type Query struct {
-	After    time.Time // only later ones; zero: from the first that is kept
-	Before   time.Time // only earlier ones; zero: to the last
-	Level    string    // only of this weight and more; empty: all
-	Source   string    // only of this source; empty: all
-	Search   string    // only messages with this text
-	Limit    int       // at most so many; 0: all that are kept
-	Backward bool      // the newest first; the limit keeps the newest
-}
-
-var weights = map[string]int{Debug: 0, Info: 1, Warn: 2, Error: 3}
-
-// Weight returns how much a level weighs, and false for a word that is none.
-func Weight(level string) (int, bool) {
-	w, ok := weights[level]
-	return w, ok
-}
-
-func (q Query) wants(e Entry) bool {
-	return (q.After.IsZero() || e.Time.After(q.After)) && (q.Before.IsZero() || e.Time.Before(q.Before)) &&
-		(q.Level == "" || weights[e.Level] >= weights[q.Level]) && (q.Source == "" || e.Source == q.Source) &&
-		(q.Search == "" || strings.Contains(e.Message, q.Search))
-}
-
-// Read returns entries, and a channel that closes at the next one. A sandbox without a book has none.
-func (b *Books) Read(id api.SandboxID, q Query) ([]Entry, <-chan struct{}, error) {
+// Last returns the time of the last entry; zero where there is none.
+func (b *Books) Last(id api.SandboxID) (time.Time, error) {
 	k := b.book(id)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var out []Entry
-	for _, path := range []string{k.path + older, k.path} {
-		err := scan(path, func(e Entry) bool {
-			if q.wants(e) {
-				out = append(out, e)
-			}
-			return q.Backward || q.Limit == 0 || len(out) < q.Limit
-		})
-		if err != nil {
-			return nil, nil, fmt.Errorf("logbook of %s: %w", id, err)
-		}
+	if err := k.prepare(); err != nil {
+		return time.Time{}, fmt.Errorf("logbook of %s: %w", id, err)
 	}
-	if q.Backward {
-		for i, j := 0, len(out)-1; i < j; i, j = i+1, j-1 {
-			out[i], out[j] = out[j], out[i]
-		}
-	}
-	if q.Limit > 0 && len(out) > q.Limit {
-		out = out[:q.Limit]
-	}
-	return out, k.changed, nil
-}
-
-// scan calls f with the entries of a file until f returns false. A line that a crash cut off is skipped.
-func scan(path string, f func(Entry) bool) error {
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	r := bufio.NewReaderSize(file, 64<<10)
-	for {
-		line, err := r.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		var e Entry
-		if json.Unmarshal(line, &e) == nil && !f(e) {
-			return nil
-		}
-	}
-}
-
-// Last returns the time of the last entry, to go on from after a restart.
-func (b *Books) Last(id api.SandboxID) time.Time {
-	k := b.book(id)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.last.IsZero() {
-		_ = scan(k.path, func(e Entry) bool { k.last = e.Time; return true }) // what cannot be read does not count
-	}
-	return k.last
+	return k.last, nil
 }
 
 // Sweep removes the books whose last entry is older than age, and the oldest ones where there are more than limit, unless keep wants
@@ -256,14 +271,20 @@ func (b *Books) Sweep(age time.Duration, limit int, keep func(api.SandboxID) boo
 	}
 	slices.SortFunc(files, func(a, b file) int { return b.at.Compare(a.at) }) // newest first
 	var errs []error
+	left := map[api.SandboxID]bool{}
 	for i, f := range files {
 		if i < limit && time.Since(f.at) < age {
+			left[f.id] = true
 			continue
 		}
 		errs = append(errs, os.Remove(filepath.Join(b.dir, f.name)))
-		b.mu.Lock()
-		delete(b.open, f.id)
-		b.mu.Unlock()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id := range b.open {
+		if !left[id] && !keep(id) { // of some only a reader has ever asked
+			delete(b.open, id)
+		}
 	}
 	return errors.Join(errs...)
 }

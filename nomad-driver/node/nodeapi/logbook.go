@@ -25,6 +25,8 @@ type LogQuery struct {
 	Search   string    // in the message
 	Limit    int       // at most MaxLogEntries; 0: MaxLogEntries
 	Backward bool      // the newest first, and the limit keeps the newest
+	// WholeMillis: no page ends within a millisecond. It is shorter then, or, where all of it is of one, longer.
+	WholeMillis bool
 }
 
 // Values returns the query's parameters.
@@ -50,6 +52,9 @@ func (q LogQuery) Values() url.Values {
 	if q.Backward {
 		set("direction", "backward")
 	}
+	if q.WholeMillis {
+		set("whole_millis", "true")
+	}
 	return v
 }
 
@@ -59,8 +64,9 @@ func (c *Client) Logbook(ctx context.Context, id api.SandboxID, q LogQuery) ([]a
 	return out, c.call(ctx, http.MethodGet, sandboxPath(id, "/logbook"), q.Values(), nil, &out)
 }
 
-// FollowLogbook calls f with entries, those that are there first, until ctx or the sandbox ends, or f returns an error.
-func (c *Client) FollowLogbook(ctx context.Context, id api.SandboxID, q LogQuery, f func(api.LogEntry) error) error {
+// FollowLogbook calls f with entries, those that are there first, until ctx or the sandbox ends, or f returns an error. f(nil) is a sign
+// of life, where nothing comes for some seconds.
+func (c *Client) FollowLogbook(ctx context.Context, id api.SandboxID, q LogQuery, f func(*api.LogEntry) error) error {
 	v := q.Values()
 	v.Set("follow", "true")
 	resp, err := c.do(ctx, http.MethodGet, sandboxPath(id, "/logbook"), v, nil, "")
@@ -72,13 +78,16 @@ func (c *Client) FollowLogbook(ctx context.Context, id api.SandboxID, q LogQuery
 	s.Buffer(make([]byte, 0, 64<<10), 1<<20)
 	for s.Scan() {
 		if len(s.Bytes()) == 0 {
-			continue // a sign of life
+			if err := f(nil); err != nil {
+				return err
+			}
+			continue
 		}
 		var e api.LogEntry
 		if err := json.Unmarshal(s.Bytes(), &e); err != nil {
 			return c.unreachable(ctx, fmt.Errorf("logbook: %w", err))
 		}
-		if err := f(e); err != nil {
+		if err := f(&e); err != nil {
 			return err
 		}
 	}
