@@ -39,6 +39,9 @@ job "sandbox" {
           pids       = 256
           nofile     = 4096
         }
+
+        # Which sandboxes give way when the machine is short of memory or processor: guaranteed, burstable or best_effort.
+        qos = "burstable"
       }
 
       resources {

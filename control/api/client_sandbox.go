@@ -71,6 +71,12 @@ func (c *Client) Refresh(ctx context.Context, id SandboxID, d time.Duration) err
 	return c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(string(id))+"/refreshes", nil, RefreshRequest{Duration: &secs}, nil)
 }
 
+// SetLimits changes limits of a running sandbox, and returns it once they hold.
+func (c *Client) SetLimits(ctx context.Context, id SandboxID, req LimitsRequest) (Sandbox, error) {
+	var out Sandbox
+	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/limits"), nil, req, &out)
+}
+
 // Connect is Refresh for a client that comes back to a sandbox; a paused one is resumed.
 func (c *Client) Connect(ctx context.Context, id SandboxID, d time.Duration) (SandboxAccess, error) {
 	secs := seconds(d)

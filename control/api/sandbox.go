@@ -11,8 +11,9 @@ type CreateRequest struct {
 	CPU       *float64          `json:"cpu,omitempty"`        // cores; not together with CPUMillis
 	CPUMillis *int64            `json:"cpu_millis,omitempty"` // thousandths of a core
 	MemoryMB  *int64            `json:"memory_mb,omitempty"`  // MiB
-	DiskMB    *int64            `json:"disk_mb,omitempty"`    // MiB
+	DiskMB    *int64            `json:"disk_mb,omitempty"`    // MiB that it may write outside /tmp; refused by a node that cannot hold it
 	PIDs      *int64            `json:"pids,omitempty"`       // processes and threads
+	QoS       string            `json:"qos,omitempty"`        // QoSGuaranteed, QoSBurstable or QoSBestEffort
 	User      string            `json:"user,omitempty"`       // default user of its processes
 	Cwd       string            `json:"cwd,omitempty"`        // default directory of its processes
 	Hostname  string            `json:"hostname,omitempty"`
@@ -23,6 +24,7 @@ type CreateRequest struct {
 	Command             []string `json:"command,omitempty"`
 	TTY                 bool     `json:"tty,omitempty"`
 	AllowInternetAccess *bool    `json:"allow_internet_access,omitempty"`
+	StorageLimits
 }
 
 // Created is the answer of POST /v1/sandboxes.
@@ -52,7 +54,14 @@ type Sandbox struct {
 	EndedAt             time.Time         `json:"ended_at,omitzero"`
 	CPUMillis           int64             `json:"cpu_millis"` // thousandths of a core
 	MemoryMB            int64             `json:"memory_mb"`  // MiB
-	DiskMB              int64             `json:"disk_mb"`    // MiB
+	DiskMB              int64             `json:"disk_mb"`    // MiB that it may write; 0: as much as there is
+	QoS                 string            `json:"qos,omitempty"`
+	PIDs                int64             `json:"pids,omitempty"`
+	DiskInodes          int64             `json:"disk_inodes,omitempty"` // files that it may make; 0: as many as there are
+	IOReadBytes         int64             `json:"io_read_bytes,omitempty"`
+	IOWriteBytes        int64             `json:"io_write_bytes,omitempty"`
+	IOReadOps           int64             `json:"io_read_ops,omitempty"`
+	IOWriteOps          int64             `json:"io_write_ops,omitempty"`
 	Metadata            map[string]string `json:"metadata,omitempty"`
 	KeyID               string            `json:"key_id,omitempty"` // the API key that created it
 	OnTimeout           string            `json:"on_timeout"`       // kill or pause
@@ -66,7 +75,8 @@ type SandboxExit struct {
 	Reason  string `json:"reason"` // main_exited, stopped, deadline, killed, lost_with_reboot
 	Code    int    `json:"code"`   // exit code of its own command; 128+Signal where Signal is set
 	Signal  int    `json:"signal,omitempty"`
-	OOM     bool   `json:"oom,omitempty"` // the kernel's out-of-memory killer ended a process of it
+	OOM     bool   `json:"oom,omitempty"`        // the kernel's out-of-memory killer ended a process of it
+	PIDs    bool   `json:"pids_limit,omitempty"` // processes or threads were refused at its limit of them
 	Message string `json:"message,omitempty"`
 }
 

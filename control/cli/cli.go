@@ -84,6 +84,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"sandbox list":    sandboxListCommand,
 		"sandbox info":    sandboxInfoCommand,
 		"sandbox destroy": sandboxDestroyCommand,
+		"sandbox limits":  sandboxLimitsCommand,
 		"exec":            execCommand,
 		"cp":              cpCommand,
 		"logs":            logsCommand,

@@ -40,6 +40,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
 		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
+		"sandbox limits",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {
@@ -68,6 +69,32 @@ func TestCreate_sendsWhatTheFlagsSay(t *testing.T) {
 		Env:      map[string]string{"A": "1", "B": "x=y", "FROM_SHELL": "inherited"},
 		Metadata: map[string]string{"project": "demo"}, Command: []string{"sh", "-c", "true"},
 	}, req)
+}
+
+func TestCreate_sendsLimitsOfDiskAndItsClass(t *testing.T) {
+	f := newFake(t)
+	must.Eq(t, 0, f.call(t).run(t, "sandbox", "create", "-qos=best_effort", "-disk=2GiB", "-disk-inodes=5000", "-pids=99", "-io-read=1GiB",
+		"-io-write=8", "-io-read-ops=100", "-io-write-ops=200", "-quiet"))
+	req := f.created[0]
+	must.Eq(t, "best_effort", req.QoS)
+	must.Eq(t, int64(2048), *req.DiskMB)
+	must.Eq(t, int64(99), *req.PIDs)
+	must.Eq(t, api.StorageLimits{
+		DiskInodes: ptr[int64](5000), IOReadBytes: ptr[int64](1 << 30), IOWriteBytes: ptr[int64](8 << 20), IOReadOps: ptr[int64](100), IOWriteOps: ptr[int64](200),
+	}, req.StorageLimits)
+	must.Eq(t, 1, f.call(t).run(t, "sandbox", "create", "-io-write=none"), must.Sprint("there is nothing to lift yet"))
+}
+
+func TestLimits_sendsWhatTheFlagsSay(t *testing.T) {
+	f := newFake(t)
+	c := f.call(t)
+	must.Eq(t, 0, c.run(t, "sandbox", "limits", "-cpu=0.5", "-memory=1GiB", "-io-write=none", string(boxOne)))
+	must.Eq(t, []api.LimitsRequest{{CPU: ptr(0.5), MemoryMB: ptr[int64](1024), StorageLimits: api.StorageLimits{IOWriteBytes: ptr[int64](-1)}}}, f.limits)
+	must.StrContains(t, c.stdout, "1024 MiB")
+	must.Eq(t, 1, c.run(t, "sandbox", "limits", string(boxOne)))
+	must.StrContains(t, c.stderr, "which limit?")
+	must.Eq(t, 1, c.run(t, "sandbox", "limits", "-pids=0", string(boxOne)))
+	must.StrContains(t, c.stderr, "greater than zero")
 }
 
 func TestCreate_output(t *testing.T) {

@@ -45,6 +45,7 @@ type fake struct {
 	boxes     map[api.SandboxID]api.Sandbox
 	templates []api.Template
 	created   []api.CreateRequest
+	limits    []api.LimitsRequest
 	execs     []api.ExecRequest
 	uploads   map[string][]byte // of templates
 	logs      string
@@ -78,6 +79,17 @@ func newFake(t *testing.T) *fake {
 	mux.HandleFunc("POST /v1/sandboxes", f.create)
 	mux.HandleFunc("GET /v1/sandboxes", f.list)
 	mux.HandleFunc("GET /v1/sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) { reply(w, 200, s) }))
+	mux.HandleFunc("PUT /v1/sandboxes/{id}/limits", f.box(func(w http.ResponseWriter, r *http.Request, s api.Sandbox) {
+		var req api.LimitsRequest
+		must.NoError(f.t, json.NewDecoder(r.Body).Decode(&req))
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.limits = append(f.limits, req)
+		if req.MemoryMB != nil {
+			s.MemoryMB = *req.MemoryMB
+		}
+		reply(w, 200, s)
+	}))
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/cli/transfer"
 )
 
 func sandboxCommand(*Env) *command {
@@ -91,6 +92,9 @@ func describe(s api.Sandbox, now time.Time) [][]string {
 		[]string{"Node", s.Node.String()},
 		[]string{"CPU", cores(s.CPUMillis)},
 		[]string{"Memory", mebibytes(s.MemoryMB)},
+	)
+	rows = append(rows, describeLimits(s)...)
+	rows = append(rows,
 		[]string{"Created", when(s.CreatedAt)},
 	)
 	if s.EndedAt.IsZero() {
@@ -104,6 +108,35 @@ func describe(s api.Sandbox, now time.Time) [][]string {
 	return rows
 }
 
+// describeLimits shows the limits that not every sandbox has.
+func describeLimits(s api.Sandbox) [][]string {
+	var rows [][]string
+	if s.DiskMB > 0 {
+		rows = append(rows, []string{"Disk", mebibytes(s.DiskMB)})
+	}
+	if s.QoS != "" && s.QoS != api.QoSBurstable {
+		rows = append(rows, []string{"Class", s.QoS})
+	}
+	for _, l := range []struct {
+		name string
+		v    int64
+		text func(int64) string
+	}{
+		{"Disk inodes", s.DiskInodes, plainNumber}, {"Processes, at most", s.PIDs, plainNumber},
+		{"Disk reads", s.IOReadBytes, perSecond}, {"Disk writes", s.IOWriteBytes, perSecond},
+		{"Disk reads", s.IOReadOps, opsPerSecond}, {"Disk writes", s.IOWriteOps, opsPerSecond},
+	} {
+		if l.v > 0 {
+			rows = append(rows, []string{l.name, l.text(l.v)})
+		}
+	}
+	return rows
+}
+
+func plainNumber(n int64) string  { return fmt.Sprint(n) }
+func perSecond(n int64) string    { return transfer.Bytes(n) + "/s" }
+func opsPerSecond(n int64) string { return fmt.Sprintf("%d/s", n) }
+
 func exitText(e api.SandboxExit) string {
 	text := fmt.Sprintf("%s, code %d", e.Reason, e.Code)
 	if e.Signal != 0 {
@@ -111,6 +144,9 @@ func exitText(e api.SandboxExit) string {
 	}
 	if e.OOM {
 		text += ", out of memory"
+	}
+	if e.PIDs {
+		text += ", met its limit of processes"
 	}
 	if e.Message != "" {
 		text += ": " + e.Message

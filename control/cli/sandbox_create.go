@@ -3,9 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"math"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/posener/complete"
@@ -18,8 +15,7 @@ func sandboxCreateCommand(env *Env) *command {
 	var (
 		req             api.CreateRequest
 		timeout         time.Duration
-		cpu             float64
-		memory          int64
+		size            sizeFlags
 		metadata, vars  map[string]string
 		asJSON, verbose bool
 		quiet           bool
@@ -40,18 +36,8 @@ shows its output:
 		remote: true,
 		flags: func(o *options) {
 			o.String(&req.Template, "template", "<name>", "Template to start from: its name, or its digest sha256:….", templateNames(env))
-			o.Func("cpu", "<cores>", "Limit of processor time in cores, such as 0.5 or 2.", nil, func(s string) error {
-				v, err := strconv.ParseFloat(s, 64)
-				if err != nil || math.IsNaN(v) || math.IsInf(v, 0) || v <= 0 {
-					return fmt.Errorf("%.40q is not a number of cores greater than zero", s)
-				}
-				cpu = v
-				return nil
-			})
-			o.Func("memory", "<size>", "Limit of memory: a number of MiB, or with a unit, as in 512MiB or 2GiB.", nil, func(s string) (err error) {
-				memory, err = parseMebibytes(s)
-				return err
-			})
+			size.add(o)
+			o.String(&req.QoS, "qos", "<class>", "Who gives way when the machine is short: guaranteed, burstable or best_effort.", complete.PredictSet(api.QoSGuaranteed, api.QoSBurstable, api.QoSBestEffort))
 			o.Duration(&timeout, "timeout", "<duration>", "Time after which the sandbox is ended, such as 90s, 10m or 2h.")
 			o.Pairs(&vars, "env", "Environment variable of every process in it. May be given many times. Without a value, that of this shell is taken.", func(k string) (string, bool) {
 				v := env.Getenv(k)
@@ -71,12 +57,7 @@ shows its output:
 			if timeout > 0 {
 				req.Timeout = seconds(timeout)
 			}
-			if cpu > 0 {
-				req.CPU = &cpu
-			}
-			if memory > 0 {
-				req.MemoryMB = &memory
-			}
+			req.CPU, req.MemoryMB, req.DiskMB, req.PIDs, req.StorageLimits = size.cpu, size.memory, size.disk, size.pids, size.storage
 			if err := fromProject(conn, &req); err != nil {
 				return err
 			}
@@ -171,30 +152,6 @@ func merge(under, over map[string]string) map[string]string {
 func seconds(d time.Duration) *int64 {
 	s := int64((d + time.Second - 1) / time.Second)
 	return &s
-}
-
-// parseMebibytes reads a size: a number of MiB, or a number with a unit of 1024.
-func parseMebibytes(s string) (int64, error) {
-	digits := strings.TrimRight(s, "kKmMgGtTiIbB")
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("%.40q is not a size such as 512, 512MiB or 2GiB", s)
-	}
-	var factor int64
-	switch strings.ToLower(s[len(digits):]) {
-	case "", "m", "mb", "mib":
-		factor = 1
-	case "g", "gb", "gib":
-		factor = 1 << 10
-	case "t", "tb", "tib":
-		factor = 1 << 20
-	default:
-		return 0, fmt.Errorf("%.40q: the unit must be MiB, GiB or TiB", s)
-	}
-	if n > math.MaxInt64/factor>>20 {
-		return 0, fmt.Errorf("%.40q is too large", s)
-	}
-	return n * factor, nil
 }
 
 // printSteps shows where the time of a start went. total is what this program waited.

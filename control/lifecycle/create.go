@@ -75,7 +75,7 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 		EnvdToken: envd, TrafficToken: traffic,
 		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: t.Digest, State: state.Starting,
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime),
-		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB,
+		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Lifecycle: p.Lifecycle,
 		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, Creator: s.cfg.Run,
 	}
@@ -198,7 +198,8 @@ func (s *Service) abandon(ctx context.Context, sb state.Sandbox, err error) erro
 func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 	return nodeapi.CreateRequest{
 		ID: sb.ID, Template: sb.Digest, Hostname: p.Hostname, Env: sb.EnvVars, User: p.User, Cwd: p.Cwd, Profile: p.Profile,
-		Limits:      nodeapi.Limits{CPUMillis: sb.CPUMillis, MemoryBytes: sb.MemoryMB << 20, PIDs: p.PIDs},
+		QoS:         sb.QoS,
+		Limits:      NodeLimits(sb),
 		Deadline:    sb.EndAt,
 		Main:        p.Main,
 		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
@@ -208,7 +209,10 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 }
 
 func runningCommand(f fleet.Found) *state.SandboxRunning {
-	return &state.SandboxRunning{ID: f.Sandbox.ID, Node: f.Node, Digest: f.Sandbox.Digest, StartedAt: f.Sandbox.StartedAt.UTC()}
+	enforced := Enforced(f.Sandbox.Limits)
+	return &state.SandboxRunning{
+		ID: f.Sandbox.ID, Node: f.Node, Digest: f.Sandbox.Digest, StartedAt: f.Sandbox.StartedAt.UTC(), Limits: &enforced,
+	}
 }
 
 func startTimeout(id api.SandboxID, d time.Duration) error {

@@ -81,7 +81,7 @@ func TestCreate_refusesBadParams(t *testing.T) {
 		{"one MiB", func(p *lifecycle.CreateParams) { p.MemoryMB = 1 }, 400, "memoryMB"},
 		{"huge memory", func(p *lifecycle.CreateParams) { p.MemoryMB = 1 << 62 }, 400, "memoryMB"},
 		{"negative disk", func(p *lifecycle.CreateParams) { p.DiskMB = -5 }, 400, "diskMB"},
-		{"negative pids", func(p *lifecycle.CreateParams) { p.PIDs = -5 }, 400, "pids"},
+		{"negative pids", func(p *lifecycle.CreateParams) { p.Limits.PIDs = -5 }, 400, "pids"},
 		{"auto pause", func(p *lifecycle.CreateParams) { p.Lifecycle.OnTimeout = state.OnTimeoutPause }, 400, "autoPause"},
 		{"odd env name", func(p *lifecycle.CreateParams) { p.EnvVars = map[string]string{"A=B": ""} }, 400, "envVars"},
 		{"NUL in env", func(p *lifecycle.CreateParams) { p.EnvVars = map[string]string{"A": "\x00"} }, 400, "envVars"},

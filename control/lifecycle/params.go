@@ -20,7 +20,7 @@ type CreateParams struct {
 	Timeout   time.Duration // until its deadline; 0: the default timeout
 	CPUMillis int64         // thousandths of a core
 	MemoryMB  int64         // MiB
-	DiskMB    int64         // MiB
+	DiskMB    int64         // MiB, as clients of the contract are told; Limits.DiskBytes is what is enforced
 
 	Metadata map[string]string
 	EnvVars  map[string]string
@@ -30,7 +30,8 @@ type CreateParams struct {
 	Cwd      string
 	Profile  string       // "default" or "strict"; empty: default
 	Main     *guest.Start // its own command; the sandbox ends with it
-	PIDs     int64        // processes and threads
+	QoS      string       // class; empty: burstable
+	Limits   state.Limits // zero fields: the node's own
 
 	Lifecycle      state.Lifecycle
 	Open           bool // envd needs no token

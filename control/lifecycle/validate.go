@@ -18,7 +18,6 @@ import (
 const (
 	minCPUMillis = 10
 	minMemoryMB  = 16
-	maxPIDs      = 1 << 20
 	maxHostname  = 63
 	maxPathBytes = 4096
 	maxUserBytes = 64
@@ -29,6 +28,9 @@ func (s *Service) validate(p *CreateParams) error {
 	orDefault(&p.Timeout, s.cfg.DefaultTimeout)
 	orDefault(&p.CPUMillis, s.cfg.DefaultCPUMillis)
 	orDefault(&p.MemoryMB, s.cfg.DefaultMemoryMB)
+	if mb := p.Limits.DiskBytes >> 20; mb > 0 {
+		p.DiskMB = mb
+	}
 	orDefault(&p.DiskMB, s.cfg.DefaultDiskMB)
 	orDefault(&p.Lifecycle.OnTimeout, state.OnTimeoutKill)
 	if p.Caller.Tenant == "" {
@@ -58,11 +60,13 @@ func (s *Service) validate(p *CreateParams) error {
 		{"cpuMillis", p.CPUMillis, minCPUMillis, s.cfg.MaxCPUMillis},
 		{"memoryMB", p.MemoryMB, minMemoryMB, s.cfg.MaxMemoryMB},
 		{"diskMB", p.DiskMB, 1, s.cfg.MaxDiskMB},
-		{"pids", p.PIDs, 0, maxPIDs},
 	} {
 		if l.got < l.low || l.got > l.high {
 			return invalid("%s is %d, %d to %d are allowed", l.name, l.got, l.low, l.high)
 		}
+	}
+	if err := s.checkLimits(p.Limits, false); err != nil {
+		return err
 	}
 	if p.Lifecycle.OnTimeout != state.OnTimeoutKill {
 		return invalid("autoPause is not supported by this version: a sandbox ends at its timeout")
@@ -91,6 +95,11 @@ func checkInside(p *CreateParams) error {
 	case "", "default", "strict":
 	default:
 		return invalid("profile %.40q is neither default nor strict", p.Profile)
+	}
+	switch p.QoS {
+	case "", api.QoSGuaranteed, api.QoSBurstable, api.QoSBestEffort:
+	default:
+		return invalid("qos %.40q is none of %s, %s, %s", p.QoS, api.QoSGuaranteed, api.QoSBurstable, api.QoSBestEffort)
 	}
 	if p.Main == nil {
 		return nil

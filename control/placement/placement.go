@@ -46,6 +46,12 @@ type Watcher interface {
 	Watch(ctx context.Context, id api.SandboxID) error
 }
 
+// Reserver is what a Placer offers that counts what each sandbox takes of its node.
+type Reserver interface {
+	// Reserved returns what a sandbox that was asked for with these limits may have of processor and memory at most, at its place.
+	Reserved(asked nodeapi.Limits) nodeapi.Limits
+}
+
 // State of a placement.
 type State string
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -25,6 +26,8 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.remove(ctx, a.found)
 	case deadline:
 		err = r.deadline(ctx, f, a.found)
+	case limits:
+		err = r.limits(ctx, f, a.found)
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
@@ -32,8 +35,9 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 }
 
 func (r *Reconciler) adopt(ctx context.Context, f facts, found fleet.Found) error {
+	enforced := lifecycle.Enforced(found.Sandbox.Limits)
 	_, err := r.cfg.State.Apply(ctx, &state.SandboxRunning{
-		ID: f.id, Node: found.Node, Digest: found.Sandbox.Digest, StartedAt: found.Sandbox.StartedAt.UTC(),
+		ID: f.id, Node: found.Node, Digest: found.Sandbox.Digest, StartedAt: found.Sandbox.StartedAt.UTC(), Limits: &enforced,
 	})
 	if errors.Is(err, state.ErrState) {
 		return nil // it changed meanwhile
@@ -84,6 +88,29 @@ func (r *Reconciler) deadline(ctx context.Context, f facts, found fleet.Found) e
 		return nil // it changed meanwhile
 	}
 	_, err = node.SetDeadline(ctx, f.id, now.EndAt)
+	if api.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// limits brings a node back to the limits that are recorded by now: a change reached it whose record was never written.
+func (r *Reconciler) limits(ctx context.Context, f facts, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	now, err := r.cfg.State.Sandbox(f.id)
+	if err != nil || now.State != state.Running {
+		return nil // it changed meanwhile
+	}
+	want := lifecycle.NodeLimits(now)
+	for _, io := range []*int64{&want.IOReadBytes, &want.IOWriteBytes, &want.IOReadOps, &want.IOWriteOps} {
+		if *io == 0 {
+			*io = api.Unlimited // recorded as none
+		}
+	}
+	_, err = node.SetLimits(ctx, f.id, want)
 	if api.IsNotFound(err) {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -42,6 +43,7 @@ const (
 	destroy       // end it on the nodes
 	evict         // end copies on nodes where it does not belong
 	deadline      // tell the node its deadline
+	limits        // tell the node its limits
 )
 
 // deadlineSlack is how far a node's deadline may be from the recorded one.
@@ -51,7 +53,7 @@ const deadlineSlack = 10 * time.Millisecond
 type action struct {
 	verb  verb
 	end   state.End   // of end
-	found fleet.Found // of adopt, evict and deadline
+	found fleet.Found // of adopt, evict, deadline and limits
 }
 
 // decide is the whole of what the reconciler knows about right and wrong. It waits out graces by the marks and has no
@@ -181,8 +183,21 @@ func (c *Config) running(f facts, m marks) action {
 		return action{verb: end, end: f.stopped(here.Sandbox)}
 	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Deadline.Sub(f.record.EndAt).Abs() > deadlineSlack:
 		return action{verb: deadline, found: *here}
+	case here.Sandbox.State == nodeapi.StateRunning && differ(*f.record, here.Sandbox.Limits):
+		if m.age(f.id, fmt.Sprint("limits ", f.record.ModifyIndex), f.now) < c.StopGrace { // a call that changes them may be under way
+			return action{}
+		}
+		return action{verb: limits, found: *here}
 	}
 	return c.fine(f, m)
+}
+
+// differ reports whether a node enforces something else than what is recorded. What neither was asked for nor reported to be
+// enforced counts for nothing: it is the node's own.
+func differ(sb state.Sandbox, at nodeapi.Limits) bool {
+	want := lifecycle.NodeLimits(sb)
+	return want.CPUMillis != at.CPUMillis && at.CPUMillis != 0 || want.MemoryBytes != at.MemoryBytes && at.MemoryBytes != 0 ||
+		sb.Limits.PIDs != 0 && !sb.Limits.Same(lifecycle.Enforced(at))
 }
 
 // nodeLost decides about a sandbox whose node is not connected. A node that merely does not answer is not dead: its
@@ -216,7 +231,7 @@ func (f facts) stopped(sb nodeapi.Sandbox) state.End {
 	}
 	if x := sb.Exit; x != nil {
 		e.Reason = x.Reason
-		e.Exit = &state.Exit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Message: x.Message}
+		e.Exit = &state.Exit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Message: x.Message}
 		if x.Reason == nodeapi.ExitLost {
 			e.State = state.Lost
 		}

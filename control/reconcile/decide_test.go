@@ -60,6 +60,8 @@ func TestDecide(t *testing.T) {
 	gone := nodeFacts{gone: true, why: "not listed"}
 	mine := func(s *state.Sandbox) { s.Creator = me }
 	late := func(s *state.Sandbox) { s.EndAt = now.Add(-time.Hour) }
+	sized := func(s *state.Sandbox) { s.CPUMillis, s.MemoryMB = 1000, 512 }
+	small := func(f *fleet.Found) { f.Sandbox.Limits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20} }
 	list := func(f ...fleet.Found) []fleet.Found { return f }
 	running, stopped, made := nodeapi.StateRunning, nodeapi.StateStopped, nodeapi.StateStarting
 	active := &placement.Placed{ID: box, State: placement.Active}
@@ -92,6 +94,8 @@ func TestDecide(t *testing.T) {
 
 		{"as it should be", facts{record: record(state.Running), node: on, found: list(found("n", running))}, leave, leave, ""},
 		{"wrong deadline", facts{record: record(state.Running, late), node: on, found: list(found("n", running))}, deadline, deadline, ""},
+		{"less memory than is recorded", facts{record: record(state.Running, sized), node: on, found: list(found("n", running, small))}, leave, limits, ""},
+		{"limits of a node of an older version", facts{record: record(state.Running, sized), node: on, found: list(found("n", running))}, leave, leave, ""},
 		{"stopped by itself", facts{record: record(state.Running), node: on, found: list(found("n", stopped))}, end, end, state.Stopped},
 		{"node forgot it", facts{record: record(state.Running), node: on}, end, end, state.Lost},
 		{"node is silent", facts{record: record(state.Running), node: silent, found: list(found("n", running, away))}, leave, leave, ""},

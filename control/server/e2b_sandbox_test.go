@@ -171,6 +171,8 @@ func TestTenants_anotherOnesSandboxIsNotFound(t *testing.T) {
 		method, path, _ := strings.Cut(strings.ReplaceAll(rt.pattern, "{id}", id), " ")
 		body := ""
 		switch {
+		case strings.HasSuffix(path, "/limits"):
+			body = `{"memory_mb":64}`
 		case method == "GET" || method == "DELETE" || method == "PUT":
 		case strings.HasSuffix(path, "/exec"), strings.HasSuffix(path, "/processes"):
 			body = `{"argv":["true"]}`

@@ -80,7 +80,7 @@ func FuzzCreateBody(f *testing.F) {
 		var own api.CreateRequest
 		check(&own, func() error {
 			p, err := createParams(own)
-			if err == nil && (p.Template == "" || p.Timeout < 0 || p.CPUMillis < 0 || p.MemoryMB < 0 || p.PIDs < 0) {
+			if err == nil && (p.Template == "" || p.Timeout < 0 || p.CPUMillis < 0 || p.MemoryMB < 0 || p.Limits.PIDs < 0) {
 				t.Fatalf("%q is taken as %+v", b, p)
 			}
 			return err

@@ -61,6 +61,7 @@ type fakeLifecycle struct {
 	created  []lifecycle.CreateParams
 	lists    []listCall
 	timeouts []timeoutCall
+	limits   []lifecycle.LimitChange
 	nextList state.List
 }
 
@@ -179,6 +180,16 @@ func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.Sand
 	sb.AllowInternetAccess = internet
 	f.sandboxes[id] = sb
 	return sb, nil
+}
+
+func (f *fakeLifecycle) SetLimits(_ context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limits = append(f.limits, c)
+	if err := f.takeErr(); err != nil {
+		return state.Sandbox{}, err
+	}
+	return f.find(tenant, id)
 }
 
 func (f *fakeLifecycle) Health(_ context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error) {

@@ -87,6 +87,7 @@ var operations = map[string]operationDoc{
 	"GET /v1/sandboxes":                 {summary: "List sandboxes, ended ones too where asked", query: "state metadata template limit token order", out: api.SandboxList{}},
 	"GET /v1/sandboxes/{id}":            {summary: "One sandbox", out: api.Sandbox{}},
 	"DELETE /v1/sandboxes/{id}":         {summary: "End a sandbox"},
+	"PUT /v1/sandboxes/{id}/limits":     {summary: "Change limits of a running sandbox", in: api.LimitsRequest{}, out: api.Sandbox{}},
 	"GET /v1/sandboxes/{id}/health":     {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
 	"GET /v1/sandboxes/{id}/stats":      {summary: "The kernel's counters of a sandbox", out: api.Stats{}},
 	"GET /v1/sandboxes/{id}/metrics":    {summary: "Samples of a sandbox over a time", query: "start end", out: []api.Sample{}},

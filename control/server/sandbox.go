@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"math"
 	"net/http"
 	"strings"
@@ -58,7 +59,7 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 	}
 	p = lifecycle.CreateParams{
 		ID: req.ID, Template: req.Template, Metadata: req.Metadata, EnvVars: req.Env,
-		Hostname: req.Hostname, User: req.User, Cwd: req.Cwd, Profile: req.Profile,
+		Hostname: req.Hostname, User: req.User, Cwd: req.Cwd, Profile: req.Profile, QoS: req.QoS,
 		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 		AllowInternetAccess: req.AllowInternetAccess,
 	}
@@ -67,7 +68,7 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 			return p, err
 		}
 	}
-	if p.CPUMillis, err = cpuMillis(req); err != nil {
+	if p.CPUMillis, err = cpuMillis(req.CPU, req.CPUMillis); err != nil {
 		return p, err
 	}
 	for _, n := range []struct {
@@ -78,7 +79,6 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 	}{
 		{"memory_mb", req.MemoryMB, &p.MemoryMB, maxMemoryMB},
 		{"disk_mb", req.DiskMB, &p.DiskMB, maxDiskMB},
-		{"pids", req.PIDs, &p.PIDs, maxPIDs},
 	} {
 		if n.from == nil {
 			continue
@@ -88,11 +88,15 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 		}
 		*n.to = *n.from
 	}
+	if p.Limits, err = storageLimits(req.PIDs, req.DiskMB, req.StorageLimits, false); err != nil {
+		return p, err
+	}
 	for _, t := range []struct {
 		field, value string
 		limit        int
 	}{
 		{"hostname", req.Hostname, 64}, {"user", req.User, maxUserBytes}, {"cwd", req.Cwd, maxPathBytes}, {"profile", req.Profile, 32},
+		{"qos", req.QoS, 32},
 	} {
 		if err := checkText(t.field, t.value, t.limit); err != nil {
 			return p, err
@@ -110,22 +114,22 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 	return p, nil
 }
 
-// cpuMillis returns the thousandths of a core that a create asks for; 0 where it does not.
-func cpuMillis(req api.CreateRequest) (int64, error) {
+// cpuMillis returns the thousandths of a core that a request asks for; 0 where it does not.
+func cpuMillis(cores *float64, millis *int64) (int64, error) {
 	switch {
-	case req.CPU != nil && req.CPUMillis != nil:
+	case cores != nil && millis != nil:
 		return 0, invalid("cpu and cpu_millis are both given")
-	case req.CPU != nil:
-		c := *req.CPU
+	case cores != nil:
+		c := *cores
 		if math.IsNaN(c) || c < 0.001 || c > maxCores {
 			return 0, invalid("cpu is %g cores, 0.001 to %d are allowed", c, maxCores)
 		}
 		return int64(math.Round(c * 1000)), nil
-	case req.CPUMillis != nil:
-		if *req.CPUMillis < 1 || *req.CPUMillis > maxCores*1000 {
-			return 0, invalid("cpu_millis is %d, 1 to %d are allowed", *req.CPUMillis, maxCores*1000)
+	case millis != nil:
+		if *millis < 1 || *millis > maxCores*1000 {
+			return 0, invalid("cpu_millis is %d, 1 to %d are allowed", *millis, maxCores*1000)
 		}
-		return *req.CPUMillis, nil
+		return *millis, nil
 	}
 	return 0, nil
 }
@@ -218,7 +222,9 @@ func sandboxView(sb state.Sandbox) api.Sandbox {
 	out := api.Sandbox{
 		ID: sb.ID, Template: sb.Template, Digest: sb.Digest, Node: sb.Node, State: string(sb.State), Reason: redact(sb.Reason),
 		CreatedAt: sb.CreatedAt.UTC(), StartedAt: utc(sb.StartedAt), EndAt: utc(sb.EndAt), MaxEndAt: utc(sb.MaxEndAt), EndedAt: utc(sb.EndedAt),
-		CPUMillis: sb.CPUMillis, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB,
+		CPUMillis: sb.CPUMillis, MemoryMB: sb.MemoryMB, DiskMB: sb.Limits.DiskBytes >> 20,
+		QoS: cmp.Or(sb.QoS, api.QoSBurstable), PIDs: sb.Limits.PIDs, DiskInodes: sb.Limits.DiskInodes,
+		IOReadBytes: sb.Limits.IOReadBytes, IOWriteBytes: sb.Limits.IOWriteBytes, IOReadOps: sb.Limits.IOReadOps, IOWriteOps: sb.Limits.IOWriteOps,
 		Metadata: sb.Metadata, KeyID: sb.KeyID, OnTimeout: string(sb.Lifecycle.OnTimeout), AutoResume: sb.Lifecycle.AutoResume,
 		AllowInternetAccess: sb.AllowInternetAccess,
 	}
@@ -226,7 +232,7 @@ func sandboxView(sb state.Sandbox) api.Sandbox {
 		out.OnTimeout = string(state.OnTimeoutKill)
 	}
 	if x := sb.Exit; x != nil {
-		out.Exit = &api.SandboxExit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, Message: x.Message}
+		out.Exit = &api.SandboxExit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Message: x.Message}
 	}
 	return out
 }

@@ -29,7 +29,7 @@ func TestCreate_passesEverythingOnAndTellsItsSteps(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, []lifecycle.CreateParams{{
 		ID: otherID, Caller: auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"}, Template: "base",
-		Timeout: time.Minute, CPUMillis: 1500, MemoryMB: 256, DiskMB: 512, PIDs: 99, User: "user", Cwd: "/home/user", Hostname: "box",
+		Timeout: time.Minute, CPUMillis: 1500, MemoryMB: 256, DiskMB: 512, Limits: state.Limits{PIDs: 99, DiskBytes: 512 << 20}, User: "user", Cwd: "/home/user", Hostname: "box",
 		Profile: "strict", EnvVars: map[string]string{"A": "b"}, Metadata: map[string]string{"m": "n"},
 		Main: &guest.Start{Argv: []string{"sleep", "9"}, TTY: true}, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 		AllowInternetAccess: ptr(false),
@@ -95,17 +95,19 @@ func TestGet_showsAllFieldsButTheEnvironment(t *testing.T) {
 	h := newHarness(t)
 	sb := sandbox(testID)
 	sb.State, sb.Reason, sb.EndedAt = state.Stopped, "its command ended", testTime.Add(2*time.Second)
-	sb.Exit = &state.Exit{Reason: "main_exited", Code: 137, Signal: 9, OOM: true, Message: "m"}
+	sb.Exit = &state.Exit{Reason: "main_exited", Code: 137, Signal: 9, OOM: true, PIDs: true, Message: "m"}
+	sb.QoS, sb.Limits = api.QoSBestEffort, state.Limits{PIDs: 64, DiskBytes: 1 << 30, DiskInodes: 5, IOReadBytes: 1, IOWriteBytes: 2, IOReadOps: 3, IOWriteOps: 4}
 	h.life.sandboxes[testID] = sb
 	a := h.do("GET", "/v1/sandboxes/"+string(testID), "")
 	must.Eq(t, 200, a.status)
 	must.Eq(t, map[string]any{
+		"qos": "best_effort", "pids": 64.0, "disk_inodes": 5.0, "io_read_bytes": 1.0, "io_write_bytes": 2.0, "io_read_ops": 3.0, "io_write_ops": 4.0,
 		"id": string(testID), "template": "base", "template_digest": "sha256:00", "node_id": "node-1", "state": "stopped",
 		"reason": "its command ended", "created_at": "2026-11-23T20:00:00Z", "started_at": "2026-11-23T20:00:01Z",
 		"end_at": "2026-11-23T20:01:00Z", "max_end_at": "2026-11-23T21:00:00Z", "ended_at": "2026-11-23T20:00:02Z",
 		"cpu_millis": 1500.0, "memory_mb": 512.0, "disk_mb": 1024.0, "metadata": map[string]any{"k": "v"},
 		"key_id": "00000000000000aa", "on_timeout": "kill", "auto_resume": false, "allow_internet_access": true,
-		"exit": map[string]any{"reason": "main_exited", "code": 137.0, "signal": 9.0, "oom": true, "message": "m"},
+		"exit": map[string]any{"reason": "main_exited", "code": 137.0, "signal": 9.0, "oom": true, "pids_limit": true, "message": "m"},
 	}, a.object(t))
 	must.StrNotContains(t, a.body, "hunter2")
 	_, err := h.client().GetSandbox(t.Context(), otherID)

@@ -43,6 +43,11 @@ func (c *SandboxRunning) apply(tx *writeTx) (Result, error) {
 	if c.Digest != "" {
 		s.Digest = c.Digest
 	}
+	if c.Limits != nil {
+		reservedCPU, reservedMB := s.Limits.ReservedCPU, s.Limits.ReservedMB
+		s.Limits = *c.Limits
+		s.Limits.ReservedCPU, s.Limits.ReservedMB = reservedCPU, reservedMB
+	}
 	return changed(s, tx.putSandbox(&s))
 }
 

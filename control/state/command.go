@@ -19,6 +19,7 @@ const (
 	typeSandboxNetwork  commandType = 7
 	typeSandboxPaused   commandType = 8
 	typeSandboxResumed  commandType = 9
+	typeSandboxLimits   commandType = 12
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
@@ -40,6 +41,7 @@ var commands = map[commandType]func() Command{
 	typeSandboxNetwork:  func() Command { return new(SandboxNetwork) },
 	typeSandboxPaused:   func() Command { return new(SandboxPaused) },
 	typeSandboxResumed:  func() Command { return new(SandboxResumed) },
+	typeSandboxLimits:   func() Command { return new(SandboxLimits) },
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
@@ -78,6 +80,7 @@ type SandboxRunning struct {
 	Node      api.NodeID    `codec:"node"`
 	Digest    string        `codec:"digest"`
 	StartedAt time.Time     `codec:"started_at"`
+	Limits    *Limits       `codec:"limits"` // as the node enforces them; nil: not told
 }
 
 // SandboxStopping records that a sandbox shall end. Repeating it changes nothing; an ended one is ErrState.
@@ -115,6 +118,14 @@ type SandboxNetwork struct {
 	ID                  api.SandboxID `codec:"id"`
 	Network             []byte        `codec:"network"` // JSON
 	AllowInternetAccess *bool         `codec:"allow_internet_access"`
+}
+
+// SandboxLimits records the limits of a sandbox that has not ended, all of them, as its node enforces them now.
+type SandboxLimits struct {
+	ID        api.SandboxID `codec:"id"`
+	CPUMillis int64         `codec:"cpu_millis"`
+	MemoryMB  int64         `codec:"memory_mb"`
+	Limits    Limits        `codec:"limits"`
 }
 
 // SandboxPurge forgets ended sandboxes. Others, and unknown ids, are left alone.
@@ -155,6 +166,7 @@ func (*SandboxStopping) kind() commandType { return typeSandboxStopping }
 func (*SandboxEnd) kind() commandType      { return typeSandboxEnd }
 func (*SandboxDeadline) kind() commandType { return typeSandboxDeadline }
 func (*SandboxNetwork) kind() commandType  { return typeSandboxNetwork }
+func (*SandboxLimits) kind() commandType   { return typeSandboxLimits }
 func (*SandboxPurge) kind() commandType    { return typeSandboxPurge }
 func (*KeyPut) kind() commandType          { return typeKeyPut }
 func (*KeyDelete) kind() commandType       { return typeKeyDelete }

@@ -76,9 +76,11 @@ type Sandbox struct {
 	// Origin is the snapshot that it was made from; empty: from its template.
 	Origin api.SnapshotID `codec:"origin"`
 
-	CPUMillis int64 `codec:"cpu_millis"` // thousandths of a core
-	MemoryMB  int64 `codec:"memory_mb"`  // MiB
-	DiskMB    int64 `codec:"disk_mb"`    // MiB
+	CPUMillis int64  `codec:"cpu_millis"` // thousandths of a core
+	MemoryMB  int64  `codec:"memory_mb"`  // MiB
+	DiskMB    int64  `codec:"disk_mb"`    // MiB, as clients of the contract are told
+	QoS       string `codec:"qos"`        // class; empty: burstable
+	Limits    Limits `codec:"limits"`
 
 	Metadata  map[string]string `codec:"metadata"`
 	EnvVars   map[string]string `codec:"env_vars"`
@@ -111,6 +113,7 @@ type Exit struct {
 	Code    int    `codec:"code"`
 	Signal  int    `codec:"signal"`
 	OOM     bool   `codec:"oom"`
+	PIDs    bool   `codec:"pids_limit"` // it met its limit of processes
 	Message string `codec:"message"`
 }
 

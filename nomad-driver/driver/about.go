@@ -51,11 +51,19 @@ var taskConfigSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"hostname": hclspec.NewAttr("hostname", "string", false),
 	"profile":  hclspec.NewAttr("profile", "string", false),
 	"deadline": hclspec.NewAttr("deadline", "string", false),
+	"qos":      hclspec.NewAttr("qos", "string", false),
 	"limits": hclspec.NewBlock("limits", false, hclspec.NewObject(map[string]*hclspec.Spec{
 		"cpu_millis": hclspec.NewAttr("cpu_millis", "number", false),
 		"pids":       hclspec.NewAttr("pids", "number", false),
 		"tmp_mb":     hclspec.NewAttr("tmp_mb", "number", false),
 		"nofile":     hclspec.NewAttr("nofile", "number", false),
+
+		"disk_mb":        hclspec.NewAttr("disk_mb", "number", false),
+		"disk_inodes":    hclspec.NewAttr("disk_inodes", "number", false),
+		"io_read_bytes":  hclspec.NewAttr("io_read_bytes", "number", false),
+		"io_write_bytes": hclspec.NewAttr("io_write_bytes", "number", false),
+		"io_read_ops":    hclspec.NewAttr("io_read_ops", "number", false),
+		"io_write_ops":   hclspec.NewAttr("io_write_ops", "number", false),
 	})),
 })
 
@@ -79,6 +87,7 @@ type TaskConfig struct {
 	Hostname string            `codec:"hostname"`
 	Profile  string            `codec:"profile"`
 	Deadline string            `codec:"deadline"`
+	QoS      string            `codec:"qos"`
 	Limits   TaskLimits        `codec:"limits"`
 }
 
@@ -88,6 +97,13 @@ type TaskLimits struct {
 	PIDs      int64 `codec:"pids"`
 	TmpMB     int64 `codec:"tmp_mb"`
 	NoFile    int64 `codec:"nofile"`
+
+	DiskMB       int64 `codec:"disk_mb"`
+	DiskInodes   int64 `codec:"disk_inodes"`
+	IOReadBytes  int64 `codec:"io_read_bytes"` // per second, as the others of io
+	IOWriteBytes int64 `codec:"io_write_bytes"`
+	IOReadOps    int64 `codec:"io_read_ops"`
+	IOWriteOps   int64 `codec:"io_write_ops"`
 }
 
 func pluginInfo(version string) *base.PluginInfoResponse {

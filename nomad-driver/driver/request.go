@@ -20,6 +20,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
 
 // DispatchFile is the name, in the task's local folder, of the dispatch payload that the control service sends: the whole
@@ -48,24 +49,24 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 	if req.Main != nil {
 		req.Logs = logTargets(cfg)
 	}
-	return req, withinTask(&req.Limits, cfg)
+	return req, withinTask(&req, cfg)
 }
 
 // withinTask fills in limits from Nomad's resources block, and refuses a payload that asks for more memory than Nomad has
-// reserved for the task.
-func withinTask(l *nodeapi.Limits, cfg *drivers.TaskConfig) error {
+// reserved for the task. Nomad's share of processor is that of an ordinary sandbox: the class makes more or less of it.
+func withinTask(req *nodeapi.CreateRequest, cfg *drivers.TaskConfig) error {
 	if cfg.Resources == nil || cfg.Resources.LinuxResources == nil {
 		return nil
 	}
-	r := cfg.Resources.LinuxResources
+	l, r := &req.Limits, cfg.Resources.LinuxResources
 	if l.MemoryBytes == 0 {
 		l.MemoryBytes = r.MemoryLimitBytes
 	}
 	if r.MemoryLimitBytes > 0 && l.MemoryBytes > r.MemoryLimitBytes {
 		return fmt.Errorf("dispatch payload: limits.memory_bytes %d is more than the %d that Nomad reserved", l.MemoryBytes, r.MemoryLimitBytes)
 	}
-	if l.CPUWeight == 0 {
-		l.CPUWeight = cpuWeight(r.CPUShares)
+	if w := cpuWeight(r.CPUShares); w != 0 && l.CPUWeight == 0 {
+		l.CPUWeight = sandbox.QoS(req.QoS).CPUWeight(w)
 	}
 	return nil
 }
@@ -126,7 +127,15 @@ func configured(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, 
 			PIDs:      tc.Limits.PIDs,
 			TmpBytes:  tc.Limits.TmpMB << 20,
 			NoFile:    tc.Limits.NoFile,
+
+			DiskBytes:    tc.Limits.DiskMB << 20,
+			DiskInodes:   tc.Limits.DiskInodes,
+			IOReadBytes:  tc.Limits.IOReadBytes,
+			IOWriteBytes: tc.Limits.IOWriteBytes,
+			IOReadOps:    tc.Limits.IOReadOps,
+			IOWriteOps:   tc.Limits.IOWriteOps,
 		},
+		QoS:   tc.QoS,
 		Owner: nodeapi.Owner{Kind: ownerNomad},
 	}
 	if req.Template == "" {
@@ -152,6 +161,9 @@ func configured(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, 
 // validate checks what the node cannot name in the words of a job file. What is left (names, odd bytes, limits) the node
 // checks for all its callers.
 func (tc *TaskConfig) validate() (deadline time.Duration, err error) {
+	if err := sandbox.QoS(tc.QoS).Check(); tc.QoS != "" && err != nil {
+		return 0, fmt.Errorf("task config: %w", err)
+	}
 	if tc.Command == "" && len(tc.Args) > 0 {
 		return 0, errors.New("task config: args given without command")
 	}
@@ -175,6 +187,12 @@ func (tc *TaskConfig) validate() (deadline time.Duration, err error) {
 		{"pids", tc.Limits.PIDs, 1 << 22},
 		{"tmp_mb", tc.Limits.TmpMB, 1 << 24},
 		{"nofile", tc.Limits.NoFile, 1 << 20},
+		{"disk_mb", tc.Limits.DiskMB, 1 << 30},
+		{"disk_inodes", tc.Limits.DiskInodes, 1 << 32},
+		{"io_read_bytes", tc.Limits.IOReadBytes, 1 << 50},
+		{"io_write_bytes", tc.Limits.IOWriteBytes, 1 << 50},
+		{"io_read_ops", tc.Limits.IOReadOps, 1 << 32},
+		{"io_write_ops", tc.Limits.IOWriteOps, 1 << 32},
 	} {
 		if l.value < 0 || l.value > l.max {
 			return 0, fmt.Errorf("task config: limits.%s %d is not between 0 and %d", l.name, l.value, l.max)

@@ -38,16 +38,21 @@ func TestRequest_mapsATask(t *testing.T) {
 	cfg := task(t, TaskConfig{
 		Template: "python", Command: "python3", Args: []string{"-c", "print(1)"}, Env: map[string]string{"A": "from task"},
 		Cwd: "/srv", User: "user", Hostname: "box", Profile: "strict", Deadline: "90s",
-		Limits: TaskLimits{CPUMillis: 500, PIDs: 64, TmpMB: 32, NoFile: 1024},
+		QoS: "guaranteed",
+		Limits: TaskLimits{
+			CPUMillis: 500, PIDs: 64, TmpMB: 32, NoFile: 1024, DiskMB: 64, DiskInodes: 5000,
+			IOReadBytes: 1 << 20, IOWriteBytes: 2 << 20, IOReadOps: 100, IOWriteOps: 200,
+		},
 	})
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	want := nodeapi.CreateRequest{
 		ID: got.ID, Template: "python", Hostname: "box",
 		Env:  map[string]string{"NOMAD_TASK_NAME": "main", "A": "from task"},
-		User: "user", Cwd: "/srv", Profile: "strict",
+		User: "user", Cwd: "/srv", Profile: "strict", QoS: "guaranteed",
 		Limits: nodeapi.Limits{
-			CPUMillis: 500, CPUWeight: 39, MemoryBytes: 256 << 20, PIDs: 64, TmpBytes: 32 << 20, NoFile: 1024,
+			CPUMillis: 500, CPUWeight: 4 * 39, MemoryBytes: 256 << 20, PIDs: 64, TmpBytes: 32 << 20, NoFile: 1024,
+			DiskBytes: 64 << 20, DiskInodes: 5000, IOReadBytes: 1 << 20, IOWriteBytes: 2 << 20, IOReadOps: 100, IOWriteOps: 200,
 		},
 		Deadline: now.Add(90 * time.Second),
 		Main:     &guest.Start{Argv: []string{"python3", "-c", "print(1)"}},

@@ -20,6 +20,7 @@ func (n *Node) handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}", n.delete)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/stop", n.stop)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/deadline", n.deadline)
+	mux.HandleFunc("PUT /v1/sandboxes/{id}/limits", n.limits)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/health", n.with(func(r *record) any {
 		return nodeapi.HealthReply{
 			ID: r.ID, Healthy: r.State == nodeapi.StateRunning, State: r.State,
@@ -223,6 +224,36 @@ func (n *Node) deadline(w http.ResponseWriter, r *http.Request) {
 		n.emitSandbox(nodeapi.EventUpdated, rec)
 		answer(w, rec.Sandbox)
 	}
+}
+
+// limits does what a node does: what is zero stays, and one of io is lifted with -1.
+func (n *Node) limits(w http.ResponseWriter, r *http.Request) {
+	var req nodeapi.LimitsRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	rec := n.find(w, r)
+	if rec == nil {
+		return
+	}
+	now, l := &rec.Limits, req.Limits
+	for _, f := range []struct {
+		to   *int64
+		from int64
+	}{
+		{&now.CPUMillis, l.CPUMillis}, {&now.CPUWeight, l.CPUWeight}, {&now.MemoryBytes, l.MemoryBytes}, {&now.PIDs, l.PIDs},
+		{&now.DiskBytes, l.DiskBytes}, {&now.DiskInodes, l.DiskInodes}, {&now.IOReadBytes, l.IOReadBytes},
+		{&now.IOWriteBytes, l.IOWriteBytes}, {&now.IOReadOps, l.IOReadOps}, {&now.IOWriteOps, l.IOWriteOps},
+	} {
+		if f.from != 0 {
+			*f.to = max(f.from, 0)
+		}
+	}
+	n.emitSandbox(nodeapi.EventUpdated, rec)
+	answer(w, rec.Sandbox)
 }
 
 func answer(w http.ResponseWriter, v any) {

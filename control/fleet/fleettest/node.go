@@ -238,7 +238,7 @@ func (n *Node) emitSandbox(t nodeapi.EventType, r *record) {
 func (n *Node) begin(req nodeapi.CreateRequest) {
 	r := &record{Sandbox: nodeapi.Sandbox{
 		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template),
-		Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, CreatedAt: time.Now(),
+		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, CreatedAt: time.Now(),
 	}}
 	n.sandboxes[req.ID] = r
 	n.emitSandbox(nodeapi.EventCreated, r)

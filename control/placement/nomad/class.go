@@ -35,6 +35,12 @@ func classOf(l nodeapi.Limits) class {
 	return class{cpuMillis: roundCPU(cpu), memoryMB: roundMemory(mem)}
 }
 
+// Reserved implements placement.Reserver: what Nomad counts for a sandbox is the class that it was placed in.
+func (*Placer) Reserved(asked nodeapi.Limits) nodeapi.Limits {
+	c := classOf(asked)
+	return nodeapi.Limits{CPUMillis: c.cpuMillis, MemoryBytes: c.memoryMB * mib}
+}
+
 // roundCPU rounds up to 50 thousandths of a core up to one core, to a quarter up to four, and to whole cores above.
 func roundCPU(millis int64) int64 {
 	switch {
