@@ -1,6 +1,7 @@
 package node
 
 import (
+	"net/http"
 	"path"
 	"path/filepath"
 	goruntime "runtime"
@@ -72,6 +73,9 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 		return invalid("id: %v", err)
 	} else if id != req.ID {
 		return invalid("id: %q has a suffix", req.ID)
+	}
+	if req.Restore != nil {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "restore: this node has no snapshot store")
 	}
 	if req.Template == "" {
 		return invalid("template is empty")

@@ -62,6 +62,8 @@ type CreateRequest struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	// AccessToken is what clients of envd must show; empty: nothing. No answer of the node has it.
 	AccessToken string `json:"access_token,omitempty"`
+	// Restore starts it from a snapshot in place of the template.
+	Restore *Restore `json:"restore,omitempty"`
 }
 
 // Owner says on whose behalf a sandbox exists.
@@ -122,9 +124,10 @@ type Sandbox struct {
 	CreatedAt time.Time         `json:"created_at"`
 	StartedAt time.Time         `json:"started_at,omitzero"`
 	EndedAt   time.Time         `json:"ended_at,omitzero"`
-	PID       int               `json:"pid,omitempty"`  // of its PID 1 on the host
-	Main      guest.ProcessID   `json:"main,omitempty"` // of its own command, inside
-	Exit      *Exit             `json:"exit,omitempty"` // where stopped
+	PID       int               `json:"pid,omitempty"`   // of its PID 1 on the host
+	Main      guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
+	Exit      *Exit             `json:"exit,omitempty"`  // where stopped
+	Pause     *Pause            `json:"pause,omitempty"` // where paused
 	Steps     []guest.Step      `json:"steps,omitempty"`
 }
 
