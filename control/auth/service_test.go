@@ -28,6 +28,10 @@ func start(t testing.TB) (*state.Server, *auth.Service) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	must.NoError(t, s.WaitLeader(ctx))
+	for _, id := range []string{"acme", "other"} {
+		_, err := s.Apply(ctx, &state.TenantPut{Tenant: state.Tenant{ID: id}})
+		must.NoError(t, err)
+	}
 	return s, auth.New(s, nil)
 }
 

@@ -7,6 +7,9 @@ import (
 
 func (c *SandboxCreate) apply(tx *writeTx) (Result, error) {
 	s := c.Sandbox
+	if err := tx.tenant(s.Tenant); err != nil {
+		return Result{}, err
+	}
 	old, err := first[Sandbox](tx.txn, tableSandbox, string(s.ID))
 	if err != nil {
 		return Result{}, err

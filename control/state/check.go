@@ -131,6 +131,9 @@ func checkKey(k Key) error {
 	if len(k.Name) > MaxKeyName || !clean(k.Name) {
 		return limitErrorf("name", "is longer than %d bytes, or not UTF-8", MaxKeyName)
 	}
+	if err := checkKeyRights(k.Owner, k.Roles); err != nil {
+		return err
+	}
 	if len(k.Hash) != 32 {
 		return limitErrorf("hash", "is %d bytes, not 32", len(k.Hash))
 	}

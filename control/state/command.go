@@ -23,11 +23,19 @@ const (
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
+	typeKeyChange       commandType = 19
+	typeKeysUsed        commandType = 20
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
 	typeSnapshotPut     commandType = 96
 	typeSnapshotEnd     commandType = 97
 	typeSnapshotDelete  commandType = 98
+	typeTenantPut       commandType = 48
+	typeTenantDelete    commandType = 49
+	typeRolePut         commandType = 64
+	typeRoleDelete      commandType = 65
+	typeBindingPut      commandType = 66
+	typeBindingDelete   commandType = 67
 )
 
 // commands makes the empty command of each type.
@@ -50,6 +58,14 @@ var commands = map[commandType]func() Command{
 	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
 	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
 	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },
+	typeKeyChange:       func() Command { return new(KeyChange) },
+	typeKeysUsed:        func() Command { return new(KeysUsed) },
+	typeTenantPut:       func() Command { return new(TenantPut) },
+	typeTenantDelete:    func() Command { return new(TenantDelete) },
+	typeRolePut:         func() Command { return new(RolePut) },
+	typeRoleDelete:      func() Command { return new(RoleDelete) },
+	typeBindingPut:      func() Command { return new(BindingPut) },
+	typeBindingDelete:   func() Command { return new(BindingDelete) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
@@ -66,6 +82,9 @@ type Result struct {
 	Key      Key
 	Template Template
 	Snapshot Snapshot
+	Tenant   Tenant
+	Role     Role
+	Binding  Binding
 	Changed  int // records that changed
 }
 

@@ -14,6 +14,8 @@ var (
 	ErrState = errors.New("state does not allow it")
 	// ErrConflict means that the record is another one than the caller thinks.
 	ErrConflict = errors.New("conflicts with what is recorded")
+	// ErrSuspended means that the tenant takes no new work.
+	ErrSuspended = errors.New("is suspended")
 	// ErrNoLeader means that this server does not lead: nothing was changed.
 	ErrNoLeader = errors.New("this control server is not the leader")
 	// ErrUnknownOutcome means that leadership or the server ended while a change was on its way: it may be made yet.

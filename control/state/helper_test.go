@@ -52,7 +52,7 @@ func script() []Command {
 	again.ID, failed.ID = snapID(2), snapID(3)
 	child := starting(5)
 	child.Origin = snapID(2)
-	return []Command{
+	list := []Command{
 		&KeyBootstrap{Key: key},
 		&KeyBootstrap{Key: other}, // refused
 		&KeyPut{Key: other},
@@ -90,6 +90,7 @@ func script() []Command {
 		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(3)},
 		&SandboxResumed{ID: id(1), Node: "n2", EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
 	}
+	return append(list, identityScript(len(list))...)
 }
 
 // snapID is the n-th snapshot id of the tests.

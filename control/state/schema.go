@@ -16,6 +16,9 @@ const (
 	tableKey      = "key"
 	tableTemplate = "template"
 	tableSnapshot = "snapshot"
+	tableTenant   = "tenant"
+	tableRole     = "role"
+	tableBinding  = "binding"
 	tableMeta     = "meta"
 
 	indexID      = "id"
@@ -61,6 +64,17 @@ func schema() *memdb.DBSchema {
 			indexDigest: {Name: indexDigest, Indexer: &memdb.StringFieldIndex{Field: "Digest"}},
 		}},
 		tableSnapshot: {Name: tableSnapshot, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableTenant: {Name: tableTenant, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableRole: {Name: tableRole, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.CompoundIndex{Indexes: []memdb.Indexer{
+				&memdb.StringFieldIndex{Field: "Tenant"}, &memdb.StringFieldIndex{Field: "Name"},
+			}}},
+		}},
+		tableBinding: {Name: tableBinding, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{

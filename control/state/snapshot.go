@@ -28,6 +28,9 @@ const (
 	recordKey      recordType = 3
 	recordTemplate recordType = 4
 	recordSnapshot recordType = 20
+	recordTenant   recordType = 10
+	recordRole     recordType = 11
+	recordBinding  recordType = 12
 	recordEnd      recordType = 255
 )
 
@@ -42,6 +45,9 @@ var snapshotTables = []struct {
 	{recordKey, tableKey, func() any { return new(Key) }},
 	{recordTemplate, tableTemplate, func() any { return new(Template) }},
 	{recordSnapshot, tableSnapshot, func() any { return new(Snapshot) }},
+	{recordTenant, tableTenant, func() any { return new(Tenant) }},
+	{recordRole, tableRole, func() any { return new(Role) }},
+	{recordBinding, tableBinding, func() any { return new(Binding) }},
 }
 
 type fsmSnapshot struct {

@@ -12,7 +12,8 @@ import (
 
 // Store is the read side of the tables. Reads never block and see one moment each.
 type Store struct {
-	db atomic.Pointer[memdb.MemDB]
+	db     atomic.Pointer[memdb.MemDB]
+	policy atomic.Uint64
 }
 
 func newStore() (*Store, error) {
@@ -25,13 +26,17 @@ func newStore() (*Store, error) {
 	return s, nil
 }
 
-func (s *Store) replace(db *memdb.MemDB) { s.db.Store(db) }
+func (s *Store) replace(db *memdb.MemDB) {
+	s.db.Store(db)
+	s.policy.Add(1)
+}
 
 // apply runs one command; an error leaves the tables as they were.
 func (s *Store) apply(index uint64, c Command) (Result, error) {
 	txn := s.db.Load().Txn(true)
 	defer txn.Abort()
-	r, err := c.apply(&writeTx{txn: txn, index: index})
+	tx := &writeTx{txn: txn, index: index}
+	r, err := c.apply(tx)
 	if err != nil {
 		return r, err
 	}
@@ -39,6 +44,9 @@ func (s *Store) apply(index uint64, c Command) (Result, error) {
 		return Result{}, fmt.Errorf("write index: %w", err)
 	}
 	txn.Commit()
+	if tx.policy {
+		s.policy.Add(1)
+	}
 	return r, nil
 }
 

@@ -10,8 +10,9 @@ import (
 
 // writeTx is the write side of one applied command at one Raft index.
 type writeTx struct {
-	txn   *memdb.Txn
-	index uint64
+	txn    *memdb.Txn
+	index  uint64
+	policy bool // roles, bindings or tenants have changed
 }
 
 // first returns the row of a table with that id, or nil. The error is a broken schema, never bad data.

@@ -6,7 +6,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 )
 
-// DefaultTenant is the one tenant that exists until tenants are managed.
+// DefaultTenant is the tenant that is always there.
 const DefaultTenant = "default"
 
 // SandboxState is the state of a sandbox as the control service intends and knows it.
@@ -119,15 +119,49 @@ type Exit struct {
 
 // Key is an API key. The secret itself is nowhere: only its hash is kept.
 type Key struct {
-	ID          string    `codec:"id"` // 16 hexadecimal digits
-	Tenant      string    `codec:"tenant"`
-	Name        string    `codec:"name"`
-	Hash        []byte    `codec:"hash"` // SHA-256 of the secret's 32 bytes
-	CreatedAt   time.Time `codec:"created_at"`
-	CreatedBy   string    `codec:"created_by"` // key id, or "bootstrap"
-	CreateIndex uint64    `codec:"create_index"`
-	ModifyIndex uint64    `codec:"modify_index"`
+	ID        string    `codec:"id"` // 16 hexadecimal digits
+	Tenant    string    `codec:"tenant"`
+	Name      string    `codec:"name"`
+	Hash      []byte    `codec:"hash"` // SHA-256 of the secret's 32 bytes
+	CreatedAt time.Time `codec:"created_at"`
+	CreatedBy string    `codec:"created_by"` // key id, or "bootstrap"
+
+	// Roles hold in the key's tenant, or, of a Global one, everywhere. nil: it is from before there were roles, see Rights.
+	Roles      []string  `codec:"roles"`
+	Global     bool      `codec:"global"`
+	Owner      string    `codec:"owner"`        // who it is for, for people
+	ExpiresAt  time.Time `codec:"expires_at"`   // zero: never
+	LastUsedAt time.Time `codec:"last_used_at"` // to a few minutes
+
+	CreateIndex uint64 `codec:"create_index"`
+	ModifyIndex uint64 `codec:"modify_index"`
 }
+
+// Scope is where the key's roles hold: its tenant, or Everywhere.
+func (k Key) Scope() string {
+	if k.Global {
+		return Everywhere
+	}
+	return k.Tenant
+}
+
+// Expired reports whether the key is refused at a time.
+func (k Key) Expired(now time.Time) bool { return !k.ExpiresAt.IsZero() && !now.Before(k.ExpiresAt) }
+
+// Rights returns the key's roles, with those of keys from before there were roles: the first key of a cluster may do
+// everything, others what concerns their tenant.
+func (k Key) Rights() (roles []string, scope string) {
+	switch {
+	case k.Roles != nil:
+		return k.Roles, k.Scope()
+	case k.CreatedBy == bootstrapCreator:
+		return []string{"admin"}, Everywhere
+	}
+	return []string{"tenant-admin"}, k.Tenant
+}
+
+// bootstrapCreator is the CreatedBy of the first key.
+const bootstrapCreator = "bootstrap"
 
 // Template is a root file system that nodes hold under its digest.
 type Template struct {
