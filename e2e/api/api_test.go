@@ -17,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -205,6 +206,8 @@ func TestTheWholeWay(t *testing.T) {
 		must.Eq(t, version.Version, ns[0].Version)
 	})
 	t.Run("another key of another tenant", func(t *testing.T) {
+		_, err := s.core.State.Apply(ctx, &state.TenantPut{Tenant: state.Tenant{ID: "other"}})
+		must.NoError(t, err)
 		secret, _, err := s.core.Auth.Create(ctx, "other", "other", "test")
 		must.NoError(t, err)
 		o, err := api.New(api.Config{Address: s.addr, APIKey: secret.Key()})

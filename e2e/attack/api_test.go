@@ -18,6 +18,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -238,6 +239,8 @@ func TestAPIs(t *testing.T) {
 		j := a.judge(t, "C01", "another tenant's sandbox and template, on every path")
 		defer j.end()
 		id := a.box(t, a.api)
+		_, err := a.core.State.Apply(t.Context(), &state.TenantPut{Tenant: state.Tenant{ID: "mallory"}})
+		must.NoError(t, err)
 		secret, _, err := a.core.Auth.Create(t.Context(), "mallory", "mallory's", "")
 		must.NoError(t, err)
 		base, err := a.api.Template(t.Context(), "base")
