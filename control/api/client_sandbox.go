@@ -16,20 +16,65 @@ import (
 
 // CreateSandbox makes a sandbox and returns when it runs.
 func (c *Client) CreateSandbox(ctx context.Context, req CreateRequest) (Created, error) {
-	var out Created
-	return out, c.call(ctx, http.MethodPost, "/v1/sandboxes", nil, req, &out)
+	var out SandboxAccess
+	err := c.call(ctx, http.MethodPost, "/v2/sandboxes", nil, NewSandbox{
+		TemplateID: req.Template, Timeout: req.Timeout, EnvVars: req.Env, Metadata: req.Metadata, AllowInternetAccess: req.AllowInternetAccess,
+		SoulBox: &req.CreateOptions,
+	}, &out)
+	if err == nil && out.SoulBox == nil {
+		err = c.foreign()
+	}
+	if err != nil {
+		return Created{}, err
+	}
+	return *out.SoulBox, nil
 }
 
 // GetSandbox returns a sandbox, ended ones too while the service keeps them.
 func (c *Client) GetSandbox(ctx context.Context, id SandboxID) (Sandbox, error) {
-	var out Sandbox
-	return out, c.call(ctx, http.MethodGet, sandboxPath(id, ""), nil, nil, &out)
+	var out SandboxDetail
+	err := c.call(ctx, http.MethodGet, boxPath(id, ""), url.Values{"soulbox": {"true"}}, nil, &out)
+	if err == nil && out.SoulBox == nil {
+		err = c.foreign()
+	}
+	if err != nil {
+		return Sandbox{}, err
+	}
+	return *out.SoulBox, nil
 }
 
 // ListSandboxes returns one page.
 func (c *Client) ListSandboxes(ctx context.Context, o ListOptions) (SandboxList, error) {
-	var out SandboxList
-	return out, c.call(ctx, http.MethodGet, "/v1/sandboxes", o.query(), nil, &out)
+	resp, err := c.do(ctx, http.MethodGet, "/v2/sandboxes", o.query(), nil, "")
+	if err != nil {
+		return SandboxList{}, err
+	}
+	defer resp.Body.Close()
+	var list []ListedSandbox
+	if err := c.decode(ctx, resp, &list); err != nil {
+		return SandboxList{}, err
+	}
+	out := SandboxList{NextToken: resp.Header.Get("X-Next-Token")}
+	if out.TotalRunning, err = strconv.Atoi(resp.Header.Get("X-Total-Running")); err != nil {
+		return SandboxList{}, c.foreign()
+	}
+	for _, s := range list {
+		if s.SoulBox == nil {
+			return SandboxList{}, c.foreign()
+		}
+		out.Sandboxes = append(out.Sandboxes, *s.SoulBox)
+	}
+	return out, nil
+}
+
+// foreign is the error for an answer of the contract without what SoulBox adds to it.
+func (c *Client) foreign() error {
+	return Errorf(http.StatusBadGateway, CodeInternal, "%s speaks E2B's contract, but is no SoulBox service", c.addr)
+}
+
+// boxPath returns the path of a sandbox in the contract.
+func boxPath(id SandboxID, rest string) string {
+	return "/sandboxes/" + url.PathEscape(string(id)) + rest
 }
 
 // AllSandboxes walks over every page. After an error it ends.
@@ -56,19 +101,19 @@ func (c *Client) AllSandboxes(ctx context.Context, o ListOptions) iter.Seq2[Sand
 
 // DeleteSandbox ends a sandbox and returns once it has ended.
 func (c *Client) DeleteSandbox(ctx context.Context, id SandboxID) error {
-	return c.call(ctx, http.MethodDelete, sandboxPath(id, ""), nil, nil, nil)
+	return c.call(ctx, http.MethodDelete, boxPath(id, ""), nil, nil, nil)
 }
 
 // SetTimeout moves a sandbox's deadline to now plus d (whole seconds, rounded up), earlier or later.
 func (c *Client) SetTimeout(ctx context.Context, id SandboxID, d time.Duration) error {
 	secs := seconds(d)
-	return c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(string(id))+"/timeout", nil, TimeoutRequest{Timeout: &secs}, nil)
+	return c.call(ctx, http.MethodPost, boxPath(id, "/timeout"), nil, TimeoutRequest{Timeout: &secs}, nil)
 }
 
 // Refresh moves a sandbox's deadline to now plus d, never to an earlier time.
 func (c *Client) Refresh(ctx context.Context, id SandboxID, d time.Duration) error {
 	secs := seconds(d)
-	return c.call(ctx, http.MethodPost, "/sandboxes/"+url.PathEscape(string(id))+"/refreshes", nil, RefreshRequest{Duration: &secs}, nil)
+	return c.call(ctx, http.MethodPost, boxPath(id, "/refreshes"), nil, RefreshRequest{Duration: &secs}, nil)
 }
 
 // SetLimits changes limits of a running sandbox, and returns it once they hold.
@@ -81,7 +126,7 @@ func (c *Client) SetLimits(ctx context.Context, id SandboxID, req LimitsRequest)
 func (c *Client) Connect(ctx context.Context, id SandboxID, d time.Duration) (SandboxAccess, error) {
 	secs := seconds(d)
 	var out SandboxAccess
-	return out, c.call(ctx, http.MethodPost, "/v2/sandboxes/"+url.PathEscape(string(id))+"/connect", nil, ConnectRequest{Timeout: &secs}, &out)
+	return out, c.call(ctx, http.MethodPost, "/v2"+boxPath(id, "/connect"), nil, ConnectRequest{Timeout: &secs}, &out)
 }
 
 // SandboxHealth asks a sandbox for a sign of life. One that is not healthy is an answer, no error.
@@ -179,27 +224,26 @@ func (s *EventStream) Next() (Event, error) {
 func (s *EventStream) Close() error { return s.body.Close() }
 
 func (o ListOptions) query() url.Values {
-	q := url.Values{}
+	q := url.Values{"soulbox": {"true"}}
+	var pairs []string
 	for k, v := range o.Metadata {
-		q.Add("metadata", url.QueryEscape(url.PathEscape(k))+"="+url.QueryEscape(url.PathEscape(v))) // decoded twice, as the contract has it
+		pairs = append(pairs, url.QueryEscape(url.PathEscape(k))+"="+url.QueryEscape(url.PathEscape(v))) // decoded twice, as the contract has it
 	}
-	if len(o.States) > 0 {
-		q.Set("state", strings.Join(o.States, ","))
-	}
-	if o.Template != "" {
-		q.Set("template", o.Template)
+	for name, v := range map[string]string{
+		"metadata": strings.Join(pairs, "&"), "state": strings.Join(o.States, ","), "template": o.Template, "nextToken": o.NextToken,
+	} {
+		if v != "" {
+			q.Set(name, v)
+		}
 	}
 	if !o.StartedAfter.IsZero() {
-		q.Set("started_after", o.StartedAfter.Format(time.RFC3339Nano))
+		q.Set("startedAfter", o.StartedAfter.Format(time.RFC3339Nano))
 	}
 	if o.Ascending {
 		q.Set("order", "asc")
 	}
 	if o.Limit != 0 {
 		q.Set("limit", strconv.Itoa(o.Limit))
-	}
-	if o.NextToken != "" {
-		q.Set("next_token", o.NextToken)
 	}
 	return q
 }

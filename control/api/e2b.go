@@ -23,6 +23,7 @@ type NewSandbox struct {
 	MCP                 json.RawMessage   `json:"mcp,omitempty"`
 	IAM                 *IAM              `json:"iam,omitempty"`
 	VolumeMounts        []VolumeMount     `json:"volumeMounts,omitempty"`
+	SoulBox             *CreateOptions    `json:"soulbox,omitempty"` // beyond the contract
 }
 
 // AutoResume is NewSandbox.AutoResume.
@@ -62,6 +63,7 @@ type SandboxAccess struct {
 	EnvdAccessToken    string    `json:"envdAccessToken,omitempty"`
 	TrafficAccessToken *string   `json:"trafficAccessToken"` // null where there is none
 	Domain             *string   `json:"domain"`             // null where there is none
+	SoulBox            *Created  `json:"soulbox,omitempty"`  // beyond the contract, where a create asked for it
 }
 
 // ListedSandbox is an element of GET /v2/sandboxes and GET /sandboxes.
@@ -79,6 +81,7 @@ type ListedSandbox struct {
 	State        string            `json:"state"` // running or paused
 	EnvdVersion  string            `json:"envdVersion"`
 	VolumeMounts []VolumeMount     `json:"volumeMounts,omitempty"`
+	SoulBox      *Sandbox          `json:"soulbox,omitempty"` // beyond the contract, where the parameter soulbox asks for it
 }
 
 // SandboxDetail is the answer of GET /sandboxes/{id}.

@@ -2,32 +2,38 @@ package api
 
 import "time"
 
-// CreateRequest is the body of POST /v1/sandboxes. Missing fields mean the service's and the template's defaults.
+// CreateRequest asks Client.CreateSandbox for a sandbox. Missing fields mean the service's and the template's defaults.
 type CreateRequest struct {
+	CreateOptions
+	Template            string            // a name, an id, or a digest "sha256:…"
+	Timeout             *int64            // seconds until its deadline
+	Env                 map[string]string // environment of all its processes
+	Metadata            map[string]string
+	AllowInternetAccess *bool
+}
+
+// CreateOptions are what a sandbox can be made with beyond E2B's contract: the member "soulbox" of a create's body. Where it is
+// there, even empty, the answer has a member of that name too.
+type CreateOptions struct {
 	// ID makes the request idempotent: repeated with the same id it answers with the sandbox that exists. See NewSandboxID.
-	ID        SandboxID         `json:"id,omitempty"`
-	Template  string            `json:"template"`             // a name, or a digest "sha256:…"
-	Timeout   *int64            `json:"timeout,omitempty"`    // seconds until its deadline
-	CPU       *float64          `json:"cpu,omitempty"`        // cores; not together with CPUMillis
-	CPUMillis *int64            `json:"cpu_millis,omitempty"` // thousandths of a core
-	MemoryMB  *int64            `json:"memory_mb,omitempty"`  // MiB
-	DiskMB    *int64            `json:"disk_mb,omitempty"`    // MiB that it may write outside /tmp; refused by a node that cannot hold it
-	PIDs      *int64            `json:"pids,omitempty"`       // processes and threads
-	QoS       string            `json:"qos,omitempty"`        // QoSGuaranteed, QoSBurstable or QoSBestEffort
-	User      string            `json:"user,omitempty"`       // default user of its processes
-	Cwd       string            `json:"cwd,omitempty"`        // default directory of its processes
-	Hostname  string            `json:"hostname,omitempty"`
-	Profile   string            `json:"profile,omitempty"` // default or strict
-	Env       map[string]string `json:"env,omitempty"`     // environment of all its processes
-	Metadata  map[string]string `json:"metadata,omitempty"`
-	// Command is its own command: the sandbox ends with it, and GET …/logs is its output. TTY gives it a terminal.
-	Command             []string `json:"command,omitempty"`
-	TTY                 bool     `json:"tty,omitempty"`
-	AllowInternetAccess *bool    `json:"allow_internet_access,omitempty"`
+	ID        SandboxID `json:"id,omitempty"`
+	CPU       *float64  `json:"cpu,omitempty"`        // cores; not together with CPUMillis
+	CPUMillis *int64    `json:"cpu_millis,omitempty"` // thousandths of a core
+	MemoryMB  *int64    `json:"memory_mb,omitempty"`  // MiB
+	DiskMB    *int64    `json:"disk_mb,omitempty"`    // MiB that it may write outside /tmp; refused by a node that cannot hold it
+	PIDs      *int64    `json:"pids,omitempty"`       // processes and threads
+	QoS       string    `json:"qos,omitempty"`        // QoSGuaranteed, QoSBurstable or QoSBestEffort
+	User      string    `json:"user,omitempty"`       // default user of its processes
+	Cwd       string    `json:"cwd,omitempty"`        // default directory of its processes
+	Hostname  string    `json:"hostname,omitempty"`
+	Profile   string    `json:"profile,omitempty"` // default or strict
+	// Command is its own command: the sandbox ends with it, and GET /v1/sandboxes/{id}/logs is its output. TTY gives it a terminal.
+	Command []string `json:"command,omitempty"`
+	TTY     bool     `json:"tty,omitempty"`
 	StorageLimits
 }
 
-// Created is the answer of POST /v1/sandboxes.
+// Created is the member "soulbox" of a create's answer.
 type Created struct {
 	Sandbox
 	Steps []Step `json:"steps"` // the timed steps of its start
@@ -39,7 +45,8 @@ type Step struct {
 	Nanos time.Duration `json:"nanos"`
 }
 
-// Sandbox is a sandbox as GET /v1/sandboxes/{id} shows it.
+// Sandbox is all that is told of a sandbox: the member "soulbox" of its other descriptions, where the parameter soulbox=true asks
+// for it.
 type Sandbox struct {
 	ID                  SandboxID         `json:"id"`
 	Template            string            `json:"template"` // as requested
@@ -91,11 +98,11 @@ type ListOptions struct {
 	NextToken    string // SandboxList.NextToken of the page before
 }
 
-// SandboxList is the answer of GET /v1/sandboxes.
+// SandboxList is a page of Client.ListSandboxes.
 type SandboxList struct {
-	Sandboxes    []Sandbox `json:"sandboxes"`
-	NextToken    string    `json:"next_token,omitempty"` // missing on the last page
-	TotalRunning int       `json:"total_running"`        // running ones that match, on all pages
+	Sandboxes    []Sandbox
+	NextToken    string // empty on the last page
+	TotalRunning int    // running ones that match, on all pages
 }
 
 // SandboxHealth is the answer of GET /v1/sandboxes/{id}/health. The status of an unhealthy one is 503, and the fields of

@@ -61,13 +61,14 @@ func TestCreate_sendsWhatTheFlagsSay(t *testing.T) {
 		"-env", "FROM_SHELL", "-metadata=project=demo", "-user=root", "-cwd=/srv", "-hostname=box", "-quiet", "--", "sh", "-c", "true"))
 	must.Eq(t, string(boxOne)+"\n", c.stdout)
 	req := f.created[0]
-	_, err := api.ParseSandboxID(string(req.ID))
+	_, err := api.ParseSandboxID(string(req.SoulBox.ID))
 	must.NoError(t, err)
 	cpu, memory, timeout := 0.5, int64(2048), int64(90)
-	must.Eq(t, api.CreateRequest{
-		ID: req.ID, Template: "python", CPU: &cpu, MemoryMB: &memory, Timeout: &timeout, User: "root", Cwd: "/srv", Hostname: "box",
-		Env:      map[string]string{"A": "1", "B": "x=y", "FROM_SHELL": "inherited"},
-		Metadata: map[string]string{"project": "demo"}, Command: []string{"sh", "-c", "true"},
+	must.Eq(t, api.NewSandbox{
+		TemplateID: "python", Timeout: &timeout, EnvVars: map[string]string{"A": "1", "B": "x=y", "FROM_SHELL": "inherited"},
+		Metadata: map[string]string{"project": "demo"}, SoulBox: &api.CreateOptions{
+			ID: req.SoulBox.ID, CPU: &cpu, MemoryMB: &memory, User: "root", Cwd: "/srv", Hostname: "box", Command: []string{"sh", "-c", "true"},
+		},
 	}, req)
 }
 
@@ -75,7 +76,7 @@ func TestCreate_sendsLimitsOfDiskAndItsClass(t *testing.T) {
 	f := newFake(t)
 	must.Eq(t, 0, f.call(t).run(t, "sandbox", "create", "-qos=best_effort", "-disk=2GiB", "-disk-inodes=5000", "-pids=99", "-io-read=1GiB",
 		"-io-write=8", "-io-read-ops=100", "-io-write-ops=200", "-quiet"))
-	req := f.created[0]
+	req := f.created[0].SoulBox
 	must.Eq(t, "best_effort", req.QoS)
 	must.Eq(t, int64(2048), *req.DiskMB)
 	must.Eq(t, int64(99), *req.PIDs)
@@ -132,10 +133,10 @@ func TestInit_andCreateInTheFolder(t *testing.T) {
 	must.Eq(t, 1, c.run(t, "init", "node"))
 	must.StrContains(t, c.stderr, "-force replaces it")
 	must.Eq(t, 0, c.run(t, "sandbox", "create"))
-	must.Eq(t, "python", f.created[0].Template)
+	must.Eq(t, "python", f.created[0].TemplateID)
 	must.Eq(t, 0, c.run(t, "init", "-force", "node"))
 	must.Eq(t, 0, c.run(t, "sandbox", "create"))
-	must.Eq(t, "node", f.created[1].Template)
+	must.Eq(t, "node", f.created[1].TemplateID)
 	must.NoError(t, os.WriteFile(filepath.Join(c.dir, "soulbox.hcl"), []byte(`
 template = "python"
 cpu = 2
@@ -143,19 +144,19 @@ timeout = "1m"
 env = { A = "file", B = "file" }
 `), 0o644))
 	must.Eq(t, 0, c.run(t, "sandbox", "create", "-template=base", "-env=A=flag"))
-	must.Eq(t, "base", f.created[2].Template)
-	must.Eq(t, 2.0, *f.created[2].CPU)
+	must.Eq(t, "base", f.created[2].TemplateID)
+	must.Eq(t, 2.0, *f.created[2].SoulBox.CPU)
 	must.Eq(t, 60, *f.created[2].Timeout)
-	must.Eq(t, map[string]string{"A": "flag", "B": "file"}, f.created[2].Env)
+	must.Eq(t, map[string]string{"A": "flag", "B": "file"}, f.created[2].EnvVars)
 	must.NoError(t, os.WriteFile(filepath.Join(c.dir, "soulbox.hcl"), []byte(`address = "http://evil"`), 0o644))
 	must.Eq(t, 1, c.run(t, "sandbox", "create"))
 	must.StrContains(t, c.stderr, "soulbox.hcl")
 	c.dir = t.TempDir()
 	must.Eq(t, 0, c.run(t, "sandbox", "create"))
-	must.Eq(t, "base", f.created[3].Template)
+	must.Eq(t, "base", f.created[3].TemplateID)
 	must.Eq(t, 0, c.run(t, "config", "set", "template", "mine"))
 	must.Eq(t, 0, c.run(t, "sandbox", "create"))
-	must.Eq(t, "mine", f.created[4].Template)
+	must.Eq(t, "mine", f.created[4].TemplateID)
 }
 
 func TestList(t *testing.T) {

@@ -44,7 +44,7 @@ type fake struct {
 	mu        sync.Mutex
 	boxes     map[api.SandboxID]api.Sandbox
 	templates []api.Template
-	created   []api.CreateRequest
+	created   []api.NewSandbox
 	limits    []api.LimitsRequest
 	execs     []api.ExecRequest
 	uploads   map[string][]byte // of templates
@@ -76,9 +76,11 @@ func newFake(t *testing.T) *fake {
 	mux.HandleFunc("GET /v1/version", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 200, api.VersionInfo{Version: "0.1.0", Commit: "abc", APIVersion: 1, MinAPIVersion: 1, MinClient: "0.1.0-dev"})
 	})
-	mux.HandleFunc("POST /v1/sandboxes", f.create)
-	mux.HandleFunc("GET /v1/sandboxes", f.list)
-	mux.HandleFunc("GET /v1/sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) { reply(w, 200, s) }))
+	mux.HandleFunc("POST /v2/sandboxes", f.create)
+	mux.HandleFunc("GET /v2/sandboxes", f.list)
+	mux.HandleFunc("GET /sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) {
+		reply(w, 200, api.SandboxDetail{ListedSandbox: api.ListedSandbox{SandboxID: s.ID, SoulBox: &s}})
+	}))
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/limits", f.box(func(w http.ResponseWriter, r *http.Request, s api.Sandbox) {
 		var req api.LimitsRequest
 		must.NoError(f.t, json.NewDecoder(r.Body).Decode(&req))
@@ -90,7 +92,7 @@ func newFake(t *testing.T) *fake {
 		}
 		reply(w, 200, s)
 	}))
-	mux.HandleFunc("DELETE /v1/sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) {
+	mux.HandleFunc("DELETE /sandboxes/{id}", f.box(func(w http.ResponseWriter, _ *http.Request, s api.Sandbox) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.boxes, s.ID)
@@ -170,7 +172,7 @@ func (f *fake) box(h func(http.ResponseWriter, *http.Request, api.Sandbox)) http
 }
 
 func (f *fake) create(w http.ResponseWriter, r *http.Request) {
-	var req api.CreateRequest
+	var req api.NewSandbox
 	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
 		refuse(w, 400, api.CodeInvalid, "%v", err)
 		return
@@ -178,12 +180,14 @@ func (f *fake) create(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.created = append(f.created, req)
-	if req.Template == "nosuch" {
+	if req.TemplateID == "nosuch" {
 		refuse(w, 404, api.CodeUnknownTemplate, "template \"nosuch\" does not exist")
 		return
 	}
-	s := api.Sandbox{ID: boxOne, Template: req.Template, State: "running", CPUMillis: 1000, MemoryMB: 512, Metadata: req.Metadata}
-	reply(w, 201, api.Created{Sandbox: s, Steps: []api.Step{{Name: "place", Nanos: 7 * time.Millisecond}, {Name: "commit", Nanos: 300 * time.Microsecond}}})
+	s := api.Sandbox{ID: boxOne, Template: req.TemplateID, State: "running", CPUMillis: 1000, MemoryMB: 512, Metadata: req.Metadata}
+	reply(w, 201, api.SandboxAccess{SandboxID: boxOne, SoulBox: &api.Created{
+		Sandbox: s, Steps: []api.Step{{Name: "place", Nanos: 7 * time.Millisecond}, {Name: "commit", Nanos: 300 * time.Microsecond}},
+	}})
 }
 
 // list gives one sandbox a page, so that paging is seen.
@@ -202,14 +206,15 @@ func (f *fake) list(w http.ResponseWriter, r *http.Request) {
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b api.Sandbox) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	at, _ := strconv.Atoi(q.Get("next_token"))
-	list := api.SandboxList{TotalRunning: len(out)}
+	at, _ := strconv.Atoi(q.Get("nextToken"))
+	list := []api.ListedSandbox{}
 	if at < len(out) {
-		list.Sandboxes = out[at : at+1]
+		list = append(list, api.ListedSandbox{SandboxID: out[at].ID, SoulBox: &out[at]})
 	}
 	if at+1 < len(out) {
-		list.NextToken = strconv.Itoa(at + 1)
+		w.Header().Set("X-Next-Token", strconv.Itoa(at+1))
 	}
+	w.Header().Set("X-Total-Running", strconv.Itoa(len(out)))
 	reply(w, 200, list)
 }
 

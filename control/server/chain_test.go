@@ -91,7 +91,7 @@ func TestVersions_ofTheClient(t *testing.T) {
 		"API not a number": {api.APIVersionHeader, "one", 400, api.CodeInvalid, "number"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := h.do("GET", "/v1/sandboxes", "", tc.header, tc.value)
+			a := h.do("GET", "/v2/sandboxes", "", tc.header, tc.value)
 			must.Eq(t, tc.status, a.status, must.Sprint(a.body))
 			if tc.status != 200 {
 				must.StrContains(t, a.mustFail(t, 400, tc.code), tc.says)
@@ -115,7 +115,7 @@ func TestCORS(t *testing.T) {
 	must.StrContains(t, a.header.Get("Access-Control-Allow-Methods"), "DELETE")
 	a = h.do("OPTIONS", "/v2/sandboxes", "", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "a;b<script>")
 	must.Eq(t, "", a.header.Get("Access-Control-Allow-Headers"))
-	h.do("GET", "/v1/sandboxes", "", "X-API-Key", "", "Origin", "https://example.com").mustFail(t, 401, api.CodeUnauthorized)
+	h.do("GET", "/v2/sandboxes", "", "X-API-Key", "", "Origin", "https://example.com").mustFail(t, 401, api.CodeUnauthorized)
 }
 
 func TestRequestID(t *testing.T) {
@@ -167,7 +167,7 @@ func TestLog_hasNoSecretsAndNoForgedLines(t *testing.T) {
 	a = h.do("POST", "/v2/sandboxes", `{"templateID":"`+keyB+`"}`)
 	noSecrets(t, a.body)
 	h.do("GET", "/v1/templates/"+keyA, "")
-	h.do("GET", "/v1/sandboxes?next_token="+keyA, "", "X-Request-Id", keyB[:60])
+	h.do("GET", "/v2/sandboxes?nextToken="+keyA, "", "X-Request-Id", keyB[:60])
 	h.do("GET", "/a%0a2026-01-01T00:00:00Z%20[INFO]%20request%3a%20forged", "")
 	log := h.log.String()
 	noSecrets(t, log)

@@ -38,11 +38,15 @@ func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, version int) 
 		return err
 	}
 	p.Caller = caller(r)
-	sb, _, err := s.cfg.Lifecycle.Create(r.Context(), p)
+	sb, steps, err := s.cfg.Lifecycle.Create(r.Context(), p)
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusCreated, e2bAccess(sb))
+	out := e2bAccess(sb)
+	if req.SoulBox != nil {
+		out.SoulBox = createdView(sb, steps)
+	}
+	writeJSON(w, http.StatusCreated, out)
 	return nil
 }
 
@@ -52,7 +56,14 @@ func e2bParams(req api.NewSandbox, defaultTimeout int64, secured bool) (lifecycl
 	if req.TemplateID == "" {
 		return p, invalid("templateID is missing")
 	}
-	timeout, err := e2bSeconds("timeout", req.Timeout, defaultTimeout, 1, math.MaxInt32)
+	if req.Timeout == nil && req.SoulBox != nil {
+		defaultTimeout = 0 // the service's own
+	}
+	low := min(1, defaultTimeout)
+	if req.Timeout != nil {
+		low = 1
+	}
+	timeout, err := e2bSeconds("timeout", req.Timeout, defaultTimeout, low, math.MaxInt32)
 	if err != nil {
 		return p, err
 	}
@@ -63,6 +74,11 @@ func e2bParams(req api.NewSandbox, defaultTimeout int64, secured bool) (lifecycl
 		Template: req.TemplateID, Timeout: timeout, Metadata: req.Metadata, EnvVars: req.EnvVars,
 		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 		AllowInternetAccess: req.AllowInternetAccess,
+	}
+	if req.SoulBox != nil {
+		if err := createOptions(*req.SoulBox, &p); err != nil {
+			return p, err
+		}
 	}
 	p.Open = !secured
 	if req.Network != nil {

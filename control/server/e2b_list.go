@@ -37,26 +37,34 @@ func (s *Server) e2bListV1(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// e2bListV2 is GET /v2/sandboxes: a page of the running and the paused ones.
+var allStates = []state.SandboxState{state.Starting, state.Running, state.Paused, state.Stopping, state.Stopped, state.Failed, state.Lost}
+
+// e2bListV2 is GET /v2/sandboxes: a page of the running and the paused ones. Beyond the contract, soulbox=true shows those in other
+// states too, in larger pages, and all that is told of them.
 func (s *Server) e2bListV2(w http.ResponseWriter, r *http.Request) error {
 	q, err := parseQuery(r)
 	if err != nil {
 		return err
 	}
+	more := q.boolean("soulbox")
+	states, limit := []state.SandboxState{state.Running, state.Paused}, int64(maxE2BLimit)
+	if more {
+		states, limit = allStates, state.MaxPage
+	}
 	meta, err := metadataFilter(q.str("metadata", maxQueryBytes))
 	f := state.Filter{
-		Tenant: tenant(r), Metadata: meta, States: q.states("state", state.Running, state.Paused),
+		Tenant: tenant(r), Metadata: meta, States: q.states("state", states...),
 		Template: q.str("template", state.MaxTemplateName), StartedAfter: q.time("startedAfter"),
 	}
 	order := q.order("order")
 	p := state.Page{
-		Limit: int(q.integer("limit", maxE2BLimit, 1, maxE2BLimit)),
+		Limit: int(q.integer("limit", maxE2BLimit, 1, limit)),
 		Token: q.str("nextToken", maxTokenBytes),
 	}
 	if err != nil || q.err != nil {
 		return firstOf(q.err, err)
 	}
-	if len(f.States) == 0 {
+	if len(f.States) == 0 && !more { // else all but the ended ones
 		f.States = []state.SandboxState{state.Running, state.Paused}
 	}
 	l, err := s.cfg.Lifecycle.List(r.Context(), f, order, p)
@@ -65,7 +73,12 @@ func (s *Server) e2bListV2(w http.ResponseWriter, r *http.Request) error {
 	}
 	out := make([]api.ListedSandbox, 0, len(l.Sandboxes))
 	for _, sb := range l.Sandboxes {
-		out = append(out, e2bListed(sb))
+		one := e2bListed(sb)
+		if more {
+			view := sandboxView(sb)
+			one.SoulBox = &view
+		}
+		out = append(out, one)
 	}
 	if l.NextToken != "" { // clients page on until it is missing
 		w.Header().Set("X-Next-Token", l.NextToken)

@@ -16,20 +16,33 @@ func (s *Server) e2bHealth(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-// e2bGet is GET /sandboxes/{id}.
+// e2bGet is GET /sandboxes/{id}. Beyond the contract, soulbox=true shows an ended one too, and all that is told of it.
 func (s *Server) e2bGet(w http.ResponseWriter, r *http.Request) error {
 	id, err := sandboxID(r)
 	if err != nil {
 		return err
 	}
+	q, err := parseQuery(r)
+	if err != nil {
+		return err
+	}
+	more := q.boolean("soulbox")
+	if q.err != nil {
+		return q.err
+	}
 	sb, err := s.cfg.Lifecycle.Get(r.Context(), tenant(r), id)
 	if err != nil {
 		return err
 	}
-	if !e2bVisible(sb.State) {
+	if !e2bVisible(sb.State) && !more {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "sandbox %s is %s", id, sb.State)
 	}
-	writeJSON(w, http.StatusOK, e2bDetail(sb))
+	out := e2bDetail(sb)
+	if more {
+		view := sandboxView(sb)
+		out.SoulBox = &view
+	}
+	writeJSON(w, http.StatusOK, out)
 	return nil
 }
 

@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -150,9 +151,9 @@ func TestSandboxIDs_oddOnesAreAnError(t *testing.T) {
 		string(testID) + "-x%00y":  404, // the client id is stripped, whatever it is
 		string(testID) + "-client": 404,
 	} {
-		for _, path := range []string{"/sandboxes/", "/v1/sandboxes/"} {
-			a := h.do("GET", path+id, "")
-			must.Eq(t, want, a.status, must.Sprintf("%s%s: %s", path, id, a.body))
+		for _, path := range []string{"/sandboxes/%s", "/v1/sandboxes/%s/stats"} {
+			a := h.do("GET", fmt.Sprintf(path, id), "")
+			must.Eq(t, want, a.status, must.Sprint(path, id, a.body))
 		}
 	}
 }

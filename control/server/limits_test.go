@@ -53,5 +53,5 @@ func TestLimits_refusesBadFields(t *testing.T) {
 		})
 	}
 	must.SliceEmpty(t, h.life.limits)
-	must.Eq(t, 400, h.do(http.MethodPost, "/v1/sandboxes", `{"template":"b","io_read_ops":-1}`).status, must.Sprint("a create has nothing to lift"))
+	must.Eq(t, 400, h.do(http.MethodPost, "/v2/sandboxes", `{"templateID":"b","soulbox":{"io_read_ops":-1}}`).status, must.Sprint("a create has nothing to lift"))
 }

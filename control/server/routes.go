@@ -90,10 +90,6 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /v1/events", handle: s.events, stream: true, needs: can(rbac.Sandbox, rbac.Read)},
 
-		{pattern: "POST /v1/sandboxes", handle: s.create, needs: can(rbac.Sandbox, rbac.Create)},
-		{pattern: "GET /v1/sandboxes", handle: s.list, needs: can(rbac.Sandbox, rbac.Read)},
-		{pattern: "GET /v1/sandboxes/{id}", handle: s.get, needs: can(rbac.Sandbox, rbac.Read)},
-		{pattern: "DELETE /v1/sandboxes/{id}", handle: s.delete, needs: can(rbac.Sandbox, rbac.Delete)},
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats, needs: can(rbac.Sandbox, rbac.Read)},

@@ -3,7 +3,6 @@ package server
 import (
 	"cmp"
 	"math"
-	"net/http"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -22,54 +21,17 @@ const (
 	maxPIDs     = 4 << 20  // what the kernel can number
 )
 
-// create is POST /v1/sandboxes.
-func (s *Server) create(w http.ResponseWriter, r *http.Request) error {
-	var req api.CreateRequest
-	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
-		return err
-	}
-	p, err := createParams(req)
-	if err != nil {
-		return err
-	}
-	p.Caller = caller(r)
-	sb, steps, err := s.cfg.Lifecycle.Create(r.Context(), p)
-	if err != nil {
-		return err
-	}
-	out := api.Created{Sandbox: sandboxView(sb), Steps: make([]api.Step, 0, len(steps))}
-	for _, st := range steps {
-		out.Steps = append(out.Steps, api.Step{Name: st.Name, Nanos: time.Duration(st.Nanos)})
-	}
-	w.Header().Set("Location", "/v1/sandboxes/"+string(sb.ID))
-	writeJSON(w, http.StatusCreated, out)
-	return nil
-}
-
-// createParams checks a create and translates it.
-func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
+// createOptions checks what a create asks for beyond the contract, and adds it to p.
+func createOptions(req api.CreateOptions, p *lifecycle.CreateParams) (err error) {
 	if req.ID != "" {
 		id, err := api.ParseSandboxID(string(req.ID))
 		if err != nil || id != req.ID {
-			return p, invalid("id %.40q is not \"i\" and 20 characters of [a-z0-9]", req.ID)
+			return invalid("id %.40q is not \"i\" and 20 characters of [a-z0-9]", req.ID)
 		}
 	}
-	if req.Template == "" {
-		return p, invalid("template is missing")
-	}
-	p = lifecycle.CreateParams{
-		ID: req.ID, Template: req.Template, Metadata: req.Metadata, EnvVars: req.Env,
-		Hostname: req.Hostname, User: req.User, Cwd: req.Cwd, Profile: req.Profile, QoS: req.QoS,
-		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
-		AllowInternetAccess: req.AllowInternetAccess,
-	}
-	if req.Timeout != nil { // else the service's own default
-		if p.Timeout, err = e2bSeconds("timeout", req.Timeout, 0, 1, math.MaxInt32); err != nil {
-			return p, err
-		}
-	}
+	p.ID, p.Hostname, p.User, p.Cwd, p.Profile, p.QoS = req.ID, req.Hostname, req.User, req.Cwd, req.Profile, req.QoS
 	if p.CPUMillis, err = cpuMillis(req.CPU, req.CPUMillis); err != nil {
-		return p, err
+		return err
 	}
 	for _, n := range []struct {
 		field string
@@ -84,12 +46,12 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 			continue
 		}
 		if *n.from < 1 || *n.from > n.high {
-			return p, invalid("%s is %d, 1 to %d are allowed", n.field, *n.from, n.high)
+			return invalid("%s is %d, 1 to %d are allowed", n.field, *n.from, n.high)
 		}
 		*n.to = *n.from
 	}
 	if p.Limits, err = storageLimits(req.PIDs, req.DiskMB, req.StorageLimits, false); err != nil {
-		return p, err
+		return err
 	}
 	for _, t := range []struct {
 		field, value string
@@ -99,19 +61,28 @@ func createParams(req api.CreateRequest) (p lifecycle.CreateParams, err error) {
 		{"qos", req.QoS, 32},
 	} {
 		if err := checkText(t.field, t.value, t.limit); err != nil {
-			return p, err
+			return err
 		}
 	}
 	if req.TTY && len(req.Command) == 0 {
-		return p, invalid("tty goes with a command")
+		return invalid("tty goes with a command")
 	}
 	if req.Command != nil {
 		if err := checkArgv("command", req.Command); err != nil {
-			return p, err
+			return err
 		}
 		p.Main = &guest.Start{Argv: req.Command, TTY: req.TTY}
 	}
-	return p, nil
+	return nil
+}
+
+// createdView is what a create tells beyond the contract.
+func createdView(sb state.Sandbox, steps []guest.Step) *api.Created {
+	out := api.Created{Sandbox: sandboxView(sb), Steps: make([]api.Step, 0, len(steps))}
+	for _, st := range steps {
+		out.Steps = append(out.Steps, api.Step{Name: st.Name, Nanos: time.Duration(st.Nanos)})
+	}
+	return &out
 }
 
 // cpuMillis returns the thousandths of a core that a request asks for; 0 where it does not.
@@ -166,58 +137,7 @@ func checkArgv(field string, argv []string) error {
 	return nil
 }
 
-// list is GET /v1/sandboxes.
-func (s *Server) list(w http.ResponseWriter, r *http.Request) error {
-	q, err := parseQuery(r)
-	if err != nil {
-		return err
-	}
-	f := state.Filter{
-		Tenant: tenant(r),
-		States: q.states("state", state.Starting, state.Running, state.Paused, state.Stopping, state.Stopped,
-			state.Failed, state.Lost),
-		Template: q.str("template", state.MaxTemplateName), StartedAfter: q.time("started_after"),
-	}
-	order := q.order("order")
-	p := state.Page{
-		Limit: int(q.integer("limit", state.DefaultPage, 1, state.MaxPage)),
-		Token: q.str("next_token", maxTokenBytes),
-	}
-	// Each parameter is one or more pairs, encoded as a query string of its own.
-	f.Metadata, err = metadataFilter(strings.Join(q.values["metadata"], "&"))
-	if err != nil || q.err != nil {
-		return firstOf(q.err, err)
-	}
-	l, err := s.cfg.Lifecycle.List(r.Context(), f, order, p)
-	if err != nil {
-		return err
-	}
-	out := api.SandboxList{Sandboxes: make([]api.Sandbox, 0, len(l.Sandboxes)), NextToken: l.NextToken, TotalRunning: l.TotalRunning}
-	for _, sb := range l.Sandboxes {
-		out.Sandboxes = append(out.Sandboxes, sandboxView(sb))
-	}
-	writeJSON(w, http.StatusOK, out)
-	return nil
-}
-
-// get is GET /v1/sandboxes/{id}.
-func (s *Server) get(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
-	sb, err := s.cfg.Lifecycle.Get(r.Context(), tenant(r), id)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, sandboxView(sb))
-	return nil
-}
-
-// delete is DELETE /v1/sandboxes/{id}.
-func (s *Server) delete(w http.ResponseWriter, r *http.Request) error { return s.e2bDelete(w, r) }
-
-// sandboxView is a sandbox as /v1 shows it. Its environment is not in it: people put secrets there.
+// sandboxView is all that is told of a sandbox. Its environment is not in it: people put secrets there.
 func sandboxView(sb state.Sandbox) api.Sandbox {
 	out := api.Sandbox{
 		ID: sb.ID, Template: sb.Template, Digest: sb.Digest, Node: sb.Node, State: string(sb.State), Reason: redact(sb.Reason),

@@ -22,9 +22,11 @@ func ptr[T any](v T) *T { return &v }
 func TestCreate_passesEverythingOnAndTellsItsSteps(t *testing.T) {
 	h := newHarness(t)
 	got, err := h.client().CreateSandbox(t.Context(), api.CreateRequest{
-		ID: otherID, Template: "base", Timeout: ptr[int64](60), CPU: ptr(1.5), MemoryMB: ptr[int64](256), DiskMB: ptr[int64](512), PIDs: ptr[int64](99),
-		User: "user", Cwd: "/home/user", Hostname: "box", Profile: "strict", Env: map[string]string{"A": "b"}, Metadata: map[string]string{"m": "n"},
-		Command: []string{"sleep", "9"}, TTY: true, AllowInternetAccess: ptr(false),
+		Template: "base", Timeout: ptr[int64](60), Env: map[string]string{"A": "b"}, Metadata: map[string]string{"m": "n"}, AllowInternetAccess: ptr(false),
+		CreateOptions: api.CreateOptions{
+			ID: otherID, CPU: ptr(1.5), MemoryMB: ptr[int64](256), DiskMB: ptr[int64](512), PIDs: ptr[int64](99),
+			User: "user", Cwd: "/home/user", Hostname: "box", Profile: "strict", Command: []string{"sleep", "9"}, TTY: true,
+		},
 	})
 	must.NoError(t, err)
 	must.Eq(t, []lifecycle.CreateParams{{
@@ -42,9 +44,8 @@ func TestCreate_passesEverythingOnAndTellsItsSteps(t *testing.T) {
 
 func TestCreate_leavesDefaultsToTheService(t *testing.T) {
 	h := newHarness(t)
-	a := h.do("POST", "/v1/sandboxes", `{"template":"base","cpu_millis":250}`)
+	a := h.do("POST", "/v2/sandboxes", `{"templateID":"base","soulbox":{"cpu_millis":250}}`)
 	must.Eq(t, 201, a.status)
-	must.Eq(t, "/v1/sandboxes/"+string(testID), a.header.Get("Location"))
 	p := h.life.created[0]
 	must.Eq(t, time.Duration(0), p.Timeout)
 	must.Eq(t, 250, p.CPUMillis)
@@ -54,38 +55,38 @@ func TestCreate_leavesDefaultsToTheService(t *testing.T) {
 func TestCreate_refusesBadFields(t *testing.T) {
 	h := newHarness(t)
 	for name, tc := range map[string]struct{ body, field string }{
-		"no template":         {`{}`, "template"},
-		"id":                  {`{"template":"b","id":"x"}`, "id"},
-		"id with client":      {`{"template":"b","id":"` + string(testID) + `-c"}`, "id"},
-		"timeout 0":           {`{"template":"b","timeout":0}`, "timeout"},
-		"timeout negative":    {`{"template":"b","timeout":-9}`, "timeout"},
-		"cpu negative":        {`{"template":"b","cpu":-1}`, "cpu"},
-		"cpu zero":            {`{"template":"b","cpu":0}`, "cpu"},
-		"cpu tiny":            {`{"template":"b","cpu":0.0001}`, "cpu"},
-		"cpu huge":            {`{"template":"b","cpu":1e300}`, "cpu"},
-		"cpu infinite":        {`{"template":"b","cpu":1e999}`, "cpu"},
-		"cpu NaN":             {`{"template":"b","cpu":NaN}`, "JSON"},
-		"cpu a string":        {`{"template":"b","cpu":"1"}`, "cpu"},
-		"both cpus":           {`{"template":"b","cpu":1,"cpu_millis":1}`, "cpu"},
-		"cpu_millis 2^63":     {`{"template":"b","cpu_millis":9223372036854775808}`, "cpu_millis"},
-		"cpu_millis 2^63-1":   {`{"template":"b","cpu_millis":9223372036854775807}`, "cpu_millis"},
-		"memory 0":            {`{"template":"b","memory_mb":0}`, "memory_mb"},
-		"memory negative":     {`{"template":"b","memory_mb":-1}`, "memory_mb"},
-		"memory 2^63-1":       {`{"template":"b","memory_mb":9223372036854775807}`, "memory_mb"},
-		"memory a fraction":   {`{"template":"b","memory_mb":1.5}`, "memory_mb"},
-		"disk negative":       {`{"template":"b","disk_mb":-1}`, "disk_mb"},
-		"pids huge":           {`{"template":"b","pids":99999999}`, "pids"},
-		"hostname newline":    {`{"template":"b","hostname":"a\nb"}`, "hostname"},
-		"hostname long":       {`{"template":"b","hostname":"` + strings.Repeat("h", 65) + `"}`, "hostname"},
-		"user control":        {`{"template":"b","user":"\u0000"}`, "user"},
-		"cwd long":            {`{"template":"b","cwd":"/` + strings.Repeat("h", 4096) + `"}`, "cwd"},
-		"command empty":       {`{"template":"b","command":[]}`, "command"},
-		"command of nothing":  {`{"template":"b","command":[""]}`, "command"},
-		"tty without command": {`{"template":"b","tty":true}`, "tty"},
-		"env a list":          {`{"template":"b","env":["A=b"]}`, "env"},
+		"no template":         {`{}`, "templateID"},
+		"id":                  {`{"templateID":"b","soulbox":{"id":"x"}}`, "id"},
+		"id with client":      {`{"templateID":"b","soulbox":{"id":"` + string(testID) + `-c"}}`, "id"},
+		"timeout 0":           {`{"templateID":"b","timeout":0}`, "timeout"},
+		"timeout negative":    {`{"templateID":"b","timeout":-9}`, "timeout"},
+		"cpu negative":        {`{"templateID":"b","soulbox":{"cpu":-1}}`, "cpu"},
+		"cpu zero":            {`{"templateID":"b","soulbox":{"cpu":0}}`, "cpu"},
+		"cpu tiny":            {`{"templateID":"b","soulbox":{"cpu":0.0001}}`, "cpu"},
+		"cpu huge":            {`{"templateID":"b","soulbox":{"cpu":1e300}}`, "cpu"},
+		"cpu infinite":        {`{"templateID":"b","soulbox":{"cpu":1e999}}`, "cpu"},
+		"cpu NaN":             {`{"templateID":"b","soulbox":{"cpu":NaN}}`, "JSON"},
+		"cpu a string":        {`{"templateID":"b","soulbox":{"cpu":"1"}}`, "cpu"},
+		"both cpus":           {`{"templateID":"b","soulbox":{"cpu":1,"cpu_millis":1}}`, "cpu"},
+		"cpu_millis 2^63":     {`{"templateID":"b","soulbox":{"cpu_millis":9223372036854775808}}`, "cpu_millis"},
+		"cpu_millis 2^63-1":   {`{"templateID":"b","soulbox":{"cpu_millis":9223372036854775807}}`, "cpu_millis"},
+		"memory 0":            {`{"templateID":"b","soulbox":{"memory_mb":0}}`, "memory_mb"},
+		"memory negative":     {`{"templateID":"b","soulbox":{"memory_mb":-1}}`, "memory_mb"},
+		"memory 2^63-1":       {`{"templateID":"b","soulbox":{"memory_mb":9223372036854775807}}`, "memory_mb"},
+		"memory a fraction":   {`{"templateID":"b","soulbox":{"memory_mb":1.5}}`, "memory_mb"},
+		"disk negative":       {`{"templateID":"b","soulbox":{"disk_mb":-1}}`, "disk_mb"},
+		"pids huge":           {`{"templateID":"b","soulbox":{"pids":99999999}}`, "pids"},
+		"hostname newline":    {`{"templateID":"b","soulbox":{"hostname":"a\nb"}}`, "hostname"},
+		"hostname long":       {`{"templateID":"b","soulbox":{"hostname":"` + strings.Repeat("h", 65) + `"}}`, "hostname"},
+		"user control":        {`{"templateID":"b","soulbox":{"user":"\u0000"}}`, "user"},
+		"cwd long":            {`{"templateID":"b","soulbox":{"cwd":"/` + strings.Repeat("h", 4096) + `"}}`, "cwd"},
+		"command empty":       {`{"templateID":"b","soulbox":{"command":[]}}`, "command"},
+		"command of nothing":  {`{"templateID":"b","soulbox":{"command":[""]}}`, "command"},
+		"tty without command": {`{"templateID":"b","soulbox":{"tty":true}}`, "tty"},
+		"env a list":          {`{"templateID":"b","envVars":["A=b"]}`, "env"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			must.StrContains(t, h.do("POST", "/v1/sandboxes", tc.body).mustFail(t, 400, api.CodeInvalid), tc.field)
+			must.StrContains(t, h.do("POST", "/v2/sandboxes", tc.body).mustFail(t, 400, api.CodeInvalid), tc.field)
 		})
 	}
 	must.SliceEmpty(t, h.life.created)
@@ -98,9 +99,10 @@ func TestGet_showsAllFieldsButTheEnvironment(t *testing.T) {
 	sb.Exit = &state.Exit{Reason: "main_exited", Code: 137, Signal: 9, OOM: true, PIDs: true, Message: "m"}
 	sb.QoS, sb.Limits = api.QoSBestEffort, state.Limits{PIDs: 64, DiskBytes: 1 << 30, DiskInodes: 5, IOReadBytes: 1, IOWriteBytes: 2, IOReadOps: 3, IOWriteOps: 4}
 	h.life.sandboxes[testID] = sb
-	a := h.do("GET", "/v1/sandboxes/"+string(testID), "")
+	h.do("GET", "/sandboxes/"+string(testID), "").mustFail(t, 404, api.CodeNotFound) // the contract has no word for it
+	a := h.do("GET", "/sandboxes/"+string(testID)+"?soulbox=true", "")
 	must.Eq(t, 200, a.status)
-	must.Eq(t, map[string]any{
+	must.Eq(t, any(map[string]any{
 		"qos": "best_effort", "pids": 64.0, "disk_inodes": 5.0, "io_read_bytes": 1.0, "io_write_bytes": 2.0, "io_read_ops": 3.0, "io_write_ops": 4.0,
 		"id": string(testID), "template": "base", "template_digest": "sha256:00", "node_id": "node-1", "state": "stopped",
 		"reason": "its command ended", "created_at": "2026-11-23T20:00:00Z", "started_at": "2026-11-23T20:00:01Z",
@@ -108,7 +110,7 @@ func TestGet_showsAllFieldsButTheEnvironment(t *testing.T) {
 		"cpu_millis": 1500.0, "memory_mb": 512.0, "disk_mb": 1024.0, "metadata": map[string]any{"k": "v"},
 		"key_id": "00000000000000aa", "on_timeout": "kill", "auto_resume": false, "allow_internet_access": true,
 		"exit": map[string]any{"reason": "main_exited", "code": 137.0, "signal": 9.0, "oom": true, "pids_limit": true, "message": "m"},
-	}, a.object(t))
+	}), a.object(t)["soulbox"])
 	must.StrNotContains(t, a.body, "hunter2")
 	_, err := h.client().GetSandbox(t.Context(), otherID)
 	must.True(t, api.IsNotFound(err))
@@ -131,15 +133,13 @@ func TestList_pagesAndFilters(t *testing.T) {
 		{f, state.Ascending, state.Page{Limit: 1000}}, {f, state.Ascending, state.Page{Limit: 1000, Token: "t2"}},
 	}, h.life.lists)
 
-	a := h.do("GET", "/v1/sandboxes", "")
-	must.Eq(t, map[string]any{"sandboxes": []any{}, "total_running": 0.0}, a.object(t))
 	for q, field := range map[string]string{
-		"limit=1001": "limit", "state=gone": "state", "order=x": "order", "started_after=1": "started_after", "metadata=%25zz%3Da": "metadata",
+		"limit=1001": "limit", "state=gone": "state", "order=x": "order", "startedAfter=1": "startedAfter", "metadata=%25zz%3Da": "metadata",
 	} {
-		must.StrContains(t, h.do("GET", "/v1/sandboxes?"+q, "").mustFail(t, 400, api.CodeInvalid), field)
+		must.StrContains(t, h.do("GET", "/v2/sandboxes?soulbox=true&"+q, "").mustFail(t, 400, api.CodeInvalid), field)
 	}
 	h.life.err = fmt.Errorf("page: %w", state.ErrToken)
-	h.do("GET", "/v1/sandboxes?next_token=x", "").mustFail(t, 400, api.CodeInvalid)
+	h.do("GET", "/v2/sandboxes?soulbox=1&nextToken=x", "").mustFail(t, 400, api.CodeInvalid)
 }
 
 func TestDelete(t *testing.T) {

@@ -240,8 +240,8 @@ func TestEvents(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	h := newHarness(t)
-	h.do("GET", "/v1/sandboxes", "")
-	h.do("GET", "/v1/sandboxes", "")
+	h.do("GET", "/v2/sandboxes", "")
+	h.do("GET", "/v2/sandboxes", "")
 	h.do("GET", "/nowhere", "")
 	h.srv.Metrics().SetGaugeWithLabels([]string{"soulbox", "a-b.c"}, 2.5, []metrics.Label{{Name: "x y", Value: "q\"\\\nz"}})
 	a := h.do("GET", "/v1/metrics", "")
@@ -249,10 +249,10 @@ func TestMetrics(t *testing.T) {
 	must.Eq(t, "text/plain; version=0.0.4; charset=utf-8", a.header.Get("Content-Type"))
 	for _, want := range []string{
 		"# TYPE soulbox_http_requests counter\n",
-		`soulbox_http_requests{route="GET /v1/sandboxes",status="200"} 2` + "\n",
+		`soulbox_http_requests{route="GET /v2/sandboxes",status="200"} 2` + "\n",
 		`soulbox_http_requests{route="none",status="404"} 1` + "\n",
 		"# TYPE soulbox_http_duration_ms summary\n",
-		`soulbox_http_duration_ms_count{route="GET /v1/sandboxes"} 2` + "\n",
+		`soulbox_http_duration_ms_count{route="GET /v2/sandboxes"} 2` + "\n",
 		"# TYPE soulbox_a_b_c gauge\n" + `soulbox_a_b_c{x_y="q\"\\\nz"} 2.5` + "\n",
 		"soulbox_metrics_dropped_total 0\n",
 	} {

@@ -43,8 +43,8 @@ func TestTheWholeWay(t *testing.T) {
 	s := newStack(t)
 	c, ctx := s.client, t.Context()
 	sb, err := c.CreateSandbox(ctx, api.CreateRequest{
-		Template: "base", Timeout: ptr[int64](120), MemoryMB: ptr[int64](256), Env: map[string]string{"GREETING": "hello"},
-		Metadata: map[string]string{"a b": "c&d"}, Hostname: "box",
+		Template: "base", Timeout: ptr[int64](120), Env: map[string]string{"GREETING": "hello"}, Metadata: map[string]string{"a b": "c&d"},
+		CreateOptions: api.CreateOptions{MemoryMB: ptr[int64](256), Hostname: "box"},
 	})
 	must.NoError(t, err)
 	must.Eq(t, "running", sb.State)
@@ -341,7 +341,7 @@ func TestTheContractsWay(t *testing.T) {
 		first, err := events.Next()
 		must.NoError(t, err)
 		must.Eq(t, api.EventSync, first.Type)
-		sb, err := s.client.CreateSandbox(t.Context(), api.CreateRequest{Template: "base", Command: []string{"sh", "-c", "echo out; read x; exit 4"}, TTY: true})
+		sb, err := s.client.CreateSandbox(t.Context(), api.CreateRequest{Template: "base", CreateOptions: api.CreateOptions{Command: []string{"sh", "-c", "echo out; read x; exit 4"}, TTY: true}})
 		must.NoError(t, err)
 		body, _, err := s.client.Logs(t.Context(), sb.ID, api.LogOptions{Follow: true})
 		must.NoError(t, err)

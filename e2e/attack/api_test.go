@@ -293,14 +293,14 @@ func TestAPIs(t *testing.T) {
 		j := a.judge(t, "C05", "numbers and words that are none")
 		defer j.end()
 		for _, body := range []string{
-			`{"template":"base","cpu":-1}`, `{"template":"base","cpu":1e308}`, `{"template":"base","cpu":NaN}`, `{"template":"base","cpu_millis":9223372036854775807}`,
-			`{"template":"base","memory_mb":-1}`, `{"template":"base","memory_mb":9223372036854775807}`, `{"template":"base","memory_mb":1e30}`,
-			`{"template":"base","pids":-5}`, `{"template":"base","timeout":-1}`, `{"template":"base","timeout":9223372036854775807}`, `{"template":"base","profile":"none"}`,
-			`{"template":"../base"}`, `{"template":"base\u0000"}`, `{"template":"base","hostname":"a b"}`, `{"template":"base","hostname":"${attr.x}\n"}`,
-			`{"template":"base","id":"../../x"}`, `{"template":"base","user":"root\u0000"}`, `{"template":"base","env":{"A=B":"c"}}`, `{"template":"base","env":{"A":"\u0000"}}`,
-			`{"template":"base","command":[]` + strings.Repeat(" ", 10), `[]`, `null`, `"x"`, `{"template":1}`, `{"template":"base","template":"base"}{}`,
+			`{"templateID":"base","soulbox":{"cpu":-1}}`, `{"templateID":"base","soulbox":{"cpu":1e308}}`, `{"templateID":"base","soulbox":{"cpu":NaN}}`, `{"templateID":"base","soulbox":{"cpu_millis":9223372036854775807}}`,
+			`{"templateID":"base","soulbox":{"memory_mb":-1}}`, `{"templateID":"base","soulbox":{"memory_mb":9223372036854775807}}`, `{"templateID":"base","soulbox":{"memory_mb":1e30}}`,
+			`{"templateID":"base","soulbox":{"pids":-5}}`, `{"templateID":"base","timeout":-1}`, `{"templateID":"base","timeout":9223372036854775807}`, `{"templateID":"base","soulbox":{"profile":"none"}}`,
+			`{"templateID":"../base"}`, `{"templateID":"base\u0000"}`, `{"templateID":"base","soulbox":{"hostname":"a b"}}`, `{"templateID":"base","soulbox":{"hostname":"${attr.x}\n"}}`,
+			`{"templateID":"base","soulbox":{"id":"../../x"}}`, `{"templateID":"base","soulbox":{"user":"root\u0000"}}`, `{"templateID":"base","envVars":{"A=B":"c"}}`, `{"templateID":"base","envVars":{"A":"\u0000"}}`,
+			`{"templateID":"base","soulbox":{"command":[]}` + strings.Repeat(" ", 10), `[]`, `null`, `"x"`, `{"templateID":1}`, `{"templateID":"base","templateID":"base"}{}`,
 		} {
-			status, got := a.raw(t, "POST", "/v1/sandboxes", a.core.Bootstrap.E2BKey(), body, nil)
+			status, got := a.raw(t, "POST", "/v2/sandboxes", a.core.Bootstrap.E2BKey(), body, nil)
 			j.inside("api", fmt.Sprintf("%.60s", body), fmt.Sprint(status, " ", got))
 			must.Between(t, 400, status, 499, must.Sprint(body))
 		}
@@ -319,14 +319,14 @@ func TestAPIs(t *testing.T) {
 			name, body string
 			headers    map[string]string
 		}{
-			{"64 MiB of JSON", `{"template":"` + strings.Repeat("x", 64<<20) + `"}`, nil},
+			{"64 MiB of JSON", `{"templateID":"` + strings.Repeat("x", 64<<20) + `"}`, nil},
 			{"100000 levels", strings.Repeat(`{"metadata":`, 100_000), nil},
 			{"a million keys", `{"metadata":{` + strings.TrimSuffix(strings.Repeat(`"k":"v",`, 1_000_000), ",") + `}}`, nil},
 			{"a gzip bomb", bomb.String(), map[string]string{"Content-Encoding": "gzip"}},
 			{"2 MiB of headers", `{}`, map[string]string{"X-Much": strings.Repeat("x", 2<<20)}},
-			{"metadata beyond its limit", `{"template":"base","metadata":{"a":"` + strings.Repeat("x", 1<<20) + `"}}`, nil},
+			{"metadata beyond its limit", `{"templateID":"base","metadata":{"a":"` + strings.Repeat("x", 1<<20) + `"}}`, nil},
 		} {
-			status, got := a.raw(t, "POST", "/v1/sandboxes", key, tc.body, tc.headers)
+			status, got := a.raw(t, "POST", "/v2/sandboxes", key, tc.body, tc.headers)
 			j.inside("api", tc.name, fmt.Sprint(status, " ", got))
 			must.True(t, status == 0 || status >= 400 && status < 500, must.Sprint(tc.name, status, got))
 		}
@@ -344,8 +344,8 @@ func TestAPIs(t *testing.T) {
 		})
 		q := url.Values{"path": {"/home/user/" + evil}, "user": {evil}}.Encode()
 		for _, r := range [][3]string{
-			{"GET", "/v1/sandboxes/" + url.PathEscape(evil), ""}, {"GET", "/v1/sandboxes/" + string(id) + "/files?" + q, ""},
-			{"POST", "/v1/sandboxes", mustJSON(map[string]any{"template": evil, "hostname": evil})}, {"GET", "/" + url.PathEscape(evil), ""},
+			{"GET", "/sandboxes/" + url.PathEscape(evil), ""}, {"GET", "/v1/sandboxes/" + string(id) + "/files?" + q, ""},
+			{"POST", "/v2/sandboxes", mustJSON(map[string]any{"templateID": evil, "soulbox": map[string]any{"hostname": evil}})}, {"GET", "/" + url.PathEscape(evil), ""},
 			{"POST", "/v1/sandboxes/" + string(id) + "/processes", mustJSON(map[string]any{"argv": []string{evil}, "tag": evil, "user": evil})},
 		} {
 			status, got := a.raw(t, r[0], r[1], key, r[2], map[string]string{"User-Agent": "x y", "X-Request-Id": "a b"})
@@ -383,14 +383,14 @@ func TestAPIs(t *testing.T) {
 // routes of the public API that take an id or a name, or list.
 var routes = []string{
 	"GET /sandboxes/{id}", "DELETE /sandboxes/{id}", "POST /sandboxes/{id}/timeout", "POST /sandboxes/{id}/refreshes", "POST /sandboxes/{id}/connect",
-	"POST /v2/sandboxes/{id}/connect", "GET /v1/sandboxes/{id}", "DELETE /v1/sandboxes/{id}", "GET /v1/sandboxes/{id}/health",
+	"POST /v2/sandboxes/{id}/connect", "GET /sandboxes/{id}?soulbox=true", "GET /v1/sandboxes/{id}/health",
 	"GET /v1/sandboxes/{id}/stats", "GET /v1/sandboxes/{id}/logs", "POST /v1/sandboxes/{id}/exec", "POST /v1/sandboxes/{id}/attach",
 	"POST /v1/sandboxes/{id}/processes", "GET /v1/sandboxes/{id}/processes", "POST /v1/sandboxes/{id}/signal", "POST /v1/sandboxes/{id}/stdin",
 	"POST /v1/sandboxes/{id}/resize", "GET /v1/sandboxes/{id}/files?path=/etc/marker", "PUT /v1/sandboxes/{id}/files?path=/tmp/x",
 	"DELETE /v1/sandboxes/{id}/files?path=/tmp", "GET /v1/sandboxes/{id}/stat?path=/etc", "GET /v1/sandboxes/{id}/dir?path=/etc",
 	"POST /v1/sandboxes/{id}/dir?path=/tmp/x", "POST /v1/sandboxes/{id}/rename?path=/tmp/x&target=/tmp/y", "GET /v1/sandboxes/{id}/archive?path=/etc",
 	"PUT /v1/sandboxes/{id}/archive?path=/tmp", "GET /v1/templates/{name}", "DELETE /v1/templates/{name}", "GET /sandboxes", "GET /v2/sandboxes",
-	"GET /v1/sandboxes", "GET /v1/templates",
+	"GET /v2/sandboxes?soulbox=true", "GET /v1/templates",
 }
 
 // raw makes a request as it is. Status 0 is a connection that was closed.
