@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"net/http"
 	"slices"
 	"strings"
@@ -67,7 +66,9 @@ func (s *Server) e2bTemplateList(r *http.Request) ([]api.E2BTemplate, error) {
 	}
 	out := make([]api.E2BTemplate, 0, len(all))
 	for _, t := range all {
-		out = append(out, e2bTemplateView(t, spawned[t.Digest]))
+		if _, tag := template.Split(t.Name); tag == "" { // the others are its tags
+			out = append(out, e2bTemplateView(t, spawned[t.Digest]))
+		}
 	}
 	return out, nil
 }
@@ -97,13 +98,22 @@ func (s *Server) spawns(tenant string) (map[string]spawn, error) {
 
 func e2bTemplateView(t state.Template, n spawn) api.E2BTemplate {
 	v := api.E2BTemplate{
-		TemplateID: template.ID(t.Tenant, t.Name), BuildID: buildID(t.Digest), CPUCount: defaultCPUs, MemoryMB: defaultMemoryMB,
+		TemplateID: template.ID(t), BuildID: template.BuildID(t), CPUCount: defaultCPUs, MemoryMB: defaultMemoryMB, Public: t.Public,
 		DiskSizeMB: max(1, t.Bytes>>20), Names: []string{t.Name}, Aliases: []string{t.Name},
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: t.CreatedAt.UTC(),
 		SpawnCount: n.count, BuildCount: 1, EnvdVersion: envdVersion, BuildStatus: buildReady,
 	}
 	if !t.UpdatedAt.IsZero() {
 		v.UpdatedAt = t.UpdatedAt.UTC()
+	}
+	if t.CPUMillis > 0 {
+		v.CPUCount = int((t.CPUMillis + 999) / 1000)
+	}
+	if t.MemoryMB > 0 {
+		v.MemoryMB = t.MemoryMB
+	}
+	if t.SpawnCount > 0 { // of one that has a record; of another, what is kept of its sandboxes
+		v.SpawnCount, n.last = t.SpawnCount, t.SpawnedAt
 	}
 	if !n.last.IsZero() {
 		last := n.last.UTC()
@@ -117,17 +127,6 @@ const (
 	defaultCPUs     = 1
 	defaultMemoryMB = 512
 )
-
-// buildID is the UUID of a template's content: the first 16 bytes of its digest, marked as a UUID of version 8 (RFC 9562).
-func buildID(digest string) string {
-	sum, err := hex.DecodeString(strings.TrimPrefix(digest, "sha256:"))
-	if err != nil || len(sum) < 16 {
-		sum = make([]byte, 16)
-	}
-	sum[6], sum[8] = sum[6]&0x0f|0x80, sum[8]&0x3f|0x80
-	h := hex.EncodeToString(sum[:16])
-	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-}
 
 // e2bTemplateOf finds the template that a path names: by its id, its name, or its name with the caller's namespace or tag.
 func (s *Server) e2bTemplateOf(ctx context.Context, tenant, name string) (state.Template, error) {
@@ -184,11 +183,30 @@ func (s *Server) e2bTemplatePart(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if tid == "aliases" {
-		writeJSON(w, http.StatusOK, api.TemplateAlias{TemplateID: template.ID(t.Tenant, t.Name)})
+		writeJSON(w, http.StatusOK, api.TemplateAlias{TemplateID: template.ID(t), Public: t.Public})
 		return nil
 	}
-	// A template has the one tag that a name without a tag means.
-	writeJSON(w, http.StatusOK, []api.TemplateTag{{Tag: "default", BuildID: buildID(t.Digest), CreatedAt: t.CreatedAt.UTC()}})
+	all, err := s.cfg.Templates.List(r.Context(), t.Tenant)
+	if err != nil {
+		return err
+	}
+	base, _ := template.Split(t.Name)
+	out := []api.TemplateTag{}
+	for _, one := range all {
+		name, tag := template.Split(one.Name)
+		if name != base {
+			continue
+		}
+		if tag == "" {
+			tag = "default"
+		}
+		at := one.UpdatedAt
+		if at.IsZero() {
+			at = one.CreatedAt
+		}
+		out = append(out, api.TemplateTag{Tag: tag, BuildID: template.BuildID(one), CreatedAt: at.UTC()})
+	}
+	writeJSON(w, http.StatusOK, out)
 	return nil
 }
 
@@ -198,11 +216,11 @@ func (s *Server) e2bBuildStatus(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if bid := r.PathValue("bid"); bid != buildID(t.Digest) {
+	if bid := r.PathValue("bid"); bid != template.BuildID(t) {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %s has no build %.80q", t.Name, bid)
 	}
 	writeJSON(w, http.StatusOK, api.TemplateBuildInfo{
-		TemplateID: template.ID(t.Tenant, t.Name), BuildID: buildID(t.Digest), Status: buildReady, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
+		TemplateID: template.ID(t), BuildID: template.BuildID(t), Status: buildReady, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
 	})
 	return nil
 }

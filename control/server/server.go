@@ -55,6 +55,11 @@ type Templates interface {
 	List(ctx context.Context, tenant string) ([]state.Template, error)
 	Get(ctx context.Context, tenant, nameOrDigest string) (state.Template, error)
 	Delete(ctx context.Context, tenant, name string) error
+	// Tag gives the content that target names more tags, Untag takes some off.
+	Tag(ctx context.Context, tenant, target string, tags []string) (state.Template, error)
+	Untag(ctx context.Context, tenant, name string, tags []string) error
+	// Publish opens a template to other tenants, or closes it.
+	Publish(ctx context.Context, tenant, name string, public bool) (state.Template, error)
 }
 
 // Fleet shows the nodes; fleet.Fleet is one. It answers from memory.

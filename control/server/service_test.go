@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -49,6 +50,21 @@ func (f *fakeTemplates) Get(_ context.Context, tenant, name string) (state.Templ
 func (f *fakeTemplates) Delete(_ context.Context, tenant, name string) error {
 	f.tenant, f.name = tenant, name
 	return f.err
+}
+
+func (f *fakeTemplates) Tag(_ context.Context, tenant, target string, tags []string) (state.Template, error) {
+	f.tenant, f.name, f.source = tenant, target, strings.Join(tags, " ")
+	return testTemplate(target), f.err
+}
+
+func (f *fakeTemplates) Untag(_ context.Context, tenant, name string, tags []string) error {
+	f.tenant, f.name, f.source = tenant, name, strings.Join(tags, " ")
+	return f.err
+}
+
+func (f *fakeTemplates) Publish(_ context.Context, tenant, name string, public bool) (state.Template, error) {
+	f.tenant, f.name, f.content = tenant, name, fmt.Sprint(public)
+	return testTemplate(name), f.err
 }
 
 func testTemplate(name string) state.Template {

@@ -26,6 +26,7 @@ func (c *SandboxRunning) apply(tx *writeTx) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	first := s.State == Starting
 	switch s.State {
 	case Starting:
 	case Lost: // it was not: its node has it
@@ -50,6 +51,11 @@ func (c *SandboxRunning) apply(tx *writeTx) (Result, error) {
 		reservedCPU, reservedMB := s.Limits.ReservedCPU, s.Limits.ReservedMB
 		s.Limits = *c.Limits
 		s.Limits.ReservedCPU, s.Limits.ReservedMB = reservedCPU, reservedMB
+	}
+	if first {
+		if err := tx.spawned(&s); err != nil {
+			return Result{}, err
+		}
 	}
 	return changed(s, tx.putSandbox(&s))
 }

@@ -114,6 +114,16 @@ func (c *TemplatePut) check() error {
 	if t.Digest == "" || len(t.Digest) > MaxTemplateName {
 		return limitErrorf("digest", "is missing or too long")
 	}
+	if len(t.StartCmd) > MaxTemplateCommand || len(t.ReadyCmd) > MaxTemplateCommand {
+		return limitErrorf("startCmd and readyCmd", "are longer than %d bytes", MaxTemplateCommand)
+	}
+	return nil
+}
+
+func (c *TemplatePublish) check() error {
+	if c.Tenant == "" || c.Name == "" {
+		return limitErrorf("template", "lacks its tenant or name")
+	}
 	return nil
 }
 

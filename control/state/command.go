@@ -27,6 +27,7 @@ const (
 	typeKeysUsed        commandType = 20
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
+	typeTemplatePublish commandType = 34
 	typeSnapshotPut     commandType = 96
 	typeSnapshotEnd     commandType = 97
 	typeSnapshotDelete  commandType = 98
@@ -55,6 +56,7 @@ var commands = map[commandType]func() Command{
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
 	typeTemplatePut:     func() Command { return new(TemplatePut) },
 	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
+	typeTemplatePublish: func() Command { return new(TemplatePublish) },
 	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
 	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
 	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },
@@ -173,6 +175,13 @@ type TemplatePut struct {
 	Template Template `codec:"template"`
 }
 
+// TemplatePublish opens a template to other tenants, or closes it.
+type TemplatePublish struct {
+	Tenant string `codec:"tenant"`
+	Name   string `codec:"name"`
+	Public bool   `codec:"public"`
+}
+
 // TemplateDelete forgets a template's name.
 type TemplateDelete struct {
 	Tenant string `codec:"tenant"`
@@ -192,3 +201,4 @@ func (*KeyDelete) kind() commandType       { return typeKeyDelete }
 func (*KeyBootstrap) kind() commandType    { return typeKeyBootstrap }
 func (*TemplatePut) kind() commandType     { return typeTemplatePut }
 func (*TemplateDelete) kind() commandType  { return typeTemplateDelete }
+func (*TemplatePublish) kind() commandType { return typeTemplatePublish }

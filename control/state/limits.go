@@ -9,16 +9,17 @@ import (
 
 // Limits of what a record may hold. They keep every command far below MaxCommandBytes.
 const (
-	MaxCommandBytes  = 512 << 10 // of one encoded command
-	MaxTemplateName  = 256       // bytes
-	MaxReason        = 4 << 10   // bytes; longer reasons are cut
-	MaxKeyName       = 128       // bytes
-	MaxMetadataPairs = 256
-	MaxMetadataBytes = 64 << 10 // of all keys and values together
-	MaxEnvPairs      = 1024
-	MaxEnvBytes      = 128 << 10 // of all names and values together
-	MaxNetworkBytes  = 64 << 10
-	MaxBatch         = 1000 // records that one command ends or purges
+	MaxCommandBytes    = 512 << 10 // of one encoded command
+	MaxTemplateName    = 256       // bytes
+	MaxTemplateCommand = 64 << 10  // bytes of a start or a ready command
+	MaxReason          = 4 << 10   // bytes; longer reasons are cut
+	MaxKeyName         = 128       // bytes
+	MaxMetadataPairs   = 256
+	MaxMetadataBytes   = 64 << 10 // of all keys and values together
+	MaxEnvPairs        = 1024
+	MaxEnvBytes        = 128 << 10 // of all names and values together
+	MaxNetworkBytes    = 64 << 10
+	MaxBatch           = 1000 // records that one command ends or purges
 )
 
 // LimitError tells which field breaks which limit.

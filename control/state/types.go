@@ -174,6 +174,15 @@ type Template struct {
 	User        string    `codec:"user"`
 	Cwd         string    `codec:"cwd"`
 	Env         []string  `codec:"env"`
+	TemplateID  string    `codec:"template_id"` // the same as long as its name exists; empty in records of before: made of the name
+	BuildID     string    `codec:"build_id"`    // a UUID; empty: made of the digest
+	Public      bool      `codec:"public"`      // others may use it, with its tenant before its name
+	CPUMillis   int64     `codec:"cpu_millis"`  // of its sandboxes, where nobody says otherwise; 0: the service's default
+	MemoryMB    int64     `codec:"memory_mb"`   // the same, in MiB
+	StartCmd    string    `codec:"start_cmd"`   // is started with each of its sandboxes
+	ReadyCmd    string    `codec:"ready_cmd"`   // succeeds once StartCmd serves
+	SpawnCount  int64     `codec:"spawn_count"` // sandboxes that were made of it
+	SpawnedAt   time.Time `codec:"spawned_at"`  // when the last one was
 	CreatedAt   time.Time `codec:"created_at"`
 	UpdatedAt   time.Time `codec:"updated_at"`
 	CreateIndex uint64    `codec:"create_index"`

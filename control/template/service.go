@@ -87,15 +87,9 @@ const (
 // is template_not_found, or unavailable where a node that is away may have it. A template that was just imported is found,
 // although its node reports it after the import has returned.
 func (s *Service) Resolve(ctx context.Context, tenant, name string) (state.Template, error) {
-	name = plain(tenant, name)
-	if len(name) == idLen {
-		all, err := s.List(tenant)
-		if err != nil {
-			return state.Template{}, err
-		}
-		if t, ok := byID(all, name); ok {
-			name = t.Name
-		}
+	name, err := s.spelled(tenant, name)
+	if err != nil {
+		return state.Template{}, err
 	}
 	var late <-chan time.Time
 	for {
@@ -169,6 +163,10 @@ func (s *Service) lookup(tenant, name string) (state.Template, bool, error) {
 		}
 		return all[i], true, nil
 	}
+	if owner, rest, other := strings.Cut(name, "/"); other {
+		t, err := s.published(owner, rest)
+		return t, err == nil && t.Name != "", err
+	}
 	t, err := s.cfg.State.Template(tenant, name)
 	if errors.Is(err, state.ErrNotFound) {
 		return state.Template{}, false, nil
@@ -239,10 +237,14 @@ func (s *Service) Import(ctx context.Context, tenant, name, source string, r io.
 		return state.Template{}, fmt.Errorf("import template %s: %w", name, err)
 	}
 	t := fromNode(tenant, made)
-	t.Name, t.Source, t.UpdatedAt = name, source, s.cfg.Now().UTC()
+	t.Name, t.Source, t.UpdatedAt, t.TemplateID = name, source, s.cfg.Now().UTC(), NewID()
+	return s.record(ctx, t)
+}
+
+func (s *Service) record(ctx context.Context, t state.Template) (state.Template, error) {
 	res, err := s.cfg.State.Apply(ctx, &state.TemplatePut{Template: t})
 	if err != nil {
-		return state.Template{}, fmt.Errorf("record template %s: %w", name, err)
+		return state.Template{}, fmt.Errorf("record template %s: %w", t.Name, err)
 	}
 	return res.Template, nil
 }
@@ -261,8 +263,25 @@ func (s *Service) importer() (*nodeapi.Client, error) {
 	return s.cfg.Fleet.Client(best.Self.ID)
 }
 
-// Delete forgets a name, and removes it from the nodes that are connected. Sandboxes that run keep their files.
+// Delete forgets a name and its tags, and removes them from the nodes that are connected. Sandboxes that run keep their files.
 func (s *Service) Delete(ctx context.Context, tenant, name string) error {
+	if !strings.Contains(name, ":") {
+		all, err := s.cfg.State.Templates(tenant)
+		if err != nil {
+			return fmt.Errorf("list templates: %w", err)
+		}
+		for _, t := range all {
+			if strings.HasPrefix(t.Name, name+":") {
+				if err := s.delete(ctx, tenant, t.Name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return s.delete(ctx, tenant, name)
+}
+
+func (s *Service) delete(ctx context.Context, tenant, name string) error {
 	_, err := s.cfg.State.Apply(ctx, &state.TemplateDelete{Tenant: tenant, Name: name})
 	known := !errors.Is(err, state.ErrNotFound)
 	if err != nil && known {

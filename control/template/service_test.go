@@ -28,7 +28,7 @@ func TestImport_isRecordedAndUsable(t *testing.T) {
 		got, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, "mine")
 		return err == nil && got.Digest == made.Digest
 	})
-	for _, name := range []string{"mine:default", state.DefaultTenant + "/mine", template.ID(state.DefaultTenant, "mine"), made.Digest} {
+	for _, name := range []string{"mine:default", state.DefaultTenant + "/mine", template.ID(made), made.Digest} {
 		got, err := s.Templates.Resolve(t.Context(), state.DefaultTenant, name)
 		must.NoError(t, err)
 		must.Eq(t, "mine", got.Name)

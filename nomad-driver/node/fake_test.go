@@ -405,6 +405,9 @@ func (f *fakeTemplates) Export(_ context.Context, _ string, w io.Writer) error {
 	_, err := io.WriteString(w, "tar")
 	return err
 }
+func (f *fakeTemplates) Name(name, digest string) (nodeapi.Template, error) {
+	return nodeapi.Template{Name: name, Digest: digest}, nil
+}
 func (f *fakeTemplates) Remove(context.Context, string) error                   { return nil }
 func (f *fakeTemplates) Prune(context.Context, time.Duration) ([]string, error) { return nil, nil }
 func (f *fakeTemplates) Close() error                                           { return nil }

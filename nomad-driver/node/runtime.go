@@ -55,6 +55,8 @@ type templates interface {
 	List() []nodeapi.Template
 	Import(ctx context.Context, name string, r io.Reader, o store.ImportOptions) (nodeapi.Template, error)
 	Export(ctx context.Context, nameOrDigest string, w io.Writer) error
+	// Name gives a template that is there one more name.
+	Name(name, digest string) (nodeapi.Template, error)
 	Remove(ctx context.Context, nameOrDigest string) error
 	// Prune removes trees older than age that have neither a name nor a lease.
 	Prune(ctx context.Context, age time.Duration) ([]string, error)
@@ -97,6 +99,11 @@ func (s templateStore) List() []nodeapi.Template {
 
 func (s templateStore) Import(ctx context.Context, name string, r io.Reader, o store.ImportOptions) (nodeapi.Template, error) {
 	t, err := s.Store.Import(ctx, name, r, o)
+	return nodeapi.Template(t), err
+}
+
+func (s templateStore) Name(name, digest string) (nodeapi.Template, error) {
+	t, err := s.Store.Name(name, digest)
 	return nodeapi.Template(t), err
 }
 

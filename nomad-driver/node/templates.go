@@ -27,9 +27,19 @@ func (n *Node) getTemplate(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// putTemplate imports the body. The query may override what the image says of its processes: user, cwd, env (repeated).
+// putTemplate imports the body. The query may override what the image says of its processes: user, cwd, env (repeated). With a digest
+// in the query there is no body: the template that is there gets one more name.
 func (n *Node) putTemplate(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
+	if d := q.Get("digest"); d != "" {
+		t, err := n.templates.Name(r.PathValue("name"), d)
+		if err != nil {
+			return err
+		}
+		n.hub.publish(nodeapi.EventTemplate, "", nil)
+		writeJSON(w, http.StatusOK, t)
+		return nil
+	}
 	o := store.ImportOptions{User: q.Get("user"), Cwd: q.Get("cwd"), Ref: q.Get("ref"), Env: q["env"]}
 	body := idleReader{r: r.Body, rc: http.NewResponseController(w)}
 	t, err := n.templates.Import(r.Context(), r.PathValue("name"), body, o)

@@ -3,9 +3,7 @@ package service
 import (
 	"context"
 	"io"
-	"net/http"
 
-	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -28,15 +26,6 @@ func (t templates) List(_ context.Context, tenant string) ([]state.Template, err
 }
 
 // Get implements server.Templates.
-func (t templates) Get(_ context.Context, tenant, nameOrDigest string) (state.Template, error) {
-	list, err := t.Service.List(tenant)
-	if err != nil {
-		return state.Template{}, err
-	}
-	for _, have := range list {
-		if have.Name == nameOrDigest || have.Digest == nameOrDigest {
-			return have, nil
-		}
-	}
-	return state.Template{}, api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %.80q does not exist", nameOrDigest)
+func (t templates) Get(_ context.Context, tenant, name string) (state.Template, error) {
+	return t.Find(tenant, name)
 }

@@ -71,6 +71,20 @@ func (n *Node) getTemplate(w http.ResponseWriter, r *http.Request) {
 }
 
 func (n *Node) importTemplate(w http.ResponseWriter, r *http.Request) {
+	if d := r.URL.Query().Get("digest"); d != "" {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		t, ok := n.template(d)
+		if !ok {
+			fail(w, errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %s is not here", d))
+			return
+		}
+		t.Name = r.PathValue("name")
+		n.templates[t.Name] = t
+		n.emit(nodeapi.Event{Type: nodeapi.EventTemplate})
+		answer(w, t)
+		return
+	}
 	b, err := io.ReadAll(r.Body)
 	if err != nil {
 		fail(w, err)

@@ -26,6 +26,32 @@ func (c *Client) ImportTemplate(ctx context.Context, name string, r io.Reader) (
 	return t, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), nil, r, "application/x-tar", &t)
 }
 
+// ProcessDefaults are what processes of a template's sandboxes get where nobody says otherwise.
+type ProcessDefaults struct {
+	User string
+	Cwd  string
+	Env  []string // KEY=VALUE
+}
+
+// BuildTemplate is ImportTemplate with defaults of its own.
+func (c *Client) BuildTemplate(ctx context.Context, name string, d ProcessDefaults, r io.Reader) (Template, error) {
+	q := url.Values{"env": d.Env}
+	if d.User != "" {
+		q.Set("user", d.User)
+	}
+	if d.Cwd != "" {
+		q.Set("cwd", d.Cwd)
+	}
+	var t Template
+	return t, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), q, r, "application/x-tar", &t)
+}
+
+// NameTemplate gives a template that the node has one more name.
+func (c *Client) NameTemplate(ctx context.Context, name, digest string) (Template, error) {
+	var t Template
+	return t, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), url.Values{"digest": {digest}}, nil, "application/x-tar", &t)
+}
+
 // ExportTemplate opens a template as a tar stream. The caller closes it.
 func (c *Client) ExportTemplate(ctx context.Context, nameOrDigest string) (io.ReadCloser, error) {
 	return c.download(ctx, "/v1/templates/"+url.PathEscape(nameOrDigest)+"/export", nil)

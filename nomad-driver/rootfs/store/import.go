@@ -127,6 +127,26 @@ func (s *Store) commit(work, name string, m meta) (Template, error) {
 	return e.template(name), nil
 }
 
+// Name points name to a tree that is in the store, besides its other names.
+func (s *Store) Name(name, digest string) (Template, error) {
+	if err := CheckName(name); err != nil {
+		return Template{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return Template{}, os.ErrClosed
+	}
+	e := s.trees[digest]
+	if e == nil {
+		return Template{}, fmt.Errorf("%w: template %.80q", ErrNotFound, digest)
+	}
+	if err := s.setName(name, digest); err != nil {
+		return Template{}, err
+	}
+	return e.template(name), nil
+}
+
 // setName points name to digest, or removes it where digest is empty. The caller holds s.mu.
 func (s *Store) setName(name, digest string) error {
 	old, had := s.names[name]
