@@ -48,6 +48,8 @@ type hierarchy interface {
 	setFrozen(group string, frozen bool) (reached bool, err error)
 	// kill sends SIGKILL to every process once.
 	kill(group string) error
+	// freezerDir returns the folder of the group that the freezer works on.
+	freezerDir(group string) string
 	stats(group string) (Stats, error)
 	oomKills(group string) (uint64, error)
 	usage(group string) (Usage, error)

@@ -26,11 +26,12 @@ var ErrBadAnswer = errors.New("guest broke the protocol")
 // Failures that the guest reports are *frame.ErrorBody with one of the Code* words. Every call ends with ctx.
 type Client struct {
 	socket string
+	gate   *gate
 }
 
 // NewClient returns a client of the guest that listens on the unix socket at path. The node chose that path; it is never
 // taken from a sandbox.
-func NewClient(path string) *Client { return &Client{socket: path} }
+func NewClient(path string) *Client { return &Client{socket: path, gate: &gate{}} }
 
 // Socket returns the path of the guest's socket.
 func (c *Client) Socket() string { return c.socket }
@@ -200,6 +201,11 @@ type conversation struct {
 }
 
 func (c *Client) dial(ctx context.Context, req Request) (*conversation, error) {
+	leave, err := c.gate.enter(req.Op)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", req.Op, err)
+	}
+	defer leave()
 	d := net.Dialer{Timeout: DialTimeout}
 	nc, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {

@@ -50,6 +50,8 @@ const (
 	OpRead       Op = "read"        // File → Response.Data: a file of at most MaxRead bytes, read inside
 	OpWatch      Op = "watch"       // Watch → Response, then Events frames until either side closes
 	OpLookupUser Op = "lookup_user" // User → Response.User
+	OpPark       Op = "park"        // ends every other conversation, without what their end would mean → Response
+	OpRenew      Op = "renew"       // Renew → Response and an unbound socket (SCM_RIGHTS); a Request frame when it listens → Response
 	OpShutdown   Op = "shutdown"    // Shutdown: SIGTERM (or its signal) to all, SIGKILL after the grace, exit record, exit
 )
 
@@ -78,6 +80,7 @@ type Request struct {
 	File     *FileRequest    `json:"file,omitempty"`
 	Watch    *WatchRequest   `json:"watch,omitempty"`
 	Shutdown *ShutdownParams `json:"shutdown,omitempty"`
+	Renew    *Renew          `json:"renew,omitempty"`
 	User     string          `json:"user,omitempty"`
 }
 

@@ -194,10 +194,11 @@ func (n *Node) adopt(b *box) {
 	n.deadlines.set(b.id, b.rec.Sandbox.Deadline)
 	if b.rec.Logs != nil && b.rec.Sandbox.Main != 0 {
 		b.pumped = make(chan struct{})
-		g, main, targets := b.inst.Guest(), b.rec.Sandbox.Main, *b.rec.Logs
-		n.wg.Go(func() { n.pump(b, g, main, targets) })
+		inst, pumped, main, targets := b.inst, b.pumped, b.rec.Sandbox.Main, *b.rec.Logs
+		n.wg.Go(func() { n.pump(b, inst, pumped, main, targets) })
 	}
-	n.wg.Go(func() { n.watch(b) })
+	inst, pumped := b.inst, b.pumped
+	n.wg.Go(func() { n.watch(b, inst, pumped) })
 }
 
 // fail undoes a creation and returns its error. inst is what was made already, if anything.

@@ -63,14 +63,15 @@ func saveOffsets(path string, o offsets) error {
 
 // pump copies the main process's output into the log targets until the process has ended and all is copied. It never
 // holds up the sandbox: what nobody takes leaves the ring, and a line in the log says so.
-func (n *Node) pump(b *box, g guestClient, main guest.ProcessID, targets nodeapi.LogTargets) {
-	defer close(b.pumped)
+func (n *Node) pump(b *box, inst instance, pumped chan struct{}, main guest.ProcessID, targets nodeapi.LogTargets) {
+	g := inst.Guest()
+	defer close(pumped)
 	ctx, cancel := context.WithCancel(n.ctx)
 	defer cancel()
 	n.wg.Go(func() { // the end of the sandbox bounds the pump
 		select {
-		case <-b.inst.Done():
-			if !waitFor(ctx, b.pumped, pumpGrace) {
+		case <-inst.Done():
+			if !waitFor(ctx, pumped, pumpGrace) {
 				cancel()
 			}
 		case <-ctx.Done():
@@ -88,13 +89,13 @@ func (n *Node) pump(b *box, g guestClient, main guest.ProcessID, targets nodeapi
 			return
 		}
 		select {
-		case <-b.inst.Done():
+		case <-inst.Done():
 			return // nothing more can come
 		default:
 		}
 		if ctx.Err() == nil {
 			n.log.Debug("log pump starts again", "sandbox", b.id, "error", err)
-			waitFor(ctx, b.inst.Done(), pumpRetry)
+			waitFor(ctx, inst.Done(), pumpRetry)
 		}
 	}
 }

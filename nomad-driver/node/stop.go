@@ -122,21 +122,26 @@ func (n *Node) expire(id api.SandboxID) {
 }
 
 // watch waits for the end of a sandbox, tells of it, and removes what is left of it.
-func (n *Node) watch(b *box) {
+func (n *Node) watch(b *box, inst instance, pumped <-chan struct{}) {
 	select {
-	case <-b.inst.Done():
+	case <-inst.Done():
 	case <-n.ctx.Done(): // it goes on without this daemon
 		return
 	}
-	if b.pumped != nil {
+	if pumped != nil {
 		select {
-		case <-b.pumped: // soon: it bounds itself by pumpGrace
+		case <-pumped: // soon: it bounds itself by pumpGrace
 		case <-n.ctx.Done():
 			return
 		}
 	}
-	exit := b.inst.Exit()
+	exit := inst.Exit()
 	b.mu.Lock()
+	if b.inst != inst { // its checkpoint lives on
+		b.mu.Unlock()
+		return
+	}
+	b.rec.Sandbox.Pause = nil
 	sb := &b.rec.Sandbox
 	sb.State, sb.PID = nodeapi.StateStopped, 0
 	sb.Exit, sb.EndedAt = exitOf(exit, b.rec.Stop), endOf(exit)

@@ -78,6 +78,9 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	if err = errors.Join(err, <-files); err != nil {
 		return nil, err
 	}
+	if err := b.makeSocket(); err != nil {
+		return nil, err
+	}
 	b.step("files")
 	userns, err := b.mapIDs()
 	if err != nil {
@@ -148,7 +151,9 @@ func (b *builder) makeFiles() error {
 	if err := b.makeDirs(); err != nil {
 		return err
 	}
-	return b.makeSocket()
+	var err error
+	b.exit, err = makeExit(b.at.exit)
+	return err
 }
 
 // makeState makes the directory of the writable layer, with its bound.
@@ -198,23 +203,36 @@ func mkdirNew(dir string) error {
 	return err
 }
 
-func (b *builder) makeSocket() error {
-	var err error
-	if b.exit, err = unix.Open(b.at.exit, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600); err != nil {
-		return fmt.Errorf("make %s: %w", b.at.exit, err)
+// makeExit makes the file for the exit record.
+func makeExit(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600) // O_EXCL follows no link; O_NOFOLLOW would stay, and CRIU opens it through one
+	if err != nil {
+		return 0, fmt.Errorf("make %s: %w", path, err)
 	}
-	if b.lis, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	return fd, nil
+}
+
+// makeSocket makes the guest socket in the child's network namespace: a checkpoint could not hold one of another.
+func (b *builder) makeSocket() error {
+	fd, err := socketIn(b.child.pidfd, unix.AF_UNIX)
+	if err != nil {
 		return fmt.Errorf("make guest socket: %w", err)
 	}
+	b.lis = fd
+	return listenAt(b.lis, b.at.socket)
+}
+
+// listenAt binds a socket to path and lets it listen.
+func listenAt(fd int, path string) error {
 	// The directory is the node's alone, so there is no moment in which others could connect.
-	if err := unix.Bind(b.lis, &unix.SockaddrUnix{Name: b.at.socket}); err != nil {
-		return fmt.Errorf("bind %s: %w", b.at.socket, err)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return fmt.Errorf("bind %s: %w", path, err)
 	}
-	if err := os.Chmod(b.at.socket, 0o600); err != nil {
+	if err := os.Chmod(path, 0o600); err != nil {
 		return err
 	}
-	if err := unix.Listen(b.lis, 1024); err != nil {
-		return fmt.Errorf("listen on %s: %w", b.at.socket, err)
+	if err := unix.Listen(fd, 1024); err != nil {
+		return fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return nil
 }
@@ -231,7 +249,11 @@ func (b *builder) fork() (err error) {
 	if entry.Dir != nil {
 		dir = int(entry.Dir.Fd())
 	}
-	b.child, err = forkInit(b.init, b.c.IDBase, entry.Tasks, dir, keptCapabilities())
+	owner := b.c.IDBase
+	if b.c.NodeOwned {
+		owner = 0
+	}
+	b.child, err = forkInit(b.init, owner, entry.Tasks, dir, keptCapabilities())
 	return errors.Join(err, entry.Close())
 }
 

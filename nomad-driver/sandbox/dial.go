@@ -45,7 +45,7 @@ func (s *Sandbox) Dial(ctx context.Context, port int) (net.Conn, error) {
 }
 
 func (s *Sandbox) dial(ctx context.Context, family int, to unix.Sockaddr) (net.Conn, error) {
-	fd, err := s.socket(family)
+	fd, err := socketIn(s.pidfd, family)
 	if err != nil {
 		return nil, err
 	}
@@ -71,13 +71,13 @@ func (s *Sandbox) dial(ctx context.Context, family int, to unix.Sockaddr) (net.C
 	return net.FileConn(f)
 }
 
-// socket makes a TCP socket in the sandbox's network namespace. A thread that cannot come back from there is not used again.
-func (s *Sandbox) socket(family int) (fd int, err error) {
+// socketIn makes a stream socket in a process's network namespace. A thread that cannot come back from there is not used again.
+func socketIn(process *os.File, family int) (fd int, err error) {
 	home, err := hostNet()
 	if err != nil {
 		return -1, err
 	}
-	pidfd, err := s.pidfd.SyscallConn()
+	pidfd, err := process.SyscallConn()
 	if err != nil {
 		return -1, err
 	}

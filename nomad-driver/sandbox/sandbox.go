@@ -35,7 +35,10 @@ type Config struct {
 	QoS      QoS // Burstable where empty
 	Cgroups  *cgroup.Manager
 	Init     *InitBinary
-	Disk     disk.Limiter // for Limits.DiskBytes and DiskInodes; not used where both are 0
+	// NodeOwned makes the node's own user the owner of the sandbox's user namespace, in place of the sandbox's first id. A checkpoint
+	// needs that where the node lacks CAP_SYS_RESOURCE: see CanDump. What the kernel counts for each owner is shared then.
+	NodeOwned bool
+	Disk      disk.Limiter // for Limits.DiskBytes and DiskInodes; not used where both are 0
 
 	// Boot tells what PID 1 shall do. Only Hostname, User, Cwd, Env, Profile and Main count; Create fills in the rest from
 	// the fields above and from the profile ("default" where it is empty).
@@ -239,5 +242,6 @@ func (s *Sandbox) Thaw(ctx context.Context) error {
 		return err
 	}
 	s.frozen.Store(false)
+	s.guest.Unpark()
 	return nil
 }

@@ -40,8 +40,10 @@ func (i *Installer) build(ctx context.Context, t Tool, out string) error {
 
 const (
 	criu = "criu"
-	// criuSuite is the Debian release whose CRIU is unpacked.
-	criuSuite = "trixie"
+	// criuSuite is the Debian release whose CRIU is unpacked: trixie's 4.1 waits for ever at the end of a dump on Linux 6.18.
+	criuSuite = "sid"
+	// criuOptions let apt take an index of that release from a mirror that lags behind: what it signs stays good for some days only.
+	criuOptions = `--aptopt=Acquire::Check-Valid-Until "false"`
 	// criuWrapper starts CRIU with the libraries that it came with, through their own dynamic linker: the system's libc may be
 	// older, and must not be replaced.
 	criuWrapper = `#!/bin/sh
@@ -64,7 +66,7 @@ func (i *Installer) unpackCRIU(ctx context.Context, out string) error {
 	}
 	root := filepath.Join(out, "root")
 	i.say("%s: unpacking it from Debian %s", criu, criuSuite)
-	if err := i.run(ctx, out, []string{"LC_ALL=C.UTF-8"}, "mmdebstrap", "--quiet", "--variant=extract", "--include="+criu, criuSuite, root); err != nil {
+	if err := i.run(ctx, out, []string{"LC_ALL=C.UTF-8"}, "mmdebstrap", "--quiet", "--variant=extract", criuOptions, "--include="+criu, criuSuite, root); err != nil {
 		return err
 	}
 	path := filepath.Join(out, criu)

@@ -31,8 +31,8 @@ var tools = []Tool{
 	{Name: "nomad", Serves: ">= 1.10.0, < 2.0.0", arg: "version"},
 	{Name: "consul", Serves: ">= 1.20.0, < 2.0.0", arg: "version"},
 	{Name: "vault", Serves: ">= 1.19.0, < 2.0.0", arg: "version"},
-	// Older ones cannot restore the vDSO of kernels from 6.13 on.
-	{Name: "criu", Serves: ">= 4.1.0, < 5.0.0", arg: "--version"},
+	// Older ones wait for ever at the end of a dump on Linux 6.18.
+	{Name: "criu", Serves: ">= 4.2.0, < 5.0.0", arg: "--version"},
 }
 
 // ErrMissing is in the chain of an error that says that a program is not there.

@@ -60,7 +60,7 @@ const (
 
 // restrictFiles puts the calling thread, and what it starts, into a Landlock domain: no mount is made, moved, changed or
 // removed any more, whatever capability somebody may come by; device nodes are made nowhere; devices outside /dev take no
-// ioctl; no signal and no abstract unix socket reaches a process outside the domain, PID 1 included. A kernel without Landlock is left as it is: this is the wall behind the others.
+// ioctl; no signal reaches a process outside the domain, PID 1 included. A kernel without Landlock is left as it is: this is the wall behind the others.
 //
 // What is mounted read-only or masked cannot be said in its terms, in which a right over / is one over all below it.
 func restrictFiles() error {
@@ -78,7 +78,8 @@ func restrictFiles() error {
 	}
 	attr := unix.LandlockRulesetAttr{Access_fs: handled | device} // a field that a version does not know must be 0
 	if abi >= scopesABI {
-		attr.Scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL
+		// Abstract sockets are those of the own network namespace already; and a checkpoint must reach the processes through one.
+		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL
 	}
 	set, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {

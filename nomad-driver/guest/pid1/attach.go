@@ -132,7 +132,7 @@ func (a *attachment) serve(killOnDetach bool) {
 	a.hangup()
 	<-written
 	a.leave()
-	if killOnDetach && !a.p.hasEnded() {
+	if killOnDetach && !a.c.parked.Load() && !a.p.hasEnded() {
 		a.s.killSession(a.p)
 	}
 }

@@ -11,6 +11,8 @@ import (
 const (
 	maxSignal = 64
 	maxData   = 1 << 20
+
+	maxSandboxID = 64
 )
 
 // check refuses a request that breaks a limit or lacks what its operation needs. What passes may be handed to a backend.
@@ -20,7 +22,15 @@ func check(r *guest.Request) error {
 	}
 	lacks := func(field string) error { return fail(guest.CodeBadRequest, "%s: %s is missing", r.Op, field) }
 	switch r.Op {
-	case guest.OpInfo, guest.OpList, guest.OpLookupUser:
+	case guest.OpInfo, guest.OpList, guest.OpLookupUser, guest.OpPark:
+		return nil
+	case guest.OpRenew:
+		if r.Renew == nil {
+			return lacks("renew")
+		}
+		if len(r.Renew.SandboxID) == 0 || len(r.Renew.SandboxID) > maxSandboxID || len(r.Renew.Env) > guest.MaxArgs {
+			return fail(guest.CodeBadRequest, "renew: an id of 1 to %d bytes, and at most %d variables, are allowed", maxSandboxID, guest.MaxArgs)
+		}
 		return nil
 	case guest.OpStart:
 		if r.Start == nil {

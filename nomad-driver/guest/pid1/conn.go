@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 type conn struct {
 	f  *os.File
 	rc syscall.RawConn
+	// parked tells that the conversation was ended for a checkpoint, not by a client that left.
+	parked atomic.Bool
 
 	mu    sync.Mutex
 	until time.Time // the read deadline that holds between calls of during

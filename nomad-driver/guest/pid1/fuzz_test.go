@@ -54,6 +54,7 @@ func (b fakeBackend) lookupUser(spec string) (*guest.UserInfo, error) {
 	u, err := (accounts{}).lookup(spec, "")
 	return &u, err
 }
+func (b fakeBackend) renew(r *guest.Renew) { b.need(r.SandboxID != "", "renew") }
 func (b fakeBackend) shutdown(p *guest.ShutdownParams) error {
 	b.need(p.Grace >= 0 && p.Signal >= 0 && p.Signal <= maxSignal, "shutdown")
 	return nil
@@ -120,7 +121,7 @@ func FuzzConversation(f *testing.F) {
 		s := newServer(fakeBackend{t}, nil)
 		done := make(chan struct{})
 		go func() {
-			s.converse(c)
+			s.converse(c, s.enter(c))
 			close(done)
 		}()
 		peer, err := net.FileConn(os.NewFile(uintptr(fds[1]), "peer"))

@@ -65,7 +65,7 @@ func (s *supervisor) run(terms <-chan os.Signal, sv *server, record *os.File) in
 	}
 	exit, ended := s.killAll()
 	writeRecord(record, guest.ExitRecord{
-		Version: guest.ExitRecordVersion, SandboxID: s.boot.SandboxID, Reason: reason,
+		Version: guest.ExitRecordVersion, SandboxID: s.sandboxID(), Reason: reason,
 		Code: exit.Code, Signal: exit.Signal, EndedAt: ended.UTC().Format(time.RFC3339Nano),
 	})
 	if s.mainLogged {

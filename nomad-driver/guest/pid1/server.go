@@ -33,6 +33,7 @@ type backend interface {
 	list() []guest.ProcessInfo
 	lookupUser(spec string) (*guest.UserInfo, error)
 	shutdown(p *guest.ShutdownParams) error
+	renew(r *guest.Renew)
 	fileOps
 }
 
@@ -58,10 +59,13 @@ type server struct {
 	mu    sync.Mutex
 	left  *sync.Cond // conns has become smaller
 	conns int
+	open  map[*conn]struct{}
+	lis   *os.File // listened on
+	bare  bool     // PID 1 lets itself be looked at, for a checkpoint
 }
 
 func newServer(b backend, idle func()) *server {
-	s := &server{b: b, idle: idle}
+	s := &server{b: b, idle: idle, open: make(map[*conn]struct{})}
 	s.left = sync.NewCond(&s.mu)
 	return s
 }
@@ -73,6 +77,9 @@ func (s *server) serve(f *os.File) {
 	if err != nil {
 		return
 	}
+	s.mu.Lock()
+	s.lis = f
+	s.mu.Unlock()
 	for {
 		fd := -1
 		var aerr error
@@ -95,20 +102,27 @@ func (s *server) serve(f *os.File) {
 		if err != nil {
 			continue
 		}
-		go s.converse(c)
+		go s.converse(c, s.enter(c))
 	}
 }
 
-// converse has one conversation.
-func (s *server) converse(c *conn) {
-	defer c.f.Close()
+// enter counts a conversation and returns how many there are. It is called in the order in which clients came.
+func (s *server) enter(c *conn) int {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.conns++
-	n := s.conns
-	s.mu.Unlock()
+	s.open[c] = struct{}{}
+	s.cover()
+	return s.conns
+}
+
+// converse has one conversation, the nth under way.
+func (s *server) converse(c *conn, n int) {
 	defer func() {
+		c.f.Close() // before it counts as gone: a checkpoint relies on that
 		s.mu.Lock()
 		s.conns--
+		delete(s.open, c)
 		last := s.conns == 0
 		s.left.Broadcast()
 		s.mu.Unlock()
@@ -179,6 +193,11 @@ func (s *server) dispatch(c *conn, req *guest.Request) {
 		resp.User, err = s.b.lookupUser(req.User)
 	case guest.OpShutdown:
 		err = s.b.shutdown(req.Shutdown)
+	case guest.OpPark:
+		err = s.park(c)
+	case guest.OpRenew:
+		s.renew(c, req.Renew)
+		return
 	default:
 		s.dispatchFile(c, req)
 		return

@@ -29,7 +29,7 @@ func (s *supervisor) plan(st *guest.Start) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &plan{start: st, user: u, env: environment(s.env, st.Env, u, st.TTY)}
+	p := &plan{start: st, user: u, env: environment(s.defaultEnv(), st.Env, u, st.TTY)}
 	err = s.workers.as(u, func() error {
 		if p.cwd, err = s.workDir(st.Cwd, u); err != nil {
 			return err

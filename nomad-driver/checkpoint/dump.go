@@ -1,0 +1,261 @@
+package checkpoint
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+)
+
+const (
+	// maxGhost bounds an open file that has no name any more: it is kept with the images.
+	maxGhost = 1 << 30
+	dumpLog  = "dump.log"
+	// stateTimeout bounds how long CRIU may take to stop the processes.
+	stopTimeout = 30 // s
+)
+
+// DumpOptions say what to dump.
+type DumpOptions struct {
+	PID    int    // of the tree's root, on the host
+	Images string // empty folder for the images
+	Work   string // folder for the log, not part of the checkpoint
+	Group  string // folder of the processes' frozen control group: of the freezer on cgroup v1
+	// Exit is a file of the host that the root holds open. It is not visible inside, and comes from outside again at a restore.
+	Exit string
+	// Started is called with CRIU's process once it runs.
+	Started func(p *os.Process) error
+}
+
+// Dump describes a finished dump: what a restore must bring along. It is part of the manifest.
+type Dump struct {
+	Version  int       `json:"version"`
+	Listener string    `json:"listener"` // key of the root's guest socket
+	Exit     string    `json:"exit"`     // key of the exit file
+	Mounts   []Mount   `json:"mounts"`   // that come from outside
+	CRIU     string    `json:"criu"`
+	Time     time.Time `json:"time"`
+	Stats    DumpStats `json:"stats"`
+	IDBase   uint32    `json:"id_base"` // the host id of the namespace's id 0
+}
+
+// DumpVersion is the version of Dump that this code writes.
+const DumpVersion = 1
+
+// Mount is a mount inside that comes from outside.
+type Mount struct {
+	Point  string `json:"point"`  // where it is inside
+	Source string `json:"source"` // one of the words that sources knows
+}
+
+// DumpStats are CRIU's own figures.
+type DumpStats struct {
+	Total time.Duration `json:"total"`
+	Bytes int64         `json:"bytes"` // of all images
+}
+
+// Dump writes the processes of a frozen group to disk. They stay frozen, whatever comes of it.
+func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
+	begin := time.Now()
+	d := Dump{Version: DumpVersion, CRIU: e.Version(), Time: begin.UTC()}
+	if d.Mounts, err = outsideMounts(o.PID); err != nil {
+		return d, err
+	}
+	if d.Exit, err = fileKey(o.PID, o.Exit); err != nil {
+		return d, err
+	}
+	if d.Listener, err = listenerKey(o.PID); err != nil {
+		return d, err
+	}
+	if d.IDBase, err = idBase(o.PID); err != nil {
+		return d, err
+	}
+	images, err := openDir(o.Images)
+	if err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	work, err := openDir(o.Work)
+	if err != nil {
+		return d, err
+	}
+	defer func() { err = errors.Join(err, work.Close()) }()
+	opts := &rpc.CriuOpts{
+		Pid:               proto.Int32(int32(o.PID)),
+		ImagesDirFd:       proto.Int32(int32(images.Fd())),
+		WorkDirFd:         proto.Int32(int32(work.Fd())),
+		LogLevel:          proto.Int32(2),
+		LogFile:           proto.String(dumpLog),
+		LeaveRunning:      proto.Bool(true), // they stay frozen, and are ended by whoever has made the checkpoint durable
+		FreezeCgroup:      proto.String(o.Group),
+		ExtUnixSk:         proto.Bool(true),
+		TcpClose:          proto.Bool(true),
+		FileLocks:         proto.Bool(true),
+		LinkRemap:         proto.Bool(true),
+		OrphanPtsMaster:   proto.Bool(true),
+		GhostLimit:        proto.Uint32(maxGhost),
+		ManageCgroups:     proto.Bool(true),
+		ManageCgroupsMode: rpc.CriuCgMode_IGNORE.Enum(),
+		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
+		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
+		Timeout:           proto.Uint32(stopTimeout),
+	}
+	for _, m := range d.Mounts {
+		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key()))
+	}
+	opts.External = append(opts.External, d.Exit)
+	if _, err := e.call(ctx, request{typ: rpc.CriuReqType_DUMP, opts: opts, started: o.Started}); err != nil {
+		return d, withLog(err, filepath.Join(o.Work, dumpLog))
+	}
+	d.Stats.Total = time.Since(begin)
+	if d.Stats.Bytes, err = folderBytes(o.Images); err != nil {
+		return d, err
+	}
+	return d, nil
+}
+
+func folderBytes(dir string) (int64, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil {
+			return 0, err
+		}
+		sum += fi.Size()
+	}
+	return sum, nil
+}
+
+// fileKey returns CRIU's name for a file of the host that a process holds open: file[mount:inode], in hexadecimal.
+func fileKey(pid int, path string) (string, error) {
+	var want unix.Stat_t
+	if err := unix.Stat(path, &want); err != nil {
+		return "", fmt.Errorf("stat %s: %w", path, err)
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) != nil || st.Ino != want.Ino || st.Dev != want.Dev {
+			continue
+		}
+		mount, err := fdInfo(pid, e.Name(), "mnt_id:")
+		if err != nil {
+			return "", err
+		}
+		var id int
+		if _, err := fmt.Sscan(mount, &id); err != nil {
+			return "", fmt.Errorf("mount id of %s: %w", path, err)
+		}
+		return fmt.Sprintf("file[%x:%x]", id, st.Ino), nil
+	}
+	return "", fmt.Errorf("process %d does not hold %s open", pid, path)
+}
+
+func fdInfo(pid int, fd, key string) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, key); ok {
+			return strings.TrimSpace(v), nil
+		}
+	}
+	return "", fmt.Errorf("descriptor %s of process %d has no %s", fd, pid, key)
+}
+
+// listenerKey returns CRIU's name for the one listening unix socket that a sandbox's PID 1 has.
+func listenerKey(pid int) (string, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return "", fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(pidfd)
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name()))
+		if err != nil || !strings.HasPrefix(target, "socket:") {
+			continue
+		}
+		listens, err := socketOption(pidfd, e.Name(), unix.SO_ACCEPTCONN)
+		if err != nil {
+			return "", err
+		}
+		if listens == 1 {
+			return target, nil
+		}
+	}
+	return "", fmt.Errorf("process %d has no listening socket", pid)
+}
+
+// socketOption asks another process's socket.
+func socketOption(pidfd int, fd string, option int) (int, error) {
+	var n int
+	if _, err := fmt.Sscan(fd, &n); err != nil {
+		return 0, err
+	}
+	mine, err := unix.PidfdGetfd(pidfd, n, 0)
+	if err != nil {
+		return 0, fmt.Errorf("take descriptor %d: %w", n, err)
+	}
+	defer unix.Close(mine)
+	return unix.GetsockoptInt(mine, unix.SOL_SOCKET, option)
+}
+
+// idBase returns the host id that is 0 in a process's user namespace.
+func idBase(pid int) (uint32, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid))
+	if err != nil {
+		return 0, err
+	}
+	var inside, outside, count uint32
+	if _, err := fmt.Sscan(string(b), &inside, &outside, &count); err != nil || inside != 0 || len(strings.Fields(string(b))) != 3 {
+		return 0, fmt.Errorf("process %d has the id map %q, which no sandbox has", pid, b)
+	}
+	return outside, nil
+}
+
+// withLog adds what the log says went wrong to an error of CRIU's.
+func withLog(err error, path string) error {
+	var ce *Error
+	if !errors.As(err, &ce) {
+		return err
+	}
+	f, ferr := os.Open(path)
+	if ferr != nil {
+		return err
+	}
+	defer f.Close()
+	var lines []string
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		if _, text, ok := strings.Cut(sc.Text(), "Error "); ok {
+			lines = append(lines, strings.TrimSpace(text))
+		}
+	}
+	if n := len(lines); n > 3 {
+		lines = lines[:3]
+	}
+	ce.Log = strings.ToValidUTF8(strings.Join(lines, "; "), "?")
+	return err
+}

@@ -1,0 +1,149 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+)
+
+const restoreLog = "restore.log"
+
+// RestoreOptions say what to bring back, and into what.
+type RestoreOptions struct {
+	Dump   Dump
+	Images string // folder of the images
+	Work   string // folder for the log
+	Init   string // path of PID 1's binary on this machine
+	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
+	Mounts   func() error
+	Root     string
+	Listener *os.File // what PID 1 finds in place of its guest socket
+	Exit     *os.File // what it finds in place of its exit file
+	// Born is called with the root's pid when it is alone in its new namespaces: it must be put into its control group here, and
+	// its network be set up.
+	Born func(pid int) error
+	// Complete is called when every process is there and none has run yet. They are frozen here, so that nothing runs before
+	// somebody has taken note of it.
+	Complete func(pid int) error
+	Started  func(p *os.Process) error
+}
+
+// Restore brings a dump back. The root is a child of this process: where an error comes with a pid, that is to be killed and waited for.
+func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err error) {
+	if err := o.Dump.Check(); err != nil {
+		return 0, err
+	}
+	if err := readable(o.Images); err != nil {
+		return 0, err
+	}
+	images, err := openDir(o.Images)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	work, err := openDir(o.Work)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, work.Close()) }()
+	opts := &rpc.CriuOpts{
+		ImagesDirFd:       proto.Int32(int32(images.Fd())),
+		WorkDirFd:         proto.Int32(int32(work.Fd())),
+		LogLevel:          proto.Int32(2),
+		LogFile:           proto.String(restoreLog),
+		Root:              proto.String(o.Root),
+		RstSibling:        proto.Bool(true),
+		ExtUnixSk:         proto.Bool(true),
+		TcpClose:          proto.Bool(true),
+		FileLocks:         proto.Bool(true),
+		LinkRemap:         proto.Bool(true),
+		OrphanPtsMaster:   proto.Bool(true),
+		GhostLimit:        proto.Uint32(maxGhost),
+		ManageCgroups:     proto.Bool(true),
+		ManageCgroupsMode: rpc.CriuCgMode_IGNORE.Enum(),
+		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
+		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
+		InheritFd: []*rpc.InheritFd{
+			{Key: proto.String(o.Dump.Listener), Fd: proto.Int32(3)},
+			{Key: proto.String(o.Dump.Exit), Fd: proto.Int32(4)},
+		},
+	}
+	for _, m := range o.Dump.Mounts {
+		path, err := m.path(o.Init)
+		if err != nil {
+			return 0, err
+		}
+		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.key(), path))
+	}
+	notify := func(script string, p int) error {
+		switch script {
+		case "setup-namespaces":
+			pid = p
+			return o.Born(p)
+		case "pre-resume":
+			return o.Complete(pid)
+		}
+		return nil
+	}
+	resp, err := e.call(ctx, request{
+		typ: rpc.CriuReqType_RESTORE, opts: opts, files: []*os.File{o.Listener, o.Exit}, mounts: o.Mounts, notify: notify, started: o.Started,
+	})
+	if err != nil {
+		return pid, withLog(err, filepath.Join(o.Work, restoreLog))
+	}
+	if got := int(resp.GetRestore().GetPid()); got != pid {
+		return pid, fmt.Errorf("criu restored process %d and told of %d", got, pid)
+	}
+	return pid, nil
+}
+
+// readable lets everybody read the images who reaches them: processes under restoration read theirs, with the sandbox's ids. They
+// have the folder as a descriptor; who else may go there is a matter of the folders above.
+func readable(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			return fmt.Errorf("image %s is no regular file", filepath.Join(dir, e.Name()))
+		}
+		if err := os.Chmod(filepath.Join(dir, e.Name()), 0o644); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(dir, 0o755)
+}
+
+// Check refuses what no dump of a sandbox has.
+func (d Dump) Check() error {
+	if d.Version < 1 || d.Version > DumpVersion {
+		return fmt.Errorf("dump has version %d, this node reads up to %d", d.Version, DumpVersion)
+	}
+	if len(d.Mounts) > maxMounts {
+		return fmt.Errorf("dump has %d outside mounts, at most %d", len(d.Mounts), maxMounts)
+	}
+	for _, m := range d.Mounts {
+		if _, err := m.path(""); err != nil {
+			return fmt.Errorf("dump: %w", err)
+		}
+		if m.Point != filepath.Clean(m.Point) || m.Point[0] != '/' || len(m.Point) > 4096 {
+			return fmt.Errorf("dump: mount point %.100q is no absolute, clean path", m.Point)
+		}
+	}
+	var a, b uint64
+	if _, err := fmt.Sscanf(d.Exit, "file[%x:%x]", &a, &b); err != nil {
+		return fmt.Errorf("dump: exit file %.60q is none", d.Exit)
+	}
+	if _, err := fmt.Sscanf(d.Listener, "socket:[%d]", &a); err != nil {
+		return fmt.Errorf("dump: guest socket %.60q is none", d.Listener)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
+)
+
+// request is one call of CRIU. go-criu's own client cannot be given up half-way, hands every inheritable descriptor of the process to
+// CRIU, and starts it where this process is; so only its messages are used, and the conversation is held here.
+type request struct {
+	typ      rpc.CriuReqType
+	opts     *rpc.CriuOpts
+	features *rpc.CriuFeatures
+	// files are CRIU's descriptors from 3 on.
+	files []*os.File
+	// mounts, where it is set, is run in a mount namespace of its own, in which CRIU is started then.
+	mounts func() error
+	// notify is called when CRIU tells where it is; an error makes it give up.
+	notify func(script string, pid int) error
+	// started is called with CRIU's process once it runs.
+	started func(p *os.Process) error
+}
+
+const (
+	// maxMessage bounds a message of CRIU's.
+	maxMessage = 1 << 20
+	// criuEnd bounds how long CRIU may take to end once it has answered, and how long a killed one may.
+	criuEnd = 30 * time.Second
+)
+
+// Error is CRIU's answer that something did not work. Log holds the last errors of its log.
+type Error struct {
+	Op    string // what was asked for
+	Errno syscall.Errno
+	Msg   string
+	Log   string
+}
+
+func (e *Error) Error() string {
+	s := "criu cannot " + e.Op
+	if e.Errno != 0 {
+		s += ": " + e.Errno.Error()
+	}
+	if e.Msg != "" {
+		s += ": " + e.Msg
+	}
+	if e.Log != "" {
+		s += ": " + e.Log
+	}
+	return s
+}
+
+// Unwrap lets errors.Is find the errno.
+func (e *Error) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+// call starts CRIU for one request and returns its answer when CRIU has ended. When ctx ends CRIU is killed.
+func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err error) {
+	sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make socket for criu: %w", err)
+	}
+	// Before the file is made of it, so that it waits in the runtime's poller.
+	nerr := unix.SetNonblock(sp[0], true)
+	ours, theirs := os.NewFile(uintptr(sp[0]), "criu socket"), os.NewFile(uintptr(sp[1]), "criu socket")
+	defer ours.Close()
+	if nerr != nil {
+		return nil, errors.Join(nerr, theirs.Close())
+	}
+	cmd := exec.Command(e.path, "swrk", strconv.Itoa(3+len(r.files)))
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = append(append([]*os.File(nil), r.files...), theirs)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = start(cmd, r.mounts)
+	if err = errors.Join(err, theirs.Close()); err != nil {
+		return nil, fmt.Errorf("start criu: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = cmd.Process.Kill() // it may have ended
+		} else {
+			kill := time.AfterFunc(criuEnd, func() { _ = cmd.Process.Kill() })
+			defer kill.Stop()
+			_ = ours.Close()
+		}
+		_ = cmd.Wait() // after its answer the exit status says nothing more
+	}()
+	if r.started != nil {
+		if err := r.started(cmd.Process); err != nil {
+			return nil, err
+		}
+	}
+	stop := context.AfterFunc(ctx, func() {
+		_ = cmd.Process.Kill()
+		_ = ours.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
+	resp, err := converse(ours, r)
+	if ctx.Err() != nil && err != nil {
+		err = ctx.Err()
+	}
+	return resp, err
+}
+
+// start starts cmd; with mounts, in a new mount namespace that mounts has filled. The thread that goes there does not come back.
+func start(cmd *exec.Cmd, mounts func() error) error {
+	if mounts == nil {
+		return cmd.Start()
+	}
+	done := make(chan error, 1)
+	go throwAway(func() {
+		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+			done <- fmt.Errorf("unshare mounts: %w", err)
+			return
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			done <- fmt.Errorf("make mounts private: %w", err)
+			return
+		}
+		if err := mounts(); err != nil {
+			done <- err
+			return
+		}
+		done <- cmd.Start()
+	})
+	return <-done
+}
+
+// throwAway runs f on a thread that ends with it. The main thread cannot end, and is what others see of this process.
+func throwAway(f func()) {
+	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		throwAway(f) // on another thread, since this one is taken
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
+// converse sends the request and answers notifications until the answer comes.
+func converse(sk *os.File, r request) (*rpc.CriuResp, error) {
+	if r.notify != nil {
+		r.opts.NotifyScripts = proto.Bool(true)
+	}
+	req := &rpc.CriuReq{Type: r.typ.Enum(), Opts: r.opts, Features: r.features}
+	buf := make([]byte, maxMessage)
+	for {
+		b, err := proto.Marshal(req)
+		if err != nil {
+			return nil, fmt.Errorf("encode request to criu: %w", err)
+		}
+		if _, err := sk.Write(b); err != nil {
+			return nil, fmt.Errorf("ask criu: %w", err)
+		}
+		n, err := sk.Read(buf)
+		if err == nil && n == 0 {
+			err = io.EOF
+		}
+		if errors.Is(err, io.EOF) {
+			return nil, &Error{Op: opName(r.typ), Msg: "it ended without an answer"}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("hear criu: %w", err)
+		}
+		resp := &rpc.CriuResp{}
+		if err := proto.Unmarshal(buf[:n], resp); err != nil {
+			return nil, fmt.Errorf("decode answer of criu: %w", err)
+		}
+		if resp.GetType() != rpc.CriuReqType_NOTIFY {
+			if !resp.GetSuccess() {
+				return nil, &Error{Op: opName(r.typ), Errno: syscall.Errno(resp.GetCrErrno()), Msg: resp.GetCrErrmsg()}
+			}
+			return resp, nil
+		}
+		nerr := r.notify(resp.GetNotify().GetScript(), int(resp.GetNotify().GetPid()))
+		req = &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(nerr == nil)}
+		if nerr != nil {
+			// CRIU is told, so that it cleans up; its answer is that it failed.
+			if b, err := proto.Marshal(req); err == nil {
+				if _, err := sk.Write(b); err == nil {
+					_ = sk.SetReadDeadline(time.Now().Add(criuEnd))
+					_, _ = sk.Read(buf)
+				}
+			}
+			return nil, nerr
+		}
+	}
+}
+
+func opName(t rpc.CriuReqType) string {
+	switch t {
+	case rpc.CriuReqType_DUMP:
+		return "checkpoint"
+	case rpc.CriuReqType_RESTORE:
+		return "restore"
+	case rpc.CriuReqType_VERSION:
+		return "tell its version"
+	default:
+		return "check features"
+	}
+}

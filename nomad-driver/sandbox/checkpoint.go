@@ -1,0 +1,116 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+)
+
+// CheckpointDir is where Checkpoint and Restore find the parts of a checkpoint in one folder.
+type CheckpointDir string
+
+// Images is the folder of the processes' images.
+func (d CheckpointDir) Images() string { return filepath.Join(string(d), "images") }
+
+// Work is the folder of CRIU's logs.
+func (d CheckpointDir) Work() string { return filepath.Join(string(d), "work") }
+
+// Park ends the node's conversations with PID 1, so that a checkpoint finds none. Call it before Freeze; what speaks to the sandbox
+// after that must not begin before Thaw.
+func (s *Sandbox) Park(ctx context.Context) error { return s.guest.Park(ctx) }
+
+// Frozen reports whether Freeze has stopped it.
+func (s *Sandbox) Frozen() bool { return s.frozen.Load() }
+
+// Checkpoint writes the processes of a frozen sandbox to a new folder. They stay frozen, whatever comes of it; so nothing changes
+// between the images and the writable layer until Thaw. On error the folder may be half there.
+func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error) {
+	if !s.frozen.Load() {
+		return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: it is not frozen", s.ref.ID)
+	}
+	for _, d := range []string{string(dir), dir.Images(), dir.Work()} {
+		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
+		}
+	}
+	d, err := e.Dump(ctx, checkpoint.DumpOptions{
+		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Started: started,
+	})
+	if err != nil {
+		return d, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
+	}
+	return d, nil
+}
+
+// SyncLayer makes the writable layer durable, which otherwise it never is.
+func (s *Sandbox) SyncLayer() error {
+	dir, err := openDirForSync(s.at.state)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", s.at.state, err)
+	}
+	return nil
+}
+
+func openDirForSync(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Uncheckpointable tells what in the sandbox no checkpoint can hold; nil: nothing that is known.
+func (s *Sandbox) Uncheckpointable() ([]checkpoint.Obstacle, error) {
+	pids, err := s.group.Processes()
+	if err != nil {
+		return nil, fmt.Errorf("processes of sandbox %s: %w", s.ref.ID, err)
+	}
+	return checkpoint.Obstacles(s.ref.PID, pids)
+}
+
+// End kills a checkpointed sandbox and gives back all that it has on the machine but its writable layer, from which Restore goes on.
+// It may be repeated until it returns nil.
+func (s *Sandbox) End(ctx context.Context) error {
+	s.releasing.Lock()
+	defer s.releasing.Unlock()
+	if s.released {
+		return nil
+	}
+	if err := s.Kill(ctx); err != nil {
+		return err
+	}
+	if err := s.Detach(); err != nil {
+		return err
+	}
+	at := s.at
+	at.state = ""
+	if err := scrub(ctx, at, s.group, nil); err != nil {
+		return fmt.Errorf("end sandbox %s: %w", s.ref.ID, err)
+	}
+	s.released = true
+	return nil
+}
+
+// CanDump reports whether this process may read the limits of a sandbox's processes, which a checkpoint does: with CAP_SYS_RESOURCE,
+// which containers often lack. Without it Config.NodeOwned must be set.
+func CanDump() bool {
+	hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(hdr, &data[0]) == nil && data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
+}
+
+// FreezeAgain freezes a sandbox that an earlier daemon had parked and frozen: PID 1 is asked nothing.
+func (s *Sandbox) FreezeAgain(ctx context.Context) error {
+	s.guest.Shut()
+	return s.Freeze(ctx)
+}

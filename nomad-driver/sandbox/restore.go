@@ -1,0 +1,337 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+)
+
+// RestoreConfig describes a sandbox to bring back. Of Config's Boot only Hostname and Profile count.
+type RestoreConfig struct {
+	Config
+	Engine *checkpoint.Engine
+	Dir    CheckpointDir
+	Dump   checkpoint.Dump
+	// Started is called with CRIU's process once it runs.
+	Started func(*os.Process) error
+	// Network sets up the network namespace that CRIU made, which is empty; nil brings loopback up.
+	Network func(netns *os.File) error
+}
+
+// restoreRoot is a directory that every kernel has, everybody may search, and CRIU does not look into. The root is mounted there,
+// in a mount namespace of CRIU's own: the node's directories are closed to the sandbox's ids.
+const restoreRoot = "/sys/bus"
+
+// renewTimeout bounds how long a restored PID 1 may take to answer.
+const renewTimeout = 30 * time.Second
+
+// Restore brings a sandbox back whose writable layer is in place at StateDir/ID, with the id and the ids that it is given. It comes
+// back frozen: nothing of it has run when Restore returns, and a daemon that is killed before it has taken note of the sandbox can
+// kill it and restore it again. Call Wake then. On error nothing runs, and the writable layer is as it was.
+func Restore(ctx context.Context, c RestoreConfig) (*Sandbox, error) {
+	var err error
+	if c.Config, err = c.Config.withDefaults(); err != nil {
+		return nil, fmt.Errorf("restore sandbox: %w", err)
+	}
+	r := &restorer{c: c, b: &builder{c: c.Config, at: paths(c.RunDir, c.StateDir, c.ID), last: time.Now()}}
+	s, err := r.restore(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("restore sandbox %s: %w", c.ID, errors.Join(err, r.undo()))
+	}
+	return s, nil
+}
+
+// restorer is one Restore under way.
+type restorer struct {
+	c     RestoreConfig
+	b     *builder
+	pid   int
+	pidfd *os.File
+}
+
+func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
+	b := r.b
+	limits, err := b.c.Limits.group(b.c.QoS, b.c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), limits); err != nil {
+		return nil, err
+	}
+	b.step("cgroup")
+	root, err := r.mountRoot()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	if err := r.makeFiles(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
+	b.step("files")
+	listener, exit, err := r.handedOver()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, listener.Close(), exit.Close()) }()
+	r.pid, err = r.c.Engine.Restore(ctx, checkpoint.RestoreOptions{
+		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: b.c.Init.path, Root: restoreRoot,
+		Mounts: func() error {
+			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return fmt.Errorf("attach root to %s: %w", restoreRoot, err)
+			}
+			return nil
+		},
+		Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started,
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.step("criu")
+	return r.adopt()
+}
+
+// mountRoot mounts the overlay on the writable layer.
+func (r *restorer) mountRoot() (*os.File, error) {
+	b := r.b
+	// What an earlier mount has left there would make this one be refused: the layer is volatile.
+	if err := removeTree(b.at.work); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(b.at.work, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.Lchown(b.at.work, int(b.c.IDBase), int(b.c.IDBase)); err != nil {
+		return nil, err
+	}
+	if err := removeTree(b.at.run); err != nil {
+		return nil, err
+	}
+	if err := mkdirNew(b.at.run); err != nil {
+		return nil, err
+	}
+	b.made.run = true
+	userns, err := mappedNamespace(b.c.Init.path, b.c.IDBase)
+	if err != nil {
+		return nil, err
+	}
+	root, err := b.mountRoot(userns)
+	if err = errors.Join(err, userns.Close()); err != nil {
+		return nil, err
+	}
+	b.step("overlay")
+	return root, nil
+}
+
+// mappedNamespace makes a user namespace with a sandbox's ids. The process that it is made with is stopped before its first
+// instruction, and ends before this returns.
+func mappedNamespace(program string, base uint32) (_ *os.File, err error) {
+	ids := []syscall.SysProcIDMap{{HostID: int(base), Size: IDRange}}
+	cmd := exec.Command(program)
+	cmd.Env = []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{}, Ptrace: true,
+	}
+	runtime.LockOSThread() // who traces is a thread
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("make user namespace: %w", err)
+	}
+	f, err := os.Open(procPath(cmd.Process.Pid, "ns/user"))
+	if kerr := cmd.Process.Kill(); kerr != nil {
+		err = errors.Join(err, kerr)
+	}
+	_ = cmd.Wait() // it says that it was killed
+	if err != nil {
+		return nil, fmt.Errorf("make user namespace: %w", err)
+	}
+	return f, nil
+}
+
+// makeFiles makes the guest socket, for the moment in this process's network namespace, and the exit file.
+func (r *restorer) makeFiles() (err error) {
+	b := r.b
+	if b.exit, err = makeExit(b.at.exit); err != nil {
+		return err
+	}
+	// CRIU opens it again, as the sandbox's root. The way to it by name stays closed.
+	if err := unix.Fchown(b.exit, int(b.c.IDBase), int(b.c.IDBase)); err != nil {
+		return err
+	}
+	if b.lis, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return fmt.Errorf("make guest socket: %w", err)
+	}
+	return listenAt(b.lis, b.at.socket)
+}
+
+// handedOver returns copies of the two as files. PID 1 has them in non-blocking mode, or not, as the checkpoint says.
+func (r *restorer) handedOver() (listener, exit *os.File, err error) {
+	lis, err := unix.FcntlInt(uintptr(r.b.lis), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, nil, err
+	}
+	ex, err := unix.FcntlInt(uintptr(r.b.exit), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, nil, errors.Join(err, unix.Close(lis))
+	}
+	return os.NewFile(uintptr(lis), "guest socket"), os.NewFile(uintptr(ex), "exit record"), nil
+}
+
+// born puts the new root process, which is alone yet, into its group, and sets its network and host name up.
+func (r *restorer) born(pid int) error {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	r.pid, r.pidfd = pid, os.NewFile(uintptr(fd), "pidfd")
+	if err := r.b.group.Join(pid); err != nil {
+		return err
+	}
+	netns, err := os.Open(procPath(pid, "ns/net"))
+	if err != nil {
+		return err
+	}
+	network := r.c.Network
+	if network == nil {
+		network = loopbackUp
+	}
+	return errors.Join(network(netns), netns.Close())
+}
+
+// complete freezes the tree, whose processes are stopped by CRIU now and would run next.
+func (r *restorer) complete(int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	// Who is traced stops for the freezer only once it is let go: here it is asked to, and adopt waits for it.
+	return r.b.group.StartFreeze(ctx)
+}
+
+// adopt makes a Sandbox of the restored tree.
+func (r *restorer) adopt() (*Sandbox, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	if err := r.b.group.Freeze(ctx); err != nil {
+		return nil, err
+	}
+	start, err := startTime(r.pid)
+	if err != nil {
+		return nil, fmt.Errorf("identify PID 1: %w", err)
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	ref := Ref{
+		Version: RefVersion, ID: r.b.c.ID, BootID: boot, PID: r.pid, StartTime: start,
+		StateDir: r.b.c.StateDir, RunDir: r.b.c.RunDir, IDBase: r.b.c.IDBase, QoS: r.b.c.QoS,
+	}
+	if r.b.c.Disk != nil && r.b.c.Limits.disk() != (Limits{}).disk() {
+		ref.Disk = r.b.c.Disk.Name()
+		r.b.disk = r.b.c.Disk
+	}
+	s := newSandbox(ref, r.b.group, r.b.disk)
+	s.steps = r.b.steps
+	s.frozen.Store(true)
+	if s.oom, err = watchOOM(r.b.group); err != nil {
+		return nil, err
+	}
+	s.watch(r.pidfd, true)
+	return s, nil
+}
+
+// undo ends what was restored. The writable layer stays.
+func (r *restorer) undo() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	at := r.b.at
+	at.state = ""
+	if !r.b.made.run {
+		at.run = ""
+	}
+	var errs []error
+	if r.b.group != nil {
+		errs = append(errs, r.b.group.Kill(ctx))
+	}
+	if r.pidfd != nil {
+		errs = append(errs, reap(ctx, &child{pid: r.pid, pidfd: r.pidfd}))
+	}
+	return errors.Join(append(errs, scrub(ctx, at, r.b.group, nil))...)
+}
+
+// Wake lets a restored sandbox run and tells its PID 1 who it is now.
+func (s *Sandbox) Wake(ctx context.Context, env []string) error {
+	if err := s.Thaw(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+	defer cancel()
+	err := s.guest.Renew(ctx, guest.Renew{SandboxID: string(s.ref.ID), Env: env}, func(f *os.File) error {
+		next := filepath.Join(s.at.run, "guest.new")
+		if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := listenAt(int(f.Fd()), next); err != nil {
+			return err
+		}
+		return os.Rename(next, s.at.socket)
+	})
+	if err != nil {
+		return fmt.Errorf("renew sandbox %s: %w", s.ref.ID, err)
+	}
+	return nil
+}
+
+// loopbackUp brings the loopback interface of a network namespace up.
+func loopbackUp(netns *os.File) error {
+	return inNetwork(netns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open socket: %w", err)
+		}
+		defer unix.Close(fd)
+		req, err := unix.NewIfreq("lo")
+		if err != nil {
+			return err
+		}
+		req.SetUint16(unix.IFF_UP)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+			return fmt.Errorf("bring lo up: %w", err)
+		}
+		return nil
+	})
+}
+
+// inNetwork runs f on a thread in a network namespace.
+func inNetwork(netns *os.File, f func() error) error {
+	home, err := hostNet()
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter the network namespace: %w", err)
+			return
+		}
+		err := f()
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread() // else the thread ends with this goroutine
+		}
+		done <- err
+	}()
+	return <-done
+}
