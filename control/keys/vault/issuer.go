@@ -1,8 +1,9 @@
-// Package vault issues certificates through Vault's PKI engine.
+// Package vault has its keys in Vault: certificates through the PKI engine, and the other implementations of the seam.
 //
 // It owns no key of a CA: Vault keeps it. A certificate's own key is made here and never leaves the process; Vault sees a
-// signing request. Prepare sets the engine up for those who have no operator that does it. This is the only package of the
-// control service that speaks to Vault's PKI.
+// signing request. Prepare sets the engine up for those who have no operator that does it. Rings and signers
+// take their keys from the transit engine or from SoulBox's own. No call of Vault is on the way of a request: rings answer from a copy
+// that is refreshed in the background and is good for a time. This is the only package of the control service that speaks to Vault.
 package vault
 
 import (
@@ -13,7 +14,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -26,80 +26,22 @@ import (
 // DefaultMount is where the PKI engine is mounted.
 const DefaultMount = "soulbox-pki"
 
-// callTimeout bounds a call of Vault, its retries included.
-const callTimeout = 10 * time.Second
-
-// Config says where Vault is. Zero values mean the defaults.
-type Config struct {
-	Address   string // default: VAULT_ADDR
-	Namespace string // of Vault Enterprise
-	Mount     string // of the PKI engine; default "soulbox-pki"
-	// Token may use "<mount>/sign/soulbox-node" and ".../soulbox-server". TokenFile, where set, is read again for each
-	// call, so that Nomad or Vault's agent can renew the token in it. Default: VAULT_TOKEN.
-	Token     string
-	TokenFile string
-	CACert    string // file with the CA of Vault's own API
-}
-
 // Issuer is a keys.Issuer.
-type Issuer struct {
-	cfg    Config
-	client *vaultapi.Client
-}
+type Issuer struct{ *Client }
 
 var _ keys.Issuer = (*Issuer)(nil)
 
-// New returns an issuer. It does not speak to Vault yet.
+// New returns an issuer with a client of its own. It does not speak to Vault yet.
 func New(cfg Config) (*Issuer, error) {
-	if cfg.Mount == "" {
-		cfg.Mount = DefaultMount
-	}
-	cfg.Mount = strings.Trim(cfg.Mount, "/")
-	conf := vaultapi.DefaultConfig()
-	if conf.Error != nil {
-		return nil, fmt.Errorf("vault client: %w", conf.Error)
-	}
-	if cfg.Address != "" {
-		conf.Address = cfg.Address
-	}
-	if cfg.CACert != "" {
-		if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACert: cfg.CACert}); err != nil {
-			return nil, fmt.Errorf("vault client: %w", err)
-		}
-	}
-	conf.Timeout, conf.MaxRetries = callTimeout, 1
-	client, err := vaultapi.NewClient(conf)
+	c, err := Connect(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("vault client: %w", err)
+		return nil, err
 	}
-	if cfg.Token != "" {
-		client.SetToken(cfg.Token)
-	}
-	if cfg.Namespace != "" {
-		client.SetNamespace(cfg.Namespace)
-	}
-	return &Issuer{cfg: cfg, client: client}, nil
+	return c.Issuer(), nil
 }
 
-// Close lets go of idle connections.
-func (i *Issuer) Close() { i.client.CloneConfig().HttpClient.CloseIdleConnections() }
-
-// session returns the client with the token of this moment.
-func (i *Issuer) session() (*vaultapi.Client, error) {
-	if i.cfg.TokenFile == "" {
-		return i.client, nil
-	}
-	token, err := os.ReadFile(i.cfg.TokenFile)
-	if err != nil {
-		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "vault token: %v", err)
-	}
-	c, err := i.client.CloneWithHeaders()
-	if err != nil {
-		return nil, fmt.Errorf("vault client: %w", err)
-	}
-	c.SetToken(strings.TrimSpace(string(token)))
-	return c, nil
-}
+// Issuer returns an issuer of certificates.
+func (c *Client) Issuer() *Issuer { return &Issuer{c} }
 
 // Issue implements keys.Issuer.
 func (i *Issuer) Issue(ctx context.Context, req keys.Request) (*keys.Certificate, error) {
@@ -115,22 +57,20 @@ func (i *Issuer) Issue(ctx context.Context, req keys.Request) (*keys.Certificate
 	if err != nil {
 		return nil, fmt.Errorf("certificate of %s: signing request: %w", req.Identity, err)
 	}
-	client, err := i.session()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	secret, err := client.Logical().WriteWithContext(ctx, i.cfg.Mount+"/sign/"+roleName(req.Identity.Role), map[string]any{
-		"csr":         string(keys.PEM("CERTIFICATE REQUEST", csr)),
-		"common_name": names.Subject.CommonName,
-		"alt_names":   strings.Join(names.DNSNames, ","),
-		"uri_sans":    req.Identity.String(),
-		"ip_sans":     joinIPs(req.IPs),
-		"ttl":         req.TTL.String(),
+	var secret *vaultapi.Secret
+	err = i.call(ctx, issueTimeout, func(ctx context.Context, v *vaultapi.Client) error {
+		secret, err = v.Logical().WriteWithContext(ctx, i.cfg.Mount+"/sign/"+roleName(req.Identity.Role), map[string]any{
+			"csr":         string(keys.PEM("CERTIFICATE REQUEST", csr)),
+			"common_name": names.Subject.CommonName,
+			"alt_names":   strings.Join(names.DNSNames, ","),
+			"uri_sans":    req.Identity.String(),
+			"ip_sans":     joinIPs(req.IPs),
+			"ttl":         req.TTL.String(),
+		})
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("certificate of %s: %w", req.Identity, mapError(err))
+		return nil, fmt.Errorf("certificate of %s: %w", req.Identity, err)
 	}
 	chain, ca, err := answer(secret)
 	if err != nil {
@@ -184,17 +124,4 @@ func joinIPs(ips []net.IP) string {
 		out[n] = ip.String()
 	}
 	return strings.Join(out, ",")
-}
-
-// mapError returns an error of Vault's as an *api.Error: whatever it is, it is not the client's.
-func mapError(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	var resp *vaultapi.ResponseError
-	if errors.As(err, &resp) {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable,
-			"vault: %.300s (status %d)", strings.Join(resp.Errors, "; "), resp.StatusCode)
-	}
-	return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "vault cannot be reached: %v", err)
 }
