@@ -20,6 +20,8 @@ import (
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/keys"
+	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
@@ -43,6 +45,11 @@ type Config struct {
 	NodeTLS   func(health.Node) (*tls.Config, error) // to nodes over TCP
 	CheckNode func(nodeapi.Node) error               // versions of nodes that this server can work with
 
+	// LinkKeys sign links, and SnapshotKeys what snapshots say of themselves. nil: keys of this server, or, where there are several,
+	// keys that they share in the state.
+	LinkKeys     keys.Ring
+	SnapshotKeys keys.Ring
+
 	MaxLifetime    time.Duration // of a sandbox
 	DefaultTimeout time.Duration // of a sandbox
 	Retention      time.Duration // of ended sandboxes
@@ -65,6 +72,9 @@ type Core struct {
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
 
+	LinkKeys     keys.Ring
+	SnapshotKeys keys.Ring
+
 	// Bootstrap is the first API key, where this start made it. BootstrapFile holds it in any case, until somebody
 	// removes it.
 	Bootstrap     auth.Secret
@@ -72,6 +82,7 @@ type Core struct {
 	BootstrapFile string
 
 	reconciler *reconcile.Reconciler
+	rings      []*local.Ring // that the leader makes
 }
 
 const (
@@ -103,7 +114,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 		OnLeader: func(ctx context.Context) {
 			select {
 			case <-lead:
-				c.lead(ctx)
+				c.lead(ctx, cfg.Logger)
 			case <-ctx.Done():
 			}
 		},
@@ -112,6 +123,9 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 		return nil, err
 	}
 	c.State = st
+	if err := c.openRings(cfg); err != nil {
+		return nil, err
+	}
 	if err := c.build(cfg); err != nil {
 		return nil, err
 	}
@@ -174,8 +188,9 @@ func (c *Core) build(cfg Config) error {
 }
 
 // lead is what the leader runs.
-func (c *Core) lead(ctx context.Context) {
+func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	var wg sync.WaitGroup
+	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()

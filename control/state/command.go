@@ -25,6 +25,7 @@ const (
 	typeKeyBootstrap    commandType = 18
 	typeKeyChange       commandType = 19
 	typeKeysUsed        commandType = 20
+	typeRingPut         commandType = 28
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
 	typeTemplatePublish commandType = 34
@@ -54,6 +55,7 @@ var commands = map[commandType]func() Command{
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
+	typeRingPut:         func() Command { return new(RingPut) },
 	typeTemplatePut:     func() Command { return new(TemplatePut) },
 	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
 	typeTemplatePublish: func() Command { return new(TemplatePublish) },

@@ -91,7 +91,8 @@ func script() []Command {
 		&SandboxResumed{ID: id(1), Node: "n2", EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
 		&TemplatePublish{Tenant: DefaultTenant, Name: "base", Public: true},
 	}
-	return append(list, identityScript(len(list))...)
+	list = append(list, identityScript(len(list))...)
+	return append(list, ringScript()...)
 }
 
 // snapID is the n-th snapshot id of the tests.

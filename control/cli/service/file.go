@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 
 	"github.com/soulbox-dev/soulbox/control/keys"
+	"github.com/soulbox-dev/soulbox/control/keys/vault"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -109,6 +110,10 @@ type VaultBlock struct {
 	Namespace string `hcl:"namespace,optional"`
 	Mount     string `hcl:"mount,optional"`   // of the PKI secrets engine
 	CAFile    string `hcl:"ca_file,optional"` // of Vault's own API
+	// Keys that are in Vault instead of on the servers' disks: "<mount>/url-keys/<name>", of SoulBox's secrets engine, or
+	// "<mount>/keys/<name>", of transit. The token needs to read their export.
+	LinkKey     string `hcl:"link_key,optional"`
+	SnapshotKey string `hcl:"snapshot_key,optional"`
 }
 
 const maxFile = 1 << 20 // bytes of a configuration file
@@ -208,6 +213,16 @@ func (f File) Check() error {
 		}
 		if len(r.Peers) > 0 && !own {
 			bad("raft.peer", "none of them is this server, %.80q", r.ServerID)
+		}
+	}
+	if v := f.Vault; v != nil {
+		for name, path := range map[string]string{"vault.link_key": v.LinkKey, "vault.snapshot_key": v.SnapshotKey} {
+			if path == "" {
+				continue
+			}
+			if err := vault.KeyPath(path).CheckRing(); err != nil {
+				bad(name, "%v", err)
+			}
 		}
 	}
 	if n := f.Nomad; n != nil {

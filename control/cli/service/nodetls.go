@@ -49,21 +49,50 @@ func (f File) internalTLS(ctx context.Context, env func(string) string, cfg *Con
 	return nil
 }
 
-// keeper gets the first certificate from Vault.
+// keeper gets the first certificate from Vault, and copies of the keys that are there.
 func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) (*keys.Keeper, error) {
 	v := f.Vault
-	issuer, err := vault.New(vault.Config{
-		Address: v.Address, Namespace: v.Namespace, Mount: v.Mount, Token: env("VAULT_TOKEN"), TokenFile: v.TokenFile, CACert: v.CAFile,
+	log := cfg.Logger.Named("keys")
+	client, err := vault.Connect(vault.Config{
+		Address: v.Address, Namespace: v.Namespace, Mount: v.Mount, Token: env("VAULT_TOKEN"), TokenFile: v.TokenFile, CACert: v.CAFile, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	cfg.Closers = append(cfg.Closers, func() error { issuer.Close(); return nil })
+	cfg.Closers = append(cfg.Closers, func() error { client.Close(); return nil })
+	cfg.Background = append(cfg.Background, client.Run)
+	if err := VaultKeys(ctx, client, VaultKeyPaths{Links: vault.KeyPath(v.LinkKey), Snapshots: vault.KeyPath(v.SnapshotKey)}, cfg); err != nil {
+		return nil, err
+	}
 	name := "server"
 	if f.Raft != nil {
 		name = f.Raft.ServerID
 	}
-	return keys.Keep(ctx, issuer, keys.Request{Identity: keys.Server(name)}, "", cfg.Logger.Named("keys"))
+	return keys.Keep(ctx, client.Issuer(), keys.Request{Identity: keys.Server(name)}, "", log)
+}
+
+// VaultKeyPaths says which keys are in Vault. An empty one is not.
+type VaultKeyPaths struct {
+	Links, Snapshots vault.KeyPath
+}
+
+// VaultKeys makes the rings of keys that are in Vault, and has them refreshed.
+func VaultKeys(ctx context.Context, client *vault.Client, paths VaultKeyPaths, cfg *Config) error {
+	for _, k := range []struct {
+		path vault.KeyPath
+		to   *keys.Ring
+	}{{paths.Links, &cfg.LinkKeys}, {paths.Snapshots, &cfg.SnapshotKeys}} {
+		if k.path == "" {
+			continue
+		}
+		ring, err := client.OpenRing(ctx, vault.RingConfig{Key: k.path})
+		if err != nil {
+			return err
+		}
+		*k.to = ring
+		cfg.Background = append(cfg.Background, ring.Run)
+	}
+	return nil
 }
 
 // Renewing returns settings of clients as settings makes them, but with the certificate of the moment of each connection:

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,7 +17,6 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
-	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -73,11 +71,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
-	ring, err := local.OpenRing(filepath.Join(cfg.DataDir, "link-keys.json"))
-	if err != nil {
-		return s, err
-	}
-	links := &edge.Links{Ring: ring}
+	links := &edge.Links{Ring: s.Core.LinkKeys}
 	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,

@@ -93,6 +93,8 @@ func TestFile_checkNamesTheField(t *testing.T) {
 		{"nodes and consul", "nomad {}\nconsul {}\nnode \"x\" { socket = \"/s\" }", "node:"},
 		{"consul without nomad", `consul {}`, "consul:"},
 		{"vault and files", "vault {}\nnode_tls {\n ca_file = \"/a\"\n cert_file = \"/b\"\n key_file = \"/c\"\n}", "node_tls:"},
+		{"key of links", `vault { link_key = "links" }`, "vault.link_key:"},
+		{"key of snapshots", `vault { snapshot_key = "soulbox/creds/x" }`, "vault.snapshot_key:"},
 		{"nomad priority", `nomad { priority = 101 }`, "nomad.priority:"},
 		{"nomad mhz", `nomad { mhz_per_core = -1 }`, "nomad.mhz_per_core:"},
 		{"nomad certificate", `nomad { cert_file = "/c" }`, "nomad.cert_file:"},
