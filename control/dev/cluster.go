@@ -48,9 +48,11 @@ type Config struct {
 	Nomad, Consul, Vault string
 	// Driver is the path of nomad-driver-soulbox, Init that of soulbox-init. Both are needed.
 	Driver, Init string
-	NodeConfig   string // more attributes of the daemon's configuration file, in HCL
-	ServerName   string // of the control service, in its certificate; default "dev"
-	Logger       hclog.Logger
+	// Engine is the path of vault-plugin-secrets-soulbox. Empty: Vault has no engine of SoulBox.
+	Engine     string
+	NodeConfig string // more attributes of the daemon's configuration file, in HCL
+	ServerName string // of the control service, in its certificate; default "dev"
+	Logger     hclog.Logger
 }
 
 // Cluster is a running cluster.
@@ -128,6 +130,10 @@ func (c *Cluster) startServers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	engines, err := c.copyEngine()
+	if err != nil {
+		return err
+	}
 	if c.cfg.Ports.Consul == 0 { // Nomad needs it before Consul runs
 		free, err := agent.FreePorts(1)
 		if err != nil {
@@ -153,7 +159,7 @@ func (c *Cluster) startServers(ctx context.Context) error {
 	})
 	group.Go(func() (err error) {
 		c.vault, err = agent.StartVault(gctx, agent.VaultConfig{
-			Binary: c.cfg.Vault, Dir: filepath.Join(c.cfg.Dir, "vault"), HTTP: c.cfg.Ports.Vault,
+			Binary: c.cfg.Vault, Dir: filepath.Join(c.cfg.Dir, "vault"), HTTP: c.cfg.Ports.Vault, PluginDir: engines,
 		})
 		return err
 	})
@@ -168,6 +174,9 @@ func (c *Cluster) certify(ctx context.Context) error {
 		return err
 	}
 	if err := c.issuer.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := c.prepareKeys(ctx); err != nil {
 		return err
 	}
 	server := keys.Request{Identity: keys.Server(c.cfg.ServerName)}
@@ -245,7 +254,7 @@ func (c *Cluster) ConsulAddress() string { return c.consul.Config.Address() }
 
 // VaultConfig returns the settings of an issuer of this cluster's certificates.
 func (c *Cluster) VaultConfig() vault.Config {
-	return vault.Config{Address: c.vault.Config.Address(), Token: c.vault.Config.RootToken}
+	return vault.Config{Address: c.vault.Config.Address(), Token: c.vault.Config.RootToken, Logger: c.log.Named("vault")}
 }
 
 // Issuer returns the issuer of this cluster's certificates.
@@ -284,7 +293,11 @@ func (c *Config) complete() error {
 			}
 		}
 	}
-	for name, path := range map[string]*string{pluginName: &c.Driver, "soulbox-init": &c.Init} {
+	programs := map[string]*string{pluginName: &c.Driver, "soulbox-init": &c.Init}
+	if c.Engine != "" {
+		programs[vault.EngineType] = &c.Engine
+	}
+	for name, path := range programs {
 		if *path, err = filepath.Abs(*path); err != nil {
 			return err
 		}

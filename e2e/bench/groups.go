@@ -49,6 +49,12 @@ func all(o options) []group {
 				{Metric: "download of it", Unit: "%", P50: f["down-%"], Target: 70, Rate: true},
 			}
 		}},
+		{"link", "./e2e/vault", "BenchmarkLink", o.nomad, func(f figures) []Row {
+			return []Row{
+				{Metric: "check of a signed link, with the key in memory", Unit: "µs", P50: f["local-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes", Target: 5},
+				{Metric: "  the same HMAC made by Vault's transit engine", Unit: "µs", P50: f["vault-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes"},
+			}
+		}},
 		{"memory", "./nomad-driver/node", "BenchmarkIdleMemory", o.memory, func(f figures) []Row {
 			return []Row{
 				{

@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/cli/service"
 	"github.com/soulbox-dev/soulbox/control/dev"
 	"github.com/soulbox-dev/soulbox/control/health/consul"
+	"github.com/soulbox-dev/soulbox/control/keys/vault"
 	"github.com/soulbox-dev/soulbox/control/placement/nomad"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 const (
@@ -38,13 +41,17 @@ func StartCluster(ctx context.Context, cfg Config) (*Server, error) {
 			return nil, err
 		}
 	}
+	engine, err := beside(vault.EngineType)
+	if err != nil {
+		return nil, err
+	}
 	ports, err := ports(cfg.FreePorts)
 	if err != nil {
 		return nil, err
 	}
 	group, slot := identity(cfg.StateDir)
 	c, err := dev.Start(ctx, dev.Config{
-		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: ports, Driver: driver, Init: init,
+		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: ports, Driver: driver, Init: init, Engine: engine,
 		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", group, slot), Logger: cfg.Logger.Named("cluster"),
 	})
 	if err != nil {
@@ -100,7 +107,59 @@ func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) erro
 		func() error { placer.Close(); return nil },
 	}}
 	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, service.Renewing(c.NodeTLS)
-	return s.serve(ctx, conf)
+	if err := service.VaultKeys(ctx, c.Vault(), service.VaultKeyPaths{Links: dev.LinkKey, Snapshots: dev.SnapshotKey}, &conf); err != nil {
+		return errors.Join(err, closeAll(conf.Closers))
+	}
+	if err := s.serve(ctx, conf); err != nil {
+		return err
+	}
+	return s.configureEngine(ctx, c)
+}
+
+// closeAll calls what service.Open would have taken over.
+func closeAll(closers []func() error) error {
+	var errs []error
+	for _, f := range closers {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// configureEngine gives Vault's engine a key of its own.
+func (s *Server) configureEngine(ctx context.Context, c *dev.Cluster) error {
+	if s.APIKey == "" {
+		return nil // the caller says so
+	}
+	client, err := api.New(api.Config{Address: s.Address, APIKey: s.APIKey})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	key, err := engineKey(ctx, client)
+	if err != nil {
+		return fmt.Errorf("key of vault's engine: %w", err)
+	}
+	return c.ConfigureEngine(ctx, s.Address, key, state.DefaultTenant)
+}
+
+// engineKeyName is the name of the key that the engine of a development cluster has. Vault forgets it at its end, so each start replaces
+// the last one's.
+const engineKeyName = "vault-engine"
+
+func engineKey(ctx context.Context, client *api.Client) (string, error) {
+	list, err := client.APIKeys(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, k := range list {
+		if k.Name == engineKeyName {
+			if err := client.DeleteAPIKey(ctx, k.ID); err != nil {
+				return "", err
+			}
+		}
+	}
+	made, err := client.CreateAPIKey(ctx, api.NewAPIKey{Name: engineKeyName})
+	return made.Key, err
 }
 
 // beside finds a program of the project: beside this one, or where an installation puts it.

@@ -19,6 +19,8 @@ type VaultConfig struct {
 	Dir       string // for its log
 	HTTP      int    // 0: a free port
 	RootToken string // empty: a random one
+	// PluginDir is a folder, reached through no symbolic link, whose programs are registered as plugins. Empty: none.
+	PluginDir string
 }
 
 // Address returns the URL of its API and UI.
@@ -36,9 +38,13 @@ func StartVault(ctx context.Context, cfg VaultConfig) (*Vault, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}
+	args := []string{"server", "-dev", "-dev-no-store-token", "-dev-listen-address=" + Address(cfg.HTTP), "-log-level=info"}
+	if cfg.PluginDir != "" {
+		args = append(args, "-dev-plugin-dir="+cfg.PluginDir)
+	}
 	p, err := Start(ctx, Spec{
 		Name: "vault", Path: cfg.Binary, Dir: cfg.Dir, Log: filepath.Join(cfg.Dir, "vault.log"),
-		Args: []string{"server", "-dev", "-dev-no-store-token", "-dev-listen-address=" + Address(cfg.HTTP), "-log-level=info"},
+		Args: args,
 		Env:  []string{"VAULT_DEV_ROOT_TOKEN_ID=" + cfg.RootToken, "HOME=" + cfg.Dir},
 		Ready: func(ctx context.Context) error {
 			// The key/value store is the last thing that dev mode mounts.
