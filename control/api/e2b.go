@@ -186,6 +186,7 @@ type TemplateBuildInfo struct {
 	Status     string          `json:"status"`
 	Logs       []string        `json:"logs"`
 	LogEntries []BuildLogEntry `json:"logEntries"`
+	Reason     *BuildReason    `json:"reason,omitempty"` // of one that failed
 }
 
 // BuildLogEntry is a line of a build's log.

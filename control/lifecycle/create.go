@@ -28,7 +28,7 @@ const (
 
 // Create implements API. Two Raft commits: the intent before the placement, the fact after the node's report.
 func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []guest.Step, error) {
-	st := newSteps()
+	st, asked := newSteps(), p
 	if err := s.validate(&p); err != nil {
 		return state.Sandbox{}, nil, err
 	}
@@ -38,6 +38,7 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, st.list, err
 	}
 	st.done(StepTemplate)
+	asBuilt(&p, asked, template)
 	intent := s.intent(p, template)
 	waiter := s.cfg.Fleet.Await(intent.ID)
 	defer waiter.Close()
@@ -54,6 +55,11 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	}
 	st.done(StepIntent)
 	sb, err := s.start(ctx, r.Sandbox, p, st, waiter)
+	if err == nil {
+		if err = s.serve(ctx, sb, template); err != nil {
+			err = s.abandon(ctx, sb, err)
+		}
+	}
 	return sb, st.list, err
 }
 

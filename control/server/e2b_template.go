@@ -12,8 +12,8 @@ import (
 	"github.com/soulbox-dev/soulbox/control/template"
 )
 
-// Every template is one build of itself that is ready: the builder of the contract is not served yet.
-const buildReady = "ready"
+// Every template that exists is a build that is ready.
+const buildReady = api.BuildReady
 
 // e2bTemplates is GET /templates: all of the caller's at once.
 func (s *Server) e2bTemplates(w http.ResponseWriter, r *http.Request) error {
@@ -210,17 +210,16 @@ func (s *Server) e2bTemplatePart(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// e2bBuildStatus is GET /templates/{tid}/builds/{bid}/status: a template that exists is ready.
-func (s *Server) e2bBuildStatus(w http.ResponseWriter, r *http.Request) error {
-	t, err := s.e2bTemplateOf(r.Context(), tenant(r), r.PathValue("tid"))
+// templateAsBuild tells of a template as of a build: one that exists is ready.
+func (s *Server) templateAsBuild(ctx context.Context, tenant, tid, bid string) (api.TemplateBuildInfo, error) {
+	t, err := s.e2bTemplateOf(ctx, tenant, tid)
 	if err != nil {
-		return err
+		return api.TemplateBuildInfo{}, err
 	}
-	if bid := r.PathValue("bid"); bid != template.BuildID(t) {
-		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %s has no build %.80q", t.Name, bid)
+	if bid != template.BuildID(t) {
+		return api.TemplateBuildInfo{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %s has no build %.80q", t.Name, bid)
 	}
-	writeJSON(w, http.StatusOK, api.TemplateBuildInfo{
-		TemplateID: template.ID(t), BuildID: template.BuildID(t), Status: buildReady, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
-	})
-	return nil
+	return api.TemplateBuildInfo{
+		TemplateID: template.ID(t), BuildID: bid, Status: buildReady, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
+	}, nil
 }

@@ -59,15 +59,16 @@ func (s *Server) routes() []route {
 		{pattern: "DELETE /templates/{tid}", handle: s.e2bDeleteTemplate, needs: can(rbac.Template, rbac.Delete)},
 		{pattern: "GET /templates/{tid}/{what}", handle: s.e2bTemplatePart, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "GET /templates/{tid}/builds/{bid}/status", handle: s.e2bBuildStatus, needs: can(rbac.Template, rbac.Read)},
+		{pattern: "GET /templates/{tid}/builds/{bid}/logs", handle: s.e2bBuildLogs, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "PATCH /templates/{tid}", handle: s.e2bPublish, needs: can(rbac.Template, rbac.Update)},
 		{pattern: "PATCH /v2/templates/{tid}", handle: s.e2bPublishV2, needs: can(rbac.Template, rbac.Update)},
 		{pattern: "POST /templates/tags", handle: s.e2bTag, needs: can(rbac.Template, rbac.Update)},
 		{pattern: "DELETE /templates/tags", handle: s.e2bUntag, needs: can(rbac.Template, rbac.Update)},
-		{pattern: "POST /v3/templates", handle: later("building templates is"), needs: can(rbac.Template, rbac.Create)},
+		{pattern: "POST /v3/templates", handle: s.e2bRequestBuild, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "POST /v2/templates", handle: later("building templates is"), needs: can(rbac.Template, rbac.Create)},
 		{pattern: "POST /templates", handle: later("building templates is"), needs: can(rbac.Template, rbac.Create)},
-		{pattern: "GET /templates/{tid}/files/{hash}", handle: later("building templates is"), needs: can(rbac.Template, rbac.Update)},
-		{pattern: "POST /v2/templates/{tid}/builds/{bid}", handle: later("building templates is"), needs: can(rbac.Template, rbac.Update)},
+		{pattern: "GET /templates/{tid}/files/{hash}", handle: s.e2bBuildFiles, needs: can(rbac.Template, rbac.Update)},
+		{pattern: "POST /v2/templates/{tid}/builds/{bid}", handle: s.e2bStartBuild, needs: can(rbac.Template, rbac.Update)},
 
 		{pattern: "GET /teams", handle: s.e2bTeams, needs: can(rbac.Tenant, rbac.Read)},
 		{pattern: "GET /teams/{team}/metrics", handle: s.e2bTeamMetrics, needs: can(rbac.Tenant, rbac.Read)},
@@ -117,6 +118,8 @@ func (s *Server) routes() []route {
 		{pattern: "POST /v1/sandboxes/{id}/rename", handle: s.renameFile, needs: can(rbac.File, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/archive", handle: s.readArchive, stream: true, needs: can(rbac.File, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/archive", handle: s.writeArchive, stream: true, needs: can(rbac.File, rbac.Update)},
+
+		{pattern: "PUT /v1/uploads", handle: s.uploadBuildFiles, tickets: true, stream: true, needs: can(rbac.Template, rbac.Create)},
 
 		{pattern: "POST /v1/terminals", handle: s.createTerminal, needs: can(rbac.Sandbox, rbac.Execute)},
 		{pattern: "GET /v1/terminals", handle: s.listTerminals, needs: can(rbac.Sandbox, rbac.Read)},

@@ -80,6 +80,7 @@ type Config struct {
 	Lifecycle Lifecycle
 	Auth      Authenticator
 	Templates Templates
+	Builds    Builds
 	Keys      Keys
 	Links     *edge.Links // makes links to files; nil: none
 	Fleet     Fleet

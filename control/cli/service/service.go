@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/build"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/server"
@@ -41,6 +43,7 @@ type Service struct {
 	cfg      Config
 	http     *server.Server
 	edge     *edge.Edge
+	builds   *build.Service
 	listener net.Listener
 	log      hclog.Logger
 }
@@ -71,12 +74,17 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
+	if s.builds, err = build.New(build.Config{
+		Sandboxes: s.Core.Sandboxes, Templates: s.Core.Templates, Dir: filepath.Join(cfg.DataDir, "uploads"), Logger: cfg.Logger.Named("build"),
+	}); err != nil {
+		return s, err
+	}
 	links := &edge.Links{Ring: s.Core.LinkKeys}
 	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
 		Links:     links,
-		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
+		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
@@ -130,6 +138,10 @@ func (s *Service) Close() error {
 			errs = append(errs, err)
 		}
 		s.listener = nil
+	}
+	if s.builds != nil {
+		s.builds.Close()
+		s.builds = nil
 	}
 	if s.edge != nil {
 		s.edge.Close()
