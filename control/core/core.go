@@ -22,6 +22,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/control/template"
@@ -61,6 +62,7 @@ type Config struct {
 type Core struct {
 	State     *state.Server
 	Auth      *auth.Service
+	Access    *rbac.Evaluator
 	Fleet     *fleet.Fleet
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
@@ -133,6 +135,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 func (c *Core) build(cfg Config) error {
 	run := newRun()
 	c.Auth = auth.New(c.State, cfg.Now)
+	c.Access = rbac.New(c.State)
 	var marked marker
 	fc := fleet.Config{
 		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
@@ -177,6 +180,7 @@ func (c *Core) build(cfg Config) error {
 func (c *Core) lead(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.reconciler.Run(ctx) })
+	wg.Go(func() { c.Auth.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
@@ -82,7 +83,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
 		Links:     links,
-		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
+		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(s.Core.Auth), Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
