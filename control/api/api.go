@@ -31,6 +31,9 @@ func IsNotFound(err error) bool { return StatusOf(err) == http.StatusNotFound }
 const (
 	CodeInvalid         = "invalid_argument"
 	CodeUnauthorized    = "unauthorized"
+	CodeForbidden       = "forbidden"
+	CodeSuspended       = "tenant_suspended"
+	CodeThrottled       = "throttled"
 	CodeNotFound        = "not_found"
 	CodeConflict        = "conflict"
 	CodeUnknownTemplate = "template_not_found"

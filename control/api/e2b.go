@@ -229,6 +229,13 @@ type TeamMetric struct {
 // NewAPIKey is the body of POST /api-keys.
 type NewAPIKey struct {
 	Name string `json:"name"`
+
+	// What the contract does not have: as in NewKey.
+	Tenant     string    `json:"tenant,omitempty"` // another than the caller acts in
+	Owner      string    `json:"owner,omitempty"`
+	Roles      []string  `json:"roles,omitempty"` // none: developer
+	Everywhere bool      `json:"everywhere,omitempty"`
+	ExpiresAt  time.Time `json:"expires_at,omitzero"`
 }
 
 // TeamAPIKey is an API key without its secret.

@@ -5,6 +5,7 @@ import "time"
 // Headers of every request of this package's client. A service refuses one that is too old and tells what it needs; a
 // request without them is served.
 const (
+	TenantHeader        = "SoulBox-Tenant"         // the tenant to act in, where the caller has a role in another than his own
 	ClientVersionHeader = "SoulBox-Client-Version" // semantic version
 	APIVersionHeader    = "SoulBox-API-Version"    // number
 	RequestIDHeader     = "X-Request-Id"           // of every answer; a client may choose it

@@ -25,7 +25,9 @@ func (s *Service) Bootstrap(ctx context.Context, path string) (secret Secret, ma
 	if err := state.WriteFileDurably(path, []byte(secret.E2BKey()+"\n"), 0o600); err != nil {
 		return Secret{}, false, fmt.Errorf("bootstrap key: %w", err)
 	}
-	_, err = s.store.Apply(ctx, &state.KeyBootstrap{Key: s.record(secret, state.DefaultTenant, BootstrapName, BootstrapName)})
+	first := s.record(secret, state.DefaultTenant, BootstrapName, BootstrapName)
+	first.Roles, first.Global = []string{"admin"}, true
+	_, err = s.store.Apply(ctx, &state.KeyBootstrap{Key: first})
 	if errors.Is(err, state.ErrExists) {
 		return Secret{}, false, nil // another server was faster
 	}

@@ -1,5 +1,7 @@
 package auth
 
+import "github.com/soulbox-dev/soulbox/control/state"
+
 // Kind is by what somebody has shown who he is.
 type Kind string
 
@@ -13,15 +15,24 @@ const (
 	KindCert     Kind = "cert"
 )
 
+// LinkKey is the link of the chain that knows API keys. Other links have the names that the configuration gives them.
+const LinkKey = "key"
+
 // Identity is who makes a request, once that is verified. The zero value is nobody.
 type Identity struct {
 	Tenant  string // that he acts in
 	Kind    Kind
-	Subject string   // his id within Kind: of the key, the user, the service
+	Subject string   // his id within Kind: a key's id, else <link>/<name>
 	KeyID   string   // of the API key; empty for other kinds
 	Name    string   // for people
-	Groups  []string // that his issuer says he is in
+	Groups  []string // that his issuer says he is in, as <link>/<group>
 	Link    string   // of the chain, that has authenticated him
+
+	Roles    []string        // that he has by what he has shown, beside those that bindings give him
+	Scope    string          // where Roles hold: a tenant, or state.Everywhere
+	Subjects []state.Subject // what bindings may name him by
+	// Version is one word for somebody with these rights: what has the same has the same Roles, Scope, and Subjects.
+	Version string
 }
 
 // IsZero reports whether id is nobody.
@@ -34,6 +45,3 @@ func (id Identity) User() string {
 	}
 	return string(id.Kind) + ":" + id.Subject
 }
-
-// LinkKey is the link of the chain that knows API keys.
-const LinkKey = "key"

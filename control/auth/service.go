@@ -9,7 +9,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -28,6 +30,7 @@ type Store interface {
 type Service struct {
 	store Store
 	now   func() time.Time
+	uses  uses
 }
 
 // New returns a service on store. now is the clock; nil means time.Now.
@@ -35,7 +38,7 @@ func New(store Store, now func() time.Time) *Service {
 	if now == nil {
 		now = time.Now
 	}
-	return &Service{store: store, now: now}
+	return &Service{store: store, now: now, uses: uses{last: map[string]time.Time{}}}
 }
 
 // errUnknown is the one answer to every key that is not good: nobody learns whether its id exists.
@@ -44,7 +47,7 @@ var errUnknown = api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized,
 
 // errMissing is the answer to a request without a key.
 var errMissing = api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized,
-	"this request needs an API key: set the header X-API-Key (SOULBOX_API_KEY for the command line)")
+	"this request needs an API key or a token: set the header X-API-Key (SOULBOX_API_KEY for the command line)")
 
 // absent is compared with where there is no key of that id, so that the answer takes as long.
 var absent [sha256.Size]byte
@@ -72,17 +75,66 @@ func (s *Service) Verify(key string) (Identity, error) {
 	if subtle.ConstantTimeCompare(hash[:], known.Hash) != 1 {
 		return Identity{}, errUnknown
 	}
-	return Identity{Tenant: known.Tenant, Kind: KindKey, Subject: known.ID, KeyID: known.ID, Name: known.Name, Link: LinkKey}, nil
+	now := s.now()
+	if known.Expired(now) {
+		return Identity{}, errUnknown
+	}
+	s.uses.note(known, now)
+	roles, scope := known.Rights()
+	return Identity{
+		Tenant: known.Tenant, Kind: KindKey, Subject: known.ID, KeyID: known.ID, Name: known.Name, Link: LinkKey,
+		Roles: roles, Scope: scope, Subjects: []state.Subject{{Kind: state.SubjectKey, ID: known.ID}},
+		Version: known.ID + "@" + strconv.FormatUint(known.ModifyIndex, 36),
+	}, nil
 }
 
-// Create makes a key for a tenant. createdBy is the id of the key that asks for it. The secret is only in the answer.
+// Name implements Link.
+func (s *Service) Name() string { return LinkKey }
+
+// Authenticate implements Link: whatever is no token is a key, or meant to be one.
+func (s *Service) Authenticate(_ context.Context, c *Credentials) (Identity, error) {
+	secret := c.secret()
+	if secret == "" || looksLikeToken(secret) {
+		return Identity{}, ErrNotMine
+	}
+	return s.Verify(secret)
+}
+
+var _ Link = (*Service)(nil)
+
+// Create makes a key with all rights in its tenant. createdBy is who asks for it. The secret is only in the answer.
 func (s *Service) Create(ctx context.Context, tenant, name, createdBy string) (Secret, state.Key, error) {
+	return s.Make(ctx, state.Key{Tenant: tenant, Name: name, CreatedBy: createdBy, Roles: []string{"tenant-admin"}})
+}
+
+// Make makes a key as k says: its tenant, name, owner, roles and end. The secret is only in the answer.
+func (s *Service) Make(ctx context.Context, k state.Key) (Secret, state.Key, error) {
 	secret := newSecret()
-	r, err := s.store.Apply(ctx, &state.KeyPut{Key: s.record(secret, tenant, name, createdBy)})
+	made := s.record(secret, k.Tenant, k.Name, k.CreatedBy)
+	made.Owner, made.Roles, made.Global, made.ExpiresAt = k.Owner, k.Roles, k.Global, k.ExpiresAt
+	if made.Roles == nil {
+		made.Roles = []string{} // nil would be a key from before there were roles
+	}
+	r, err := s.store.Apply(ctx, &state.KeyPut{Key: made})
 	if err != nil {
 		return Secret{}, state.Key{}, storeError(err)
 	}
 	return secret, r.Key, nil
+}
+
+// Change changes a key, and returns it.
+func (s *Service) Change(ctx context.Context, c *state.KeyChange) (state.Key, error) {
+	r, err := s.store.Apply(ctx, c)
+	return r.Key, storeError(err)
+}
+
+// Get returns a tenant's key.
+func (s *Service) Get(tenant, id string) (state.Key, error) {
+	k, err := s.store.Key(id)
+	if err == nil && k.Tenant != tenant {
+		err = fmt.Errorf("API key %s: %w", id, state.ErrNotFound) // the same words as where there is none
+	}
+	return k, storeError(err)
 }
 
 // List returns a tenant's keys, by id.
@@ -110,6 +162,8 @@ func storeError(err error) error {
 		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%s", limit.Error())
 	case errors.Is(err, state.ErrNotFound):
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "%s", err.Error())
+	case errors.Is(err, state.ErrSuspended):
+		return api.Errorf(http.StatusForbidden, api.CodeSuspended, "%s", err.Error())
 	case errors.Is(err, state.ErrNoLeader), errors.Is(err, state.ErrUnknownOutcome):
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%s", err.Error())
 	}

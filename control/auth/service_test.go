@@ -41,10 +41,15 @@ func TestVerify_bothSpellingsAreOneKey(t *testing.T) {
 	must.NoError(t, err)
 	must.RegexMatch(t, regexp.MustCompile(`^sb_[0-9a-f]{16}_[0-9a-f]{64}$`), secret.Key())
 	must.RegexMatch(t, regexp.MustCompile(`^e2b_[0-9a-f]{80}$`), secret.E2BKey())
-	want := auth.Identity{Tenant: "acme", Kind: auth.KindKey, Subject: key.ID, KeyID: key.ID, Name: "ci", Link: auth.LinkKey}
+	want := auth.Identity{
+		Tenant: "acme", Kind: auth.KindKey, Subject: key.ID, KeyID: key.ID, Name: "ci", Link: auth.LinkKey,
+		Roles: []string{"tenant-admin"}, Scope: "acme", Subjects: []state.Subject{{Kind: state.SubjectKey, ID: key.ID}},
+	}
 	for _, spelling := range []string{secret.Key(), secret.E2BKey()} {
 		got, err := a.Verify(spelling)
 		must.NoError(t, err)
+		must.NotEq(t, "", got.Version)
+		got.Version = ""
 		must.Eq(t, want, got)
 	}
 }
@@ -128,7 +133,10 @@ func TestBootstrap_onceInTheLifeOfACluster(t *testing.T) {
 	must.NoError(t, err)
 	who, err := a.Verify(strings.TrimSpace(string(b)))
 	must.NoError(t, err)
-	must.Eq(t, auth.Identity{Tenant: state.DefaultTenant, Kind: auth.KindKey, Subject: secret.ID(), KeyID: secret.ID(), Name: auth.BootstrapName, Link: auth.LinkKey}, who)
+	must.Eq(t, "key:"+secret.ID(), who.User())
+	must.Eq(t, state.DefaultTenant, who.Tenant)
+	must.Eq(t, []string{"admin"}, who.Roles)
+	must.Eq(t, state.Everywhere, who.Scope)
 
 	must.NoError(t, a.Revoke(t.Context(), who.Tenant, who.KeyID))
 	_, made, err = a.Bootstrap(t.Context(), path)

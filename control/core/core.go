@@ -24,6 +24,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/control/template"
@@ -68,6 +69,7 @@ type Config struct {
 type Core struct {
 	State     *state.Server
 	Auth      *auth.Service
+	Access    *rbac.Evaluator
 	Fleet     *fleet.Fleet
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
@@ -147,6 +149,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 func (c *Core) build(cfg Config) error {
 	run := newRun()
 	c.Auth = auth.New(c.State, cfg.Now)
+	c.Access = rbac.New(c.State)
 	var marked marker
 	fc := fleet.Config{
 		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
@@ -192,6 +195,7 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })
+	wg.Go(func() { c.Auth.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()
 }

@@ -82,7 +82,7 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: t.Digest, State: state.Starting,
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime),
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
-		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Lifecycle: p.Lifecycle,
+		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Owner: p.Caller.User(), Lifecycle: p.Lifecycle,
 		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, Creator: s.cfg.Run,
 	}
 }

@@ -1,6 +1,7 @@
 package rbac
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -60,9 +61,15 @@ func compile(r state.Rule, role string, index int) (out *rule, where []Permissio
 		return nil, nil, err
 	}
 	for _, res := range resources {
+		if len(r.Paths) > 0 && res != File {
+			continue // only files have paths
+		}
 		for _, a := range actions {
 			where = append(where, Permission{res, a})
 		}
+	}
+	if len(where) == 0 {
+		return nil, nil, errors.New("paths: go with the resource file only")
 	}
 	out.ids, out.names = patterns(r.IDs), patterns(r.Names)
 	for _, p := range r.Paths {
@@ -236,10 +243,31 @@ func (p pathPattern) match(elements []string) bool {
 	return true
 }
 
-func anyPath(list []pathPattern, clean string) bool {
-	elements := strings.Split(clean, "/")
+// all tells whether p covers the path and everything below it.
+func (p pathPattern) all(elements []string) bool {
+	return len(p) > 0 && p[len(p)-1].text == "**" && p.match(elements)
+}
+
+// some tells whether p may cover anything below the path.
+func (p pathPattern) some(elements []string) bool {
+	for i, e := range elements {
+		if i == len(p) {
+			return false
+		}
+		if p[i].text == "**" {
+			return true
+		}
+		if !p[i].match(e) {
+			return false
+		}
+	}
+	return true
+}
+
+// anyPath tells whether one of the patterns concerns a path: what denies, by any part of what is meant; what allows, by all.
+func anyPath(list []pathPattern, elements []string, deny, below bool) bool {
 	for _, p := range list {
-		if p.match(elements) {
+		if p.match(elements) && (!below || deny || p.all(elements)) || below && deny && p.some(elements) {
 			return true
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,7 @@ type Object struct {
 	Labels map[string]string
 	Owner  string
 	Paths  []string // inside; a rule allows only where it allows all of them
+	Below  bool     // what lies below Paths is meant as well
 }
 
 // Request is one question.
@@ -265,12 +267,16 @@ func (r *rule) matches(o *Object, owner string) bool {
 		return true
 	}
 	// One path that is denied denies all; one that is not allowed is not made up for by another.
+	if len(o.Paths) == 0 {
+		return r.deny // which file it will be is not known
+	}
 	for _, p := range o.Paths {
-		if hit := anyPath(r.paths, path.Clean("/"+p)); hit == r.deny {
+		elements := strings.Split(strings.TrimSuffix(path.Clean("/"+p), "/"), "/")
+		if hit := anyPath(r.paths, elements, r.deny, o.Below); hit == r.deny {
 			return hit
 		}
 	}
-	return !r.deny && len(o.Paths) > 0
+	return !r.deny
 }
 
 // In tells whether somebody has any role in a tenant, or in all.

@@ -130,6 +130,9 @@ func TestDecide_patternsAndConditions(t *testing.T) {
 		"path out by dots":      {rule(func(r *state.Rule) { r.Paths = []string{"/home/**"} }), Object{Paths: []string{"/home/../etc/passwd"}}, false},
 		"one path of two":       {rule(func(r *state.Rule) { r.Paths = []string{"/home/**"} }), two, false},
 		"both paths":            {rule(func(r *state.Rule) { r.Paths = []string{"/home/**", "/etc/*"} }), two, true},
+		"archive of all":        {rule(func(r *state.Rule) { r.Paths = []string{"/home/**"} }), Object{Paths: []string{"/home"}, Below: true}, true},
+		"archive of more":       {rule(func(r *state.Rule) { r.Paths = []string{"/home/**"} }), Object{Paths: []string{"/"}, Below: true}, false},
+		"archive of one":        {rule(func(r *state.Rule) { r.Paths = []string{"/home"} }), Object{Paths: []string{"/home"}, Below: true}, false},
 		"no path known":         {rule(func(r *state.Rule) { r.Paths = []string{"/**"} }), box, false},
 		"source":                {rule(func(r *state.Rule) { r.Sources = []string{"192.168.0.0/16", "10.0.0.0/8"} }), box, true},
 		"other source":          {rule(func(r *state.Rule) { r.Sources = []string{"10.0.0.1"} }), box, false},
@@ -158,7 +161,7 @@ func TestDecide_patternsAndConditions(t *testing.T) {
 			no.Deny = true
 			e = New(&table{roles: []state.Role{{Tenant: "acme", Name: "r", Parents: []string{RoleAdmin}, Rules: []state.Rule{no}}}})
 			want := !tc.want
-			if name == "one path of two" {
+			if name == "one path of two" || name == "archive of more" || name == "archive of one" {
 				want = false // what is denied of a part is denied of all
 			}
 			must.Eq(t, want, ask(t, e, w, p, "acme", &tc.object).Allowed)
@@ -284,6 +287,7 @@ func TestCheck_namesTheField(t *testing.T) {
 		`hours: "09:00-09:00"`:  good(func(r *state.Rule) { r.Hours = "09:00-09:00" }),
 		`hours: "09:00-25:00"`:  good(func(r *state.Rule) { r.Hours = "09:00-25:00" }),
 		`days: "Monday"`:        good(func(r *state.Rule) { r.Days = []string{"Monday"} }),
+		"paths: go with":        {Resources: []string{"sandbox"}, Actions: []string{"read"}, Paths: []string{"/a"}},
 		"not_after:":            good(func(r *state.Rule) { r.NotBefore, r.NotAfter = monday, monday }),
 	} {
 		must.ErrorContains(t, Check(r), want)

@@ -2,21 +2,38 @@ package server
 
 import (
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/auth"
 )
 
 // maxKeyLen bounds a key, in bytes, before anything looks at it.
-const maxKeyLen = 512
+const maxKeyLen = auth.MaxToken
 
-// keyOf returns the API key of a request: the header X-API-Key, else Authorization: Bearer. It is never taken from a URL.
-func keyOf(r *http.Request) (string, error) {
-	if vs := r.Header.Values("X-API-Key"); len(vs) > 0 {
-		return oneKey("X-API-Key", vs)
+// credentials returns what a request shows of who sends it. Nothing is ever taken from a URL.
+func credentials(r *http.Request) (auth.Credentials, error) {
+	c := auth.Credentials{}
+	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
+		c.Source = from.Addr()
 	}
+	if r.TLS != nil {
+		c.Certificate = r.TLS.PeerCertificates
+	}
+	var err error
+	if vs := r.Header.Values("X-API-Key"); len(vs) > 0 {
+		c.Key, err = oneKey("X-API-Key", vs)
+	} else {
+		c.Bearer, err = bearer(r)
+	}
+	return c, err
+}
+
+// bearer returns the secret of the header Authorization.
+func bearer(r *http.Request) (string, error) {
 	vs := r.Header.Values("Authorization")
 	if len(vs) == 0 {
 		return "", nil

@@ -47,9 +47,9 @@ func (s *Server) endpoint(rt route) http.Handler {
 			}
 		}
 		if !rt.open && !rt.tickets {
-			key, err := keyOf(r)
+			err := s.authenticate(r, req)
 			if err == nil {
-				req.caller, err = s.cfg.Auth.Verify(key)
+				err = s.authorize(r, req, &rt)
 			}
 			if err != nil {
 				s.fail(w, r, err)
@@ -107,6 +107,8 @@ func (s *Server) logAccess(w *recorder, r *http.Request, req *request, took time
 		"ms", float64(took.Microseconds()) / 1000, "remote", remoteHost(r), "request_id", req.id}
 	if req.caller.KeyID != "" {
 		args = append(args, "key_id", req.caller.KeyID, "tenant", req.caller.Tenant)
+	} else if !req.caller.IsZero() {
+		args = append(args, "user", req.caller.User(), "tenant", req.caller.Tenant)
 	}
 	if w.problem != "" {
 		args = append(args, "error_code", w.problem)

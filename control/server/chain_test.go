@@ -17,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 )
 
 func TestAuth_bothHeadersAndBothSpellings(t *testing.T) {
@@ -37,7 +38,7 @@ func TestAuth_bothHeadersAndBothSpellings(t *testing.T) {
 		"wrong":                  {[]string{"X-API-Key", keyA + "0"}, 401},
 		"basic":                  {[]string{"X-API-Key", "", "Authorization", "Basic " + keyA}, 401},
 		"no scheme":              {[]string{"X-API-Key", "", "Authorization", keyA}, 401},
-		"too long":               {[]string{"X-API-Key", strings.Repeat("a", 600)}, 401},
+		"too long":               {[]string{"X-API-Key", strings.Repeat("a", maxKeyLen+1)}, 401},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := h.do("GET", path, "", tc.header...)
@@ -60,7 +61,7 @@ func TestAuth_bothHeadersAndBothSpellings(t *testing.T) {
 // Only these are served without a key.
 func TestAuth_everyRouteNeedsAKey(t *testing.T) {
 	h := newHarness(t)
-	open := map[string]bool{"GET /health": true, "GET /v1/health": true, "GET /v1/version": true}
+	open := map[string]bool{"GET /health": true, "GET /v1/health": true, "GET /v1/version": true, "GET /v1/auth/links": true}
 	for _, rt := range h.srv.routes() {
 		must.Eq(t, open[rt.pattern], rt.open, must.Sprint(rt.pattern))
 		if rt.open {
@@ -363,6 +364,6 @@ func TestRun_failsWithItsListener(t *testing.T) {
 func TestNew_wantsItsParts(t *testing.T) {
 	_, err := New(Config{})
 	must.ErrorContains(t, err, "Lifecycle")
-	_, err = New(Config{Lifecycle: &fakeLifecycle{}, Auth: fakeAuth{}, BodyTimeout: -1})
+	_, err = New(Config{Lifecycle: &fakeLifecycle{}, Auth: fakeAuth{}, Access: rbac.New(noPolicy{}), BodyTimeout: -1})
 	must.ErrorContains(t, err, "negative")
 }

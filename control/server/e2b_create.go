@@ -38,6 +38,9 @@ func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, version int) 
 		return err
 	}
 	p.Caller = caller(r)
+	if err := s.mayCreate(r, p); err != nil {
+		return err
+	}
 	sb, steps, err := s.cfg.Lifecycle.Create(r.Context(), p)
 	if err != nil {
 		return err

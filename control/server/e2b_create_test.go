@@ -11,7 +11,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
@@ -32,7 +31,7 @@ func TestE2BCreate_defaultsAreTheServers(t *testing.T) {
 			a := h.do("POST", tc.path, `{"templateID":"base"}`)
 			must.Eq(t, http.StatusCreated, a.status)
 			must.Eq(t, []lifecycle.CreateParams{{
-				Caller:   auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"},
+				Caller:   identity("00000000000000aa", "a"),
 				Template: "base", Timeout: tc.timeout, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 				Open: tc.open,
 			}}, h.life.created)

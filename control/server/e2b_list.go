@@ -26,6 +26,7 @@ func (s *Server) e2bListV1(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
+		l = s.seen(r, l)
 		for _, sb := range l.Sandboxes {
 			out = append(out, e2bListed(sb))
 		}
@@ -71,6 +72,7 @@ func (s *Server) e2bListV2(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	l = s.seen(r, l)
 	out := make([]api.ListedSandbox, 0, len(l.Sandboxes))
 	for _, sb := range l.Sandboxes {
 		one := e2bListed(sb)

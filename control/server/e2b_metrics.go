@@ -97,6 +97,9 @@ func (s *Server) e2bMetricsOfMany(w http.ResponseWriter, r *http.Request) error 
 	}
 	byNode := map[*nodeapi.Client][]api.SandboxID{}
 	for _, id := range ids {
+		if s.mustMaySandbox(r, id) != nil {
+			continue
+		}
 		if node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id); err == nil {
 			byNode[node] = append(byNode[node], id)
 		}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 )
 
 // e2bHealth is GET /health: 204 where the service serves.
@@ -41,6 +42,9 @@ func (s *Server) e2bGet(w http.ResponseWriter, r *http.Request) error {
 	if more {
 		view := sandboxView(sb)
 		out.SoulBox = &view
+	}
+	if !s.mayDo(r, can(rbac.Sandbox, rbac.Connect), sandboxObject(sb)) {
+		out.EnvdAccessToken = "" // who may look may not reach in
 	}
 	writeJSON(w, http.StatusOK, out)
 	return nil

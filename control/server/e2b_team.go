@@ -13,15 +13,31 @@ import (
 
 // Keys is what the server needs of the API keys; auth.Service has it. Errors a client may see are *api.Error.
 type Keys interface {
-	Create(ctx context.Context, tenant, name, createdBy string) (auth.Secret, state.Key, error)
+	Make(ctx context.Context, k state.Key) (auth.Secret, state.Key, error)
+	Change(ctx context.Context, c *state.KeyChange) (state.Key, error)
+	Get(tenant, id string) (state.Key, error)
 	List(tenant string) ([]state.Key, error)
 	Revoke(ctx context.Context, tenant, id string) error
 }
 
-// e2bTeams is GET /teams: the one tenant whose key asks.
+// e2bTeams is GET /teams: the tenants that the caller has a role in, the one that he acts in first.
 func (s *Server) e2bTeams(w http.ResponseWriter, r *http.Request) error {
-	key, _ := keyOf(r) // the chain has verified it
-	writeJSON(w, http.StatusOK, []api.Team{{TeamID: tenant(r), Name: tenant(r), APIKey: key, IsDefault: true}})
+	shown, _ := credentials(r) // the chain has verified them
+	out := []api.Team{{TeamID: tenant(r), Name: tenant(r), APIKey: shown.Key, IsDefault: true}}
+	if s.cfg.Policy != nil && s.cfg.Tenants != nil {
+		list, err := s.ownTenants(r)
+		if err != nil {
+			return err
+		}
+		for _, t := range list {
+			if t.ID == out[0].TeamID {
+				out[0].Name = t.Name
+				continue
+			}
+			out = append(out, api.Team{TeamID: t.ID, Name: t.Name, APIKey: shown.Key})
+		}
+	}
+	writeJSON(w, http.StatusOK, out)
 	return nil
 }
 
@@ -83,13 +99,15 @@ func (s *Server) e2bCreateKey(w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(s.needKeys(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
 		return err
 	}
-	if req.Name == "" {
-		return invalid("name is missing")
+	if req.Tenant != "" {
+		if err := s.actIn(requestOf(r), req.Tenant); err != nil {
+			return err
+		}
+		if d, err := s.decide(requestOf(r), requestOf(r).access.needs, nil); err != nil || !d.Allowed || d.Filter {
+			return firstOf(err, forbidden(requestOf(r).access.needs))
+		}
 	}
-	if err := checkText("name", req.Name, state.MaxKeyName); err != nil {
-		return err
-	}
-	secret, k, err := s.cfg.Keys.Create(r.Context(), tenant(r), req.Name, caller(r).KeyID)
+	secret, k, err := s.makeKey(r, api.NewKey{Name: req.Name, Owner: req.Owner, Roles: req.Roles, Everywhere: req.Everywhere, ExpiresAt: req.ExpiresAt})
 	if err != nil {
 		return err
 	}
@@ -102,11 +120,7 @@ func (s *Server) e2bDeleteKey(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needKeys(); err != nil {
 		return err
 	}
-	id := keyOfUUID(r.PathValue("key"))
-	if id == "" {
-		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "key %.80q does not exist", r.PathValue("key"))
-	}
-	return noContent(w, s.cfg.Keys.Revoke(r.Context(), tenant(r), id))
+	return s.deleteKey(w, r)
 }
 
 // keyUUID spells a key's id, 16 hexadecimal digits, as the contract wants it: in a UUID of version 8 (RFC 9562).
@@ -125,9 +139,17 @@ func keyOfUUID(s string) string {
 	return s
 }
 
+func lastUsed(k state.Key) *time.Time {
+	if k.LastUsedAt.IsZero() {
+		return nil
+	}
+	at := k.LastUsedAt.UTC()
+	return &at
+}
+
 func keyView(k state.Key) api.TeamAPIKey {
 	return api.TeamAPIKey{
-		ID: keyUUID(k.ID), Name: k.Name, CreatedAt: k.CreatedAt.UTC(),
+		ID: keyUUID(k.ID), Name: k.Name, CreatedAt: k.CreatedAt.UTC(), LastUsed: lastUsed(k),
 		Mask: api.KeyMask{Prefix: "e2b_", ValueLength: 80, MaskedValuePrefix: k.ID[:2], MaskedValueSuffix: "…"},
 	}
 }

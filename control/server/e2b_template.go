@@ -56,7 +56,7 @@ func (s *Server) e2bTemplateList(r *http.Request) ([]api.E2BTemplate, error) {
 	if err := s.needTemplates(); err != nil {
 		return nil, err
 	}
-	all, err := s.cfg.Templates.List(r.Context(), tenant(r))
+	all, err := s.listTemplates(r)
 	if err != nil {
 		return nil, err
 	}

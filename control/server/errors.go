@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
+	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -59,6 +62,10 @@ func mapError(err error) (e *api.Error, told bool) {
 		e = nodeapi.GuestError(inFrame)
 	case errors.Is(err, state.ErrNotFound):
 		e = api.Errorf(http.StatusNotFound, api.CodeNotFound, "%s", err.Error())
+	case errors.Is(err, state.ErrSuspended):
+		e = api.Errorf(http.StatusForbidden, api.CodeSuspended, "%s", err.Error())
+	case errors.Is(err, state.ErrExists), errors.Is(err, state.ErrConflict):
+		e = api.Errorf(http.StatusConflict, api.CodeConflict, "%s", err.Error())
 	case errors.Is(err, state.ErrNoLeader), errors.Is(err, state.ErrUnknownOutcome):
 		e = api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%s", err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
@@ -85,13 +92,22 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		e.Message = "internal error; the service's log has more under request id " + requestID(r)
 	}
 	if e.Code == http.StatusTooManyRequests || e.Code == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Retry-After", retryAfter(err))
 	}
 	if e.Code == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="soulbox"`)
 	}
 	recorderOf(w).note(e)
 	writeJSON(w, e.Code, e)
+}
+
+// retryAfter is how long a client waits, in seconds: as the error says, else one.
+func retryAfter(err error) string {
+	var says interface{ RetryAfter() time.Duration }
+	if errors.As(err, &says) {
+		return strconv.Itoa(max(1, int(math.Ceil(says.RetryAfter().Seconds()))))
+	}
+	return "1"
 }
 
 // writeJSON answers with v. An error of the connection is the client's.

@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -17,7 +18,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 	if s.cfg.Watcher == nil {
 		return api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service has no event stream")
 	}
-	sandboxes, index, changed, err := s.cfg.Watcher.Watch(tenant(r))
+	sandboxes, index, changed, err := s.watch(r)
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,7 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 			quiet = true
 		case <-changed:
 		}
-		if sandboxes, index, changed, err = s.cfg.Watcher.Watch(tenant(r)); err != nil {
+		if sandboxes, index, changed, err = s.watch(r); err != nil {
 			return nil //nolint:nilerr // the stream is under way: its end tells the client to come again
 		}
 		news := changes(seen, sandboxes, index)
@@ -66,6 +67,15 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) error {
 		case <-time.After(eventGap):
 		}
 	}
+}
+
+// watch is the watcher's answer without what the caller may not see.
+func (s *Server) watch(r *http.Request) ([]state.Sandbox, uint64, <-chan struct{}, error) {
+	sandboxes, index, changed, err := s.cfg.Watcher.Watch(tenant(r))
+	if visible := s.visible(r); visible != nil {
+		sandboxes = slices.DeleteFunc(slices.Clone(sandboxes), func(sb state.Sandbox) bool { return !visible(sb) })
+	}
+	return sandboxes, index, changed, err
 }
 
 // changes returns what is new or gone since the last look, whose indexes are in seen, and brings seen up to date.

@@ -17,6 +17,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -38,15 +39,33 @@ var testTime = time.Date(2026, 11, 23, 20, 0, 0, 0, time.UTC)
 // fakeAuth knows keyA and keyB.
 type fakeAuth struct{}
 
-func (fakeAuth) Verify(key string) (auth.Identity, error) {
+func (fakeAuth) Authenticate(_ context.Context, c auth.Credentials) (auth.Identity, error) {
+	key := c.Key
+	if key == "" {
+		key = c.Bearer
+	}
 	switch key {
 	case keyA:
-		return auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"}, nil
+		return identity("00000000000000aa", "a"), nil
 	case keyB:
-		return auth.Identity{KeyID: "00000000000000bb", Tenant: "b", Name: "key of b"}, nil
+		return identity("00000000000000bb", "b"), nil
 	}
 	return auth.Identity{}, api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized, "the API key is not valid")
 }
+
+// identity is a key with all rights in its tenant.
+func identity(id, tenant string) auth.Identity {
+	return auth.Identity{
+		KeyID: id, Kind: auth.KindKey, Subject: id, Tenant: tenant, Name: "key of " + tenant, Roles: []string{rbac.RoleTenantAdmin}, Scope: tenant,
+	}
+}
+
+// noPolicy has the built-in roles alone.
+type noPolicy struct{}
+
+func (noPolicy) PolicyVersion() uint64 { return 1 }
+
+func (noPolicy) Policy() ([]state.Role, []state.Binding, error) { return nil, nil, nil }
 
 // fakeLifecycle keeps sandboxes in memory, and notes what it was asked.
 type fakeLifecycle struct {
@@ -252,7 +271,7 @@ func newHarness(t *testing.T, change ...func(*Config)) *harness {
 	t.Helper()
 	h := &harness{t: t, life: &fakeLifecycle{sandboxes: map[api.SandboxID]state.Sandbox{}}, log: &logBuffer{}}
 	cfg := Config{
-		Lifecycle: h.life, Auth: fakeAuth{},
+		Lifecycle: h.life, Auth: fakeAuth{}, Access: rbac.New(noPolicy{}),
 		Logger: hclog.New(&hclog.LoggerOptions{Output: h.log, Level: hclog.Trace}),
 	}
 	for _, c := range change {

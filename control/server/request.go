@@ -16,6 +16,7 @@ type request struct {
 	id     string
 	route  string // pattern; empty where none matched
 	caller auth.Identity
+	access access
 }
 
 type requestKey struct{}

@@ -20,6 +20,7 @@ type route struct {
 	tickets bool // the handler itself checks who asks, by key or by ticket, before it does anything
 
 	needs  rbac.Permission // of whoever asks; a route has one unless it is open, or for anyone
+	each   bool            // the handler asks again for each object: the path names none, or another
 	anyone bool            // served to whoever has an identity: it tells of nothing but him and the API
 }
 
@@ -31,11 +32,11 @@ func can(r rbac.Resource, a rbac.Action) rbac.Permission {
 func (s *Server) routes() []route {
 	return []route{
 		{pattern: "GET /health", handle: s.e2bHealth, open: true},
-		{pattern: "POST /sandboxes", handle: s.e2bCreateV1, needs: can(rbac.Sandbox, rbac.Create)},
-		{pattern: "POST /v2/sandboxes", handle: s.e2bCreateV2, needs: can(rbac.Sandbox, rbac.Create)},
-		{pattern: "GET /sandboxes", handle: s.e2bListV1, needs: can(rbac.Sandbox, rbac.Read)},
-		{pattern: "GET /v2/sandboxes", handle: s.e2bListV2, needs: can(rbac.Sandbox, rbac.Read)},
-		{pattern: "GET /sandboxes/metrics", handle: s.e2bMetricsOfMany, needs: can(rbac.Sandbox, rbac.Read)},
+		{pattern: "POST /sandboxes", handle: s.e2bCreateV1, each: true, needs: can(rbac.Sandbox, rbac.Create)},
+		{pattern: "POST /v2/sandboxes", handle: s.e2bCreateV2, each: true, needs: can(rbac.Sandbox, rbac.Create)},
+		{pattern: "GET /sandboxes", handle: s.e2bListV1, each: true, needs: can(rbac.Sandbox, rbac.Read)},
+		{pattern: "GET /v2/sandboxes", handle: s.e2bListV2, each: true, needs: can(rbac.Sandbox, rbac.Read)},
+		{pattern: "GET /sandboxes/metrics", handle: s.e2bMetricsOfMany, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /sandboxes/{id}", handle: s.e2bGet, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /sandboxes/{id}/metrics", handle: s.e2bMetrics, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "DELETE /sandboxes/{id}", handle: s.e2bDelete, needs: can(rbac.Sandbox, rbac.Delete)},
@@ -53,8 +54,8 @@ func (s *Server) routes() []route {
 		{pattern: "GET /sandboxes/{id}/logs", handle: s.e2bLogsV1, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v2/sandboxes/{id}/logs", handle: s.e2bLogsV2, needs: can(rbac.Sandbox, rbac.Read)},
 
-		{pattern: "GET /templates", handle: s.e2bTemplates, needs: can(rbac.Template, rbac.Read)},
-		{pattern: "GET /v2/templates", handle: s.e2bTemplatesV2, needs: can(rbac.Template, rbac.Read)},
+		{pattern: "GET /templates", handle: s.e2bTemplates, each: true, needs: can(rbac.Template, rbac.Read)},
+		{pattern: "GET /v2/templates", handle: s.e2bTemplatesV2, each: true, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "GET /templates/{tid}", handle: s.e2bTemplate, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "DELETE /templates/{tid}", handle: s.e2bDeleteTemplate, needs: can(rbac.Template, rbac.Delete)},
 		{pattern: "GET /templates/{tid}/{what}", handle: s.e2bTemplatePart, needs: can(rbac.Template, rbac.Read)},
@@ -89,7 +90,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/openapi.json", handle: s.openAPI, anyone: true},
 		{pattern: "GET /v1/metrics", handle: s.showMetrics, needs: can(rbac.System, rbac.Read)},
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
-		{pattern: "GET /v1/events", handle: s.events, stream: true, needs: can(rbac.Sandbox, rbac.Read)},
+		{pattern: "GET /v1/events", handle: s.events, stream: true, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth, needs: can(rbac.Sandbox, rbac.Read)},
@@ -121,14 +122,36 @@ func (s *Server) routes() []route {
 
 		{pattern: "PUT /v1/uploads", handle: s.uploadBuildFiles, tickets: true, stream: true, needs: can(rbac.Template, rbac.Create)},
 
-		{pattern: "POST /v1/terminals", handle: s.createTerminal, needs: can(rbac.Sandbox, rbac.Execute)},
-		{pattern: "GET /v1/terminals", handle: s.listTerminals, needs: can(rbac.Sandbox, rbac.Read)},
+		{pattern: "POST /v1/terminals", handle: s.createTerminal, each: true, needs: can(rbac.Sandbox, rbac.Execute)},
+		{pattern: "GET /v1/terminals", handle: s.listTerminals, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/terminals/{id}", handle: s.getTerminal, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "DELETE /v1/terminals/{id}", handle: s.deleteTerminal, needs: can(rbac.Sandbox, rbac.Execute)},
 		{pattern: "POST /v1/terminals/{id}/ticket", handle: s.terminalTicket, needs: can(rbac.Sandbox, rbac.Connect)},
 		{pattern: "GET /v1/terminals/{id}/attach", handle: s.attachTerminal, tickets: true, stream: true, needs: can(rbac.Sandbox, rbac.Connect)},
 
-		{pattern: "GET /v1/templates", handle: s.templates, needs: can(rbac.Template, rbac.Read)},
+		{pattern: "GET /v1/auth/whoami", handle: s.whoami, anyone: true},
+		{pattern: "POST /v1/auth/explain", handle: s.explain, anyone: true},
+		{pattern: "GET /v1/auth/links", handle: s.authLinks, open: true},
+		{pattern: "GET /v1/keys", handle: s.keys, needs: can(rbac.Key, rbac.Read)},
+		{pattern: "POST /v1/keys", handle: s.createKey, needs: can(rbac.Key, rbac.Create)},
+		{pattern: "PATCH /v1/keys/{key}", handle: s.changeKey, needs: can(rbac.Key, rbac.Update)},
+		{pattern: "DELETE /v1/keys/{key}", handle: s.deleteKey, needs: can(rbac.Key, rbac.Delete)},
+		{pattern: "GET /v1/roles", handle: s.roles, needs: can(rbac.Key, rbac.Read)},
+		{pattern: "GET /v1/roles/{role}", handle: s.role, needs: can(rbac.Key, rbac.Read)},
+		{pattern: "PUT /v1/roles/{role}", handle: s.putRole, needs: can(rbac.Key, rbac.Update)},
+		{pattern: "DELETE /v1/roles/{role}", handle: s.deleteRole, needs: can(rbac.Key, rbac.Delete)},
+		{pattern: "GET /v1/bindings", handle: s.bindings, needs: can(rbac.Key, rbac.Read)},
+		{pattern: "POST /v1/bindings", handle: s.createBinding, needs: can(rbac.Key, rbac.Create)},
+		{pattern: "DELETE /v1/bindings/{binding}", handle: s.deleteBinding, needs: can(rbac.Key, rbac.Delete)},
+		{pattern: "GET /v1/tenants", handle: s.tenants, needs: can(rbac.Tenant, rbac.Read)},
+		{pattern: "POST /v1/tenants", handle: s.createTenant, needs: can(rbac.Tenant, rbac.Create)},
+		{pattern: "GET /v1/tenants/{tenant}", handle: s.tenant, needs: can(rbac.Tenant, rbac.Read)},
+		{pattern: "PATCH /v1/tenants/{tenant}", handle: s.updateTenant, needs: can(rbac.Tenant, rbac.Update)},
+		{pattern: "POST /v1/tenants/{tenant}/suspend", handle: s.suspendTenant, needs: can(rbac.Tenant, rbac.Admin)},
+		{pattern: "POST /v1/tenants/{tenant}/resume", handle: s.resumeTenant, needs: can(rbac.Tenant, rbac.Admin)},
+		{pattern: "DELETE /v1/tenants/{tenant}", handle: s.deleteTenant, needs: can(rbac.Tenant, rbac.Delete)},
+
+		{pattern: "GET /v1/templates", handle: s.templates, each: true, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "GET /v1/templates/{name}", handle: s.template, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate, needs: can(rbac.Template, rbac.Delete)},

@@ -27,5 +27,5 @@ func TestRoutes_forAnyone(t *testing.T) {
 			got = append(got, rt.pattern)
 		}
 	}
-	must.Eq(t, []string{"GET /v1/openapi.json"}, got)
+	must.Eq(t, []string{"GET /v1/openapi.json", "GET /v1/auth/whoami", "POST /v1/auth/explain"}, got)
 }

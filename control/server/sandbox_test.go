@@ -11,7 +11,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -30,7 +29,7 @@ func TestCreate_passesEverythingOnAndTellsItsSteps(t *testing.T) {
 	})
 	must.NoError(t, err)
 	must.Eq(t, []lifecycle.CreateParams{{
-		ID: otherID, Caller: auth.Identity{KeyID: "00000000000000aa", Tenant: "a", Name: "key of a"}, Template: "base",
+		ID: otherID, Caller: identity("00000000000000aa", "a"), Template: "base",
 		Timeout: time.Minute, CPUMillis: 1500, MemoryMB: 256, DiskMB: 512, Limits: state.Limits{PIDs: 99, DiskBytes: 512 << 20}, User: "user", Cwd: "/home/user", Hostname: "box",
 		Profile: "strict", EnvVars: map[string]string{"A": "b"}, Metadata: map[string]string{"m": "n"},
 		Main: &guest.Start{Argv: []string{"sleep", "9"}, TTY: true}, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},

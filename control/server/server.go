@@ -17,6 +17,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -42,10 +43,10 @@ type Lifecycle interface {
 
 var _ Lifecycle = lifecycle.API(nil)
 
-// Authenticator tells whose key it is. It is called for every request and answers from memory. An error is an *api.Error
-// with status 401, also for the empty key.
+// Authenticator tells who shows the credentials of a request; auth.Chain is one. It is called for every request and answers
+// from memory where it can. An error is an *api.Error, also where nothing is shown.
 type Authenticator interface {
-	Verify(key string) (auth.Identity, error)
+	Authenticate(ctx context.Context, c auth.Credentials) (auth.Identity, error)
 }
 
 // Templates is what the server needs of the templates. Errors are as those of Lifecycle.
@@ -75,10 +76,22 @@ type Watcher interface {
 	Watch(tenant string) (sandboxes []state.Sandbox, index uint64, changed <-chan struct{}, err error)
 }
 
-// Config of a Server. Lifecycle and Auth are required; a resource whose part is nil answers 501.
+// Tenants shows the tenants; state.Server is one. It answers from memory.
+type Tenants interface {
+	Tenant(id string) (state.Tenant, error)
+	Tenants() ([]state.Tenant, error)
+}
+
+// Config of a Server. Lifecycle, Auth and Access are required; a resource whose part is nil answers 501.
 type Config struct {
 	Lifecycle Lifecycle
 	Auth      Authenticator
+	Access    Access
+	Tenants   Tenants
+	Policy    Policy // roles, bindings and tenants, as administrators change them
+	// Decided is told every decision on a request, with the rule that decided or why there is none. nil: nobody is.
+	Login     []api.AuthLink // that people can log in with
+	Decided   func(r *http.Request, who auth.Identity, needs rbac.Permission, d rbac.Decision, err error)
 	Templates Templates
 	Builds    Builds
 	Keys      Keys
@@ -120,8 +133,8 @@ type Server struct {
 
 // New returns a server that is ready to be asked for its Handler or to Run.
 func New(cfg Config) (*Server, error) {
-	if cfg.Lifecycle == nil || cfg.Auth == nil {
-		return nil, errors.New("server: Lifecycle and Auth are required")
+	if cfg.Lifecycle == nil || cfg.Auth == nil || cfg.Access == nil {
+		return nil, errors.New("server: Lifecycle, Auth and Access are required")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()

@@ -2,8 +2,10 @@ package server
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -28,7 +30,7 @@ func (s *Server) templates(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needTemplates(); err != nil {
 		return err
 	}
-	ts, err := s.cfg.Templates.List(r.Context(), tenant(r))
+	ts, err := s.listTemplates(r)
 	if err != nil {
 		return err
 	}
@@ -38,6 +40,17 @@ func (s *Server) templates(w http.ResponseWriter, r *http.Request) error {
 	}
 	writeJSON(w, http.StatusOK, out)
 	return nil
+}
+
+// listTemplates returns the templates that the caller may see.
+func (s *Server) listTemplates(r *http.Request) ([]state.Template, error) {
+	list, err := s.cfg.Templates.List(r.Context(), tenant(r))
+	if err != nil || !requestOf(r).access.decision.Filter {
+		return list, err
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(t state.Template) bool {
+		return !s.may(r, rbac.Object{Tenant: t.Tenant, ID: t.Name, Name: t.Name})
+	}), nil
 }
 
 // template is GET /v1/templates/{name}.

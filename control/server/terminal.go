@@ -79,6 +79,9 @@ func (s *Server) createTerminal(w http.ResponseWriter, r *http.Request) error {
 	for k, v := range req.Env {
 		st.Env = append(st.Env, k+"="+v)
 	}
+	if err := s.mustMaySandbox(r, box); err != nil {
+		return err
+	}
 	node, err := s.terminalNode(r.Context(), tenant(r), box)
 	if err != nil {
 		return err
@@ -107,6 +110,9 @@ func (s *Server) listTerminals(w http.ResponseWriter, r *http.Request) error {
 	box, err := api.ParseSandboxID(q.str("sandbox_id", 64))
 	if err != nil || q.err != nil {
 		return firstOf(q.err, invalid("sandbox_id: %v", err))
+	}
+	if err := s.mustMaySandbox(r, box); err != nil {
+		return err
 	}
 	node, err := s.terminalNode(r.Context(), tenant(r), box)
 	if err != nil {

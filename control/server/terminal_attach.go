@@ -15,6 +15,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -96,23 +97,23 @@ func (s *Server) attachTerminal(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// attachRoute is what the route needs, once it is known who asks.
+var attachRoute = route{pattern: "GET /v1/terminals/{id}/attach", needs: can(rbac.Sandbox, rbac.Connect)}
+
 // terminalCaller returns whose request it is: by its ticket, or by its key.
 func (s *Server) terminalCaller(r *http.Request, word string) (auth.Identity, error) {
+	req := requestOf(r)
 	if word != "" {
 		who, ok := s.tickets.redeem(word, api.TerminalID(r.PathValue("id")), time.Now())
 		if !ok {
 			return auth.Identity{}, api.Errorf(http.StatusUnauthorized, api.CodeUnauthorized, "the ticket is used, too old, or for another terminal")
 		}
-		requestOf(r).caller = who
-		return who, nil
-	}
-	key, err := keyOf(r)
-	if err != nil {
+		shown, _ := credentials(r) // for its source
+		req.is(who, shown.Source)
+	} else if err := s.authenticate(r, req); err != nil {
 		return auth.Identity{}, err
 	}
-	who, err := s.cfg.Auth.Verify(key)
-	requestOf(r).caller = who
-	return who, err
+	return req.caller, s.authorize(r, req, &attachRoute)
 }
 
 // viewer is one attachment.

@@ -85,6 +85,7 @@ type Sandbox struct {
 	Metadata  map[string]string `codec:"metadata"`
 	EnvVars   map[string]string `codec:"env_vars"`
 	KeyID     string            `codec:"key_id"` // the API key that created it
+	Owner     string            `codec:"owner"`  // who created it, in one word; empty in records from before: the key
 	Lifecycle Lifecycle         `codec:"lifecycle"`
 
 	AllowInternetAccess *bool  `codec:"allow_internet_access"`

@@ -42,6 +42,7 @@ type File struct {
 	Nomad  *NomadBlock  `hcl:"nomad,block"` // places sandboxes; without it the one node is called directly
 	Consul *ConsulBlock `hcl:"consul,block"`
 	Vault  *VaultBlock  `hcl:"vault,block"`
+	Auth   *AuthBlock   `hcl:"auth,block"`     // who callers are, beside API keys
 	Client *ClientBlock `hcl:"node_tls,block"` // to nodes over TCP; not with vault
 }
 
@@ -195,6 +196,7 @@ func (f File) Check() error {
 		}
 	}
 	f.checkNodes(bad, hostPort, abs)
+	f.checkAuth(bad)
 	if r := f.Raft; r != nil {
 		hostPort("raft.listen", r.Listen)
 		if r.Advertise != "" {

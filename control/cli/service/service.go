@@ -15,7 +15,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/build"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
@@ -32,6 +34,9 @@ type Config struct {
 
 	// Closers are called when the service has ended, last to first. Open takes them over, also where it fails.
 	Closers []func() error
+	// Links are asked after the API keys; Login are those of them that people can log in with.
+	Links []auth.Link
+	Login []api.AuthLink
 	// Background runs beside the service until it ends, such as the renewal of certificates.
 	Background []func(ctx context.Context)
 }
@@ -84,7 +89,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
 		Links:     links,
-		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
+		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err

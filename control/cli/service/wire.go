@@ -57,6 +57,12 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 	if err := f.raft(&cfg); err != nil {
 		return cfg, err
 	}
+	if cfg.Links, cfg.Login, err = f.Auth.links(); err != nil {
+		return cfg, err
+	}
+	if f.Auth != nil && len(f.Auth.Certificate) > 0 && cfg.TLS != nil {
+		cfg.TLS.ClientAuth = tls.RequestClientCert // whether it is any good the link says, with the authorities of the moment
+	}
 	if err := f.internalTLS(ctx, env, &cfg); err != nil {
 		return cfg, err
 	}

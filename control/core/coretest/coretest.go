@@ -22,7 +22,7 @@ import (
 )
 
 // Caller is who the tests act for.
-var Caller = auth.Identity{KeyID: "0123456789abcdef", Tenant: state.DefaultTenant, Name: "test"}
+var Caller = auth.Identity{Kind: auth.KindKey, Subject: "0123456789abcdef", KeyID: "0123456789abcdef", Tenant: state.DefaultTenant, Name: "test"}
 
 // Server is a control server with one fake node, which places locally. It can be stopped and started again.
 type Server struct {
