@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
@@ -54,6 +55,9 @@ type Config struct {
 	DefaultTimeout time.Duration // of a sandbox
 	Retention      time.Duration // of ended sandboxes
 	MaxEnded       int           // ended sandboxes kept
+
+	// Record is told what happens without a request: ends, and what the reconciler puts right. nil: nobody.
+	Record func(audit.Event)
 
 	Logger hclog.Logger
 	Now    func() time.Time
@@ -175,7 +179,7 @@ func (c *Core) build(cfg Config) error {
 	}
 	rc := reconcile.Config{
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
-		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded,
+		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
 	}
 	if cfg.Pace != nil {
 		cfg.Pace(&rc)

@@ -39,7 +39,7 @@ func (s *Server) chain(next http.Handler) http.Handler {
 func (s *Server) endpoint(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := requestOf(r)
-		req.route = rt.pattern
+		req.route, req.needs = rt.pattern, rt.needs
 		if !rt.open {
 			if err := checkClient(r); err != nil {
 				s.fail(w, r, err)
@@ -61,7 +61,7 @@ func (s *Server) endpoint(rt route) http.Handler {
 			defer cancel()
 			r = r.WithContext(ctx)
 		}
-		if err := rt.handle(w, r); err != nil {
+		if err := s.recorded(&rt, w, r); err != nil {
 			s.fail(w, r, err)
 		}
 	})

@@ -85,13 +85,18 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		e.Message = "internal error; the service's log has more under request id " + requestID(r)
 	}
 	if e.Code == http.StatusTooManyRequests || e.Code == http.StatusServiceUnavailable {
-		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Retry-After", retryAfter(err))
 	}
 	if e.Code == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="soulbox"`)
 	}
-	recorderOf(w).note(e)
+	rec := recorderOf(w)
+	rec.note(e)
+	recorded := rec.gate != nil
 	writeJSON(w, e.Code, e)
+	if !recorded {
+		s.recordRefusal(r, rec)
+	}
 }
 
 // writeJSON answers with v. An error of the connection is the client's.

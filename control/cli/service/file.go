@@ -36,6 +36,7 @@ type File struct {
 	DefaultTimeout string `hcl:"default_timeout,optional"` // of a sandbox
 	Retention      string `hcl:"retention,optional"`       // of what is known of ended sandboxes
 
+	Audit  *AuditBlock  `hcl:"audit,block"`
 	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
 	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
 	Nodes  []NodeBlock  `hcl:"node,block"`  // nodes by address; not with consul
@@ -194,6 +195,7 @@ func (f File) Check() error {
 			bad(d.name, "%.40q is not a duration greater than zero, such as \"24h\"", d.text)
 		}
 	}
+	f.checkAudit(bad, abs)
 	f.checkNodes(bad, hostPort, abs)
 	if r := f.Raft; r != nil {
 		hostPort("raft.listen", r.Listen)
