@@ -106,6 +106,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"version":         versionCommand,
 	}
 	maps.Copy(all, auditCommands())
+	maps.Copy(all, quotaCommands())
 	out := make(map[string]cli.CommandFactory, len(all))
 	for name, make := range all {
 		out[name] = func() (cli.Command, error) {

@@ -42,6 +42,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"link", "link create",
 		"sandbox limits",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
+		"quota", "quota get", "quota set", "quota usage",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -56,6 +56,10 @@ func (s *Server) endpoint(rt route) http.Handler {
 				return
 			}
 		}
+		if err := s.countCall(r); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		if !rt.stream {
 			ctx, cancel := context.WithTimeout(r.Context(), s.cfg.CallTimeout)
 			defer cancel()

@@ -91,6 +91,9 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /v1/events", handle: s.events, stream: true, needs: can(rbac.Sandbox, rbac.Read)},
 
+		{pattern: "GET /v1/quotas/{tenant}", handle: s.getQuota, needs: can(rbac.Quota, rbac.Read)},
+		{pattern: "PUT /v1/quotas/{tenant}", handle: s.putQuota, needs: can(rbac.Quota, rbac.Update)},
+		{pattern: "GET /v1/quotas/{tenant}/usage", handle: s.quotaUsage, needs: can(rbac.Quota, rbac.Read)},
 		{pattern: "GET /v1/audit", handle: s.auditEvents, needs: can(rbac.Audit, rbac.Read)},
 		{pattern: "GET /v1/audit/stream", handle: s.auditStream, stream: true, needs: can(rbac.Audit, rbac.Read)},
 		{pattern: "GET /v1/audit/head", handle: s.auditHead, needs: can(rbac.Audit, rbac.Read)},

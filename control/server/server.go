@@ -88,6 +88,8 @@ type Config struct {
 	Watcher   Watcher
 	// Audit records changes and refusals. nil: nothing is recorded.
 	Audit *audit.Log
+	// Quotas holds tenants to what they may use. nil: there are none.
+	Quotas Quotas
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.
 	Metrics *Metrics
 	// Ready returns why the service cannot serve, or nil. It is asked by every health check. nil: always ready.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/vault"
+	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -35,6 +37,9 @@ type File struct {
 	MaxLifetime    string `hcl:"max_lifetime,optional"`    // of a sandbox, such as "24h"
 	DefaultTimeout string `hcl:"default_timeout,optional"` // of a sandbox
 	Retention      string `hcl:"retention,optional"`       // of what is known of ended sandboxes
+
+	// DefaultQuota is what tenants may use that have no limits of their own: { sandboxes = 100, cpu_millis = 64000 }.
+	DefaultQuota map[string]int64 `hcl:"default_quota,optional"`
 
 	Audit  *AuditBlock  `hcl:"audit,block"`
 	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
@@ -196,6 +201,11 @@ func (f File) Check() error {
 		}
 	}
 	f.checkAudit(bad, abs)
+	for name, v := range f.DefaultQuota {
+		if _, ok := state.LimitOf(name); !ok || v < state.Unlimited || v > state.MaxLimit {
+			bad("default_quota", "%.40q = %d is none of %s with a value from 0 on, or -1 for none", name, v, strings.Join(state.LimitNames(), ", "))
+		}
+	}
 	f.checkNodes(bad, hostPort, abs)
 	if r := f.Raft; r != nil {
 		hostPort("raft.listen", r.Listen)

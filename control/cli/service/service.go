@@ -96,7 +96,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		Front:     s.edge.Wrap,
 		Links:     links,
 		Lifecycle: s.Core.Sandboxes, Auth: s.Core.Auth, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
-		Audit: s.audit,
+		Audit: s.audit, Quotas: s.Core.Quotas(),
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
