@@ -46,6 +46,8 @@ const (
 	CodeVersion         = "version_incompatible"
 	CodeNotRunning      = "sandbox_not_running"
 	CodeUnavailable     = "unavailable"
+	CodeQuota           = "quota_exceeded"
+	CodeRate            = "rate_limited"
 	CodeTooLarge        = "too_large"
 	CodeInternal        = "internal"
 )

@@ -40,3 +40,45 @@ type AuditSignature struct {
 	Key       string `json:"key"` // fingerprint of the public key
 	Value     []byte `json:"value"`
 }
+
+// AuditEvents is a page of events of one server's log. Each server of a cluster keeps a log of what was changed through it.
+type AuditEvents struct {
+	Server string       `json:"server"` // whose log it is
+	Log    string       `json:"log"`    // of the chain
+	Events []AuditEvent `json:"events"`
+	Next   uint64       `json:"next,omitempty"` // From of the next page; a page may have fewer events than its limit, or none, and go on
+}
+
+// AuditState is how far a server's log goes, and with what its heads are signed. Keep it elsewhere.
+type AuditState struct {
+	Server   string     `json:"server"`
+	Log      string     `json:"log"`
+	Last     uint64     `json:"last"` // index of the last event
+	LastHash string     `json:"last_hash"`
+	Head     *AuditHead `json:"head,omitempty"` // the newest one that is signed
+	Waiting  int        `json:"waiting"`        // heads that are not signed yet
+	Keys     []AuditKey `json:"keys"`
+}
+
+// AuditKey is a public key that heads are signed with.
+type AuditKey struct {
+	Version     uint32 `json:"version"`
+	Algorithm   string `json:"algorithm"`
+	Key         []byte `json:"key"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// AuditOptions select events. Zero values select all.
+type AuditOptions struct {
+	After, Before time.Time
+	Tenant        string
+	User          string
+	Action        string // "sandbox.create", or "sandbox.*"
+	Resource      string // "sandbox", or "sandbox/<id>"
+	Result        string
+	Request       string
+
+	Ascending bool   // oldest first; else newest first
+	Limit     int    // of a page, 1 to 1000; 0: 100
+	From      uint64 // index to begin with: Next of the page before. Of a stream: the last index that is known
+}

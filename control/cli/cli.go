@@ -1,12 +1,14 @@
 // Package cli is the command line of SoulBox: every command of the program soulbox, its flags, help, completion and errors.
 //
 // It owns what people type and read. It speaks to the service through package api alone, like every other client; only the
-// commands server and dev, which run the service, know more. It never decides anything that the service decides.
+// commands server and dev, which run the service, and audit verify, which reads its files, know more. It never decides
+// anything that the service decides.
 package cli
 
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 
 	"github.com/hashicorp/cli"
@@ -103,6 +105,8 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"node audit":      nodeAuditCommand,
 		"version":         versionCommand,
 	}
+	maps.Copy(all, auditCommands())
+	maps.Copy(all, quotaCommands())
 	out := make(map[string]cli.CommandFactory, len(all))
 	for name, make := range all {
 		out[name] = func() (cli.Command, error) {

@@ -41,6 +41,8 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
 		"sandbox limits",
+		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
+		"quota", "quota get", "quota set", "quota usage",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

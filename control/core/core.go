@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
@@ -24,6 +25,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/quota"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -51,10 +53,14 @@ type Config struct {
 	LinkKeys     keys.Ring
 	SnapshotKeys keys.Ring
 
-	MaxLifetime    time.Duration // of a sandbox
-	DefaultTimeout time.Duration // of a sandbox
-	Retention      time.Duration // of ended sandboxes
-	MaxEnded       int           // ended sandboxes kept
+	MaxLifetime    time.Duration    // of a sandbox
+	DefaultTimeout time.Duration    // of a sandbox
+	Retention      time.Duration    // of ended sandboxes
+	MaxEnded       int              // ended sandboxes kept
+	DefaultQuota   map[string]int64 // of tenants without limits of their own, by name; nil: as it was set
+
+	// Record is told what happens without a request: ends, and what the reconciler puts right. nil: nobody.
+	Record func(audit.Event)
 
 	Logger hclog.Logger
 	Now    func() time.Time
@@ -73,6 +79,7 @@ type Core struct {
 	Fleet     *fleet.Fleet
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
+	Quota     *quota.Ledger
 
 	LinkKeys     keys.Ring
 	SnapshotKeys keys.Ring
@@ -83,8 +90,9 @@ type Core struct {
 	Bootstrapped  bool // this start made it
 	BootstrapFile string
 
-	reconciler *reconcile.Reconciler
-	rings      []*local.Ring // that the leader makes
+	reconciler   *reconcile.Reconciler
+	rings        []*local.Ring // that the leader makes
+	defaultQuota map[string]int64
 }
 
 const (
@@ -110,8 +118,10 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 		}
 	}()
 	lead := make(chan struct{}) // closed once the parts that a leader runs are there
+	c.Quota, c.defaultQuota = quota.New(cfg.Now), cfg.DefaultQuota
 	st, err := state.Open(state.Config{
-		Dir: filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
+		Counter: c.Quota,
+		Dir:     filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
 		Peers: cfg.Peers, TLS: cfg.RaftTLS, Logger: cfg.Logger.Named("state"),
 		OnLeader: func(ctx context.Context) {
 			select {
@@ -167,7 +177,7 @@ func (c *Core) build(cfg Config) error {
 		return err
 	}
 	lc := lifecycle.Config{
-		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now,
+		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now, Quota: c.Quota,
 		Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
 	}
 	if cfg.Sandboxes != nil {
@@ -178,7 +188,7 @@ func (c *Core) build(cfg Config) error {
 	}
 	rc := reconcile.Config{
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
-		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded,
+		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
 	}
 	if cfg.Pace != nil {
 		cfg.Pace(&rc)
@@ -190,8 +200,14 @@ func (c *Core) build(cfg Config) error {
 	return nil
 }
 
+// Quotas reads and changes what tenants may use.
+func (c *Core) Quotas() *quota.Service { return &quota.Service{Ledger: c.Quota, State: c.State} }
+
 // lead is what the leader runs.
 func (c *Core) lead(ctx context.Context, log hclog.Logger) {
+	if err := c.Quotas().SetDefault(ctx, c.defaultQuota); err != nil && ctx.Err() == nil {
+		log.Error("the default quota of the configuration does not count", "error", err)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })

@@ -33,12 +33,22 @@ type Templates interface {
 	Resolve(ctx context.Context, tenant, name string) (state.Template, error)
 }
 
+// Quota holds tenants to what they may use. It answers from memory; a refusal has an *api.Error in its chain.
+type Quota interface {
+	// Create counts a create against the tenant's rate.
+	Create(tenant string) error
+	// Reserve takes what a sandbox will use, until the tables count it, or Release gives it back. Release is harmless at any time.
+	Reserve(tenant string, id api.SandboxID, ask state.Use) error
+	Release(tenant string, id api.SandboxID)
+}
+
 // Config holds the service's seams and limits. Zero limits mean the defaults.
 type Config struct {
 	State     State            // required
 	Fleet     Fleet            // required
 	Placer    placement.Placer // required
 	Templates Templates        // required
+	Quota     Quota            // nil: only the tables refuse
 	Logger    hclog.Logger
 	Now       func() time.Time
 	NewID     func() api.SandboxID

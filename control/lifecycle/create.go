@@ -32,6 +32,11 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	if err := s.validate(&p); err != nil {
 		return state.Sandbox{}, nil, err
 	}
+	if q := s.cfg.Quota; q != nil {
+		if err := q.Create(p.Caller.Tenant); err != nil {
+			return state.Sandbox{}, nil, err
+		}
+	}
 	st.done(StepValidate)
 	template, err := s.cfg.Templates.Resolve(ctx, p.Caller.Tenant, p.Template)
 	if err != nil {
@@ -44,6 +49,12 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	defer waiter.Close()
 	if err := s.cfg.Crash(CrashBeforeIntent); err != nil {
 		return state.Sandbox{}, st.list, err
+	}
+	if q := s.cfg.Quota; q != nil {
+		if err := q.Reserve(intent.Tenant, intent.ID, state.UseOf(&intent)); err != nil {
+			return state.Sandbox{}, st.list, err
+		}
+		defer q.Release(intent.Tenant, intent.ID)
 	}
 	r, err := s.cfg.State.Apply(ctx, &state.SandboxCreate{Sandbox: intent})
 	if errors.Is(err, state.ErrExists) && p.ID != "" {

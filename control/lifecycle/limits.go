@@ -84,6 +84,16 @@ func (s *Service) SetLimits(ctx context.Context, tenant string, id api.SandboxID
 	if err != nil {
 		return state.Sandbox{}, err
 	}
+	if q := s.cfg.Quota; q != nil {
+		more := state.Use{
+			state.LimitCPU: max(0, c.CPUMillis-sb.CPUMillis), state.LimitMemory: max(0, c.MemoryMB-sb.MemoryMB),
+			state.LimitStorage: max(0, c.Limits.DiskBytes>>20-sb.DiskMB),
+		}
+		if err := q.Reserve(tenant, id, more); err != nil {
+			return state.Sandbox{}, err
+		}
+		defer q.Release(tenant, id)
+	}
 	now, err := node.SetLimits(ctx, id, limitsOf(c.CPUMillis, c.MemoryMB, c.Limits))
 	if api.IsNotFound(err) {
 		return state.Sandbox{}, notFound(id)

@@ -3,10 +3,12 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"strconv"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -43,6 +45,7 @@ func (r *Reconciler) adopt(ctx context.Context, f facts, found fleet.Found) erro
 		return nil // it changed meanwhile
 	}
 	if err == nil {
+		r.record("sandbox.adopt", *f.record, map[string]string{"node": string(found.Node), "was": string(f.record.State)})
 		r.log.Info("sandbox adopted", "sandbox", f.id, "node", found.Node, "was", f.record.State)
 		r.Mark(f.id)
 	}
@@ -73,6 +76,7 @@ func (r *Reconciler) remove(ctx context.Context, found fleet.Found) error {
 	if err := node.Delete(ctx, found.Sandbox.ID); err != nil && !api.IsNotFound(err) {
 		return err
 	}
+	r.record("sandbox.evict", state.Sandbox{ID: found.Sandbox.ID, Tenant: found.Sandbox.Metadata["tenant"]}, map[string]string{"node": string(found.Node)})
 	r.log.Info("sandbox removed from a node where it does not belong", "sandbox", found.Sandbox.ID, "node", found.Node)
 	return nil
 }
@@ -117,6 +121,16 @@ func (r *Reconciler) limits(ctx context.Context, f facts, found fleet.Found) err
 	return err
 }
 
+// systemUser is who does what no caller asked for.
+const systemUser = "system:reconciler"
+
+// record tells what was done about a sandbox.
+func (r *Reconciler) record(action string, sb state.Sandbox, details map[string]string) {
+	r.cfg.Record(audit.Event{
+		Tenant: sb.Tenant, User: systemUser, Action: action, Resource: "sandbox", ResourceID: string(sb.ID), Result: audit.ResultOK, Details: details,
+	})
+}
+
 // endAll records ends in one command, then lets the placer forget those sandboxes.
 func (r *Reconciler) endAll(ctx context.Context, ends []state.End) {
 	if _, err := r.cfg.State.Apply(ctx, &state.SandboxEnd{Ends: ends}); err != nil {
@@ -130,6 +144,7 @@ func (r *Reconciler) endAll(ctx context.Context, ends []state.End) {
 		if err != nil || !now.State.Ended() {
 			continue // it changed before the decision reached the log, which counts for more
 		}
+		r.record("sandbox.end", now, map[string]string{"state": string(now.State), "reason": now.Reason, "node": string(now.Node)})
 		r.log.Info("sandbox ended", "sandbox", e.ID, "state", now.State, "reason", now.Reason)
 		delete(r.marks, e.ID)
 		if now.State == state.Lost {
@@ -163,6 +178,10 @@ func (r *Reconciler) purge(ctx context.Context) {
 			r.log.Warn("ended sandboxes not forgotten yet", "error", err)
 			return
 		}
+		r.cfg.Record(audit.Event{
+			Action: "sandbox.forget", Resource: "sandbox", User: systemUser, Result: audit.ResultOK,
+			Details: map[string]string{"sandboxes": strconv.Itoa(res.Changed)},
+		})
 		r.log.Debug("ended sandboxes forgotten", "sandboxes", res.Changed)
 		if res.Changed == 0 || len(ids) < state.MaxBatch {
 			return

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -46,6 +47,7 @@ type Config struct {
 	Run    string           // required: this run of the control service, as lifecycle's
 	Logger hclog.Logger
 	Now    func() time.Time
+	Record func(audit.Event) // is told what was done; it returns at once. nil: nobody
 
 	Interval     time.Duration // between full passes; 5 s
 	OrphanGrace  time.Duration // until a sandbox that no record knows is destroyed; 10 s
@@ -68,6 +70,9 @@ func (c *Config) check() error {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Record == nil {
+		c.Record = func(audit.Event) {}
 	}
 	set := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

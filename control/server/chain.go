@@ -39,7 +39,7 @@ func (s *Server) chain(next http.Handler) http.Handler {
 func (s *Server) endpoint(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := requestOf(r)
-		req.route = rt.pattern
+		req.route, req.needs = rt.pattern, rt.needs
 		if !rt.open {
 			if err := checkClient(r); err != nil {
 				s.fail(w, r, err)
@@ -56,12 +56,16 @@ func (s *Server) endpoint(rt route) http.Handler {
 				return
 			}
 		}
+		if err := s.countCall(r); err != nil {
+			s.fail(w, r, err)
+			return
+		}
 		if !rt.stream {
 			ctx, cancel := context.WithTimeout(r.Context(), s.cfg.CallTimeout)
 			defer cancel()
 			r = r.WithContext(ctx)
 		}
-		if err := rt.handle(w, r); err != nil {
+		if err := s.recorded(&rt, w, r); err != nil {
 			s.fail(w, r, err)
 		}
 	})

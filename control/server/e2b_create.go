@@ -45,6 +45,7 @@ func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, version int) 
 	if err != nil {
 		return err
 	}
+	requestOf(r).object = string(sb.ID)
 	out := e2bAccess(sb)
 	if req.SoulBox != nil {
 		out.SoulBox = createdView(sb, steps)

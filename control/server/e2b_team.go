@@ -111,6 +111,7 @@ func (s *Server) e2bCreateKey(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	requestOf(r).object = k.ID
 	writeJSON(w, http.StatusCreated, api.CreatedTeamAPIKey{TeamAPIKey: keyView(k), Key: secret.E2BKey()})
 	return nil
 }

@@ -97,8 +97,13 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.Code == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="soulbox"`)
 	}
-	recorderOf(w).note(e)
+	rec := recorderOf(w)
+	rec.note(e)
+	recorded := rec.gate != nil
 	writeJSON(w, e.Code, e)
+	if !recorded {
+		s.recordRefusal(r, rec)
+	}
 }
 
 // retryAfter is how long a client waits, in seconds: as the error says, else one.

@@ -84,6 +84,12 @@ var operations = map[string]operationDoc{
 	"GET /v1/nodes":        {summary: "List nodes", out: []api.Node{}},
 	"GET /v1/events":       {summary: "Changes of sandboxes as they happen, one JSON object a line", media: "application/x-ndjson"},
 
+	"GET /v1/quotas/{tenant}":           {summary: "What a tenant may use; the tenant \"*\" is the default", out: api.Quota{}},
+	"PUT /v1/quotas/{tenant}":           {summary: "Replace what a tenant may use", in: api.QuotaRequest{}, out: api.Quota{}, status: 200},
+	"GET /v1/quotas/{tenant}/usage":     {summary: "What a tenant uses", out: api.QuotaUsage{}},
+	"GET /v1/audit":                     {summary: "Events of this server's audit log, a page at a time", query: "after before tenant user action resource result request order limit from", out: api.AuditEvents{}},
+	"GET /v1/audit/stream":              {summary: "Events as they are stored, one JSON object a line, or as server-sent events", query: "after before tenant user action resource result request from", media: "application/x-ndjson"},
+	"GET /v1/audit/head":                {summary: "How far the audit log goes, and the public keys that it is signed with", out: api.AuditState{}},
 	"PUT /v1/sandboxes/{id}/limits":     {summary: "Change limits of a running sandbox", in: api.LimitsRequest{}, out: api.Sandbox{}},
 	"GET /v1/sandboxes/{id}/health":     {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
 	"GET /v1/sandboxes/{id}/stats":      {summary: "The kernel's counters of a sandbox", out: api.Stats{}},

@@ -9,6 +9,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 )
 
 // request is what the chain knows of a request.
@@ -17,6 +18,19 @@ type request struct {
 	route  string // pattern; empty where none matched
 	caller auth.Identity
 	access access
+
+	// For the audit log: what the route needs, what the request made or changed where its path does not say, and more about it.
+	needs   rbac.Permission
+	object  string
+	details map[string]string
+}
+
+// detail adds something to the record of the request.
+func (req *request) detail(name, value string) {
+	if req.details == nil {
+		req.details = map[string]string{}
+	}
+	req.details[name] = value
 }
 
 type requestKey struct{}
@@ -57,6 +71,9 @@ type recorder struct {
 	bytes    int64
 	problem  string // error_code of the answer
 	hijacked bool
+
+	gate     func() error // what must succeed before the status line leaves; nil: nothing, or it has
+	replaced bool         // the answer is another one than the handler's, which goes nowhere
 }
 
 // recorderOf returns the recorder under w.
@@ -78,6 +95,9 @@ func (w *recorder) extend() {
 }
 
 func (w *recorder) WriteHeader(status int) {
+	if w.replaced || !w.pass(status) {
+		return
+	}
 	if w.status == 0 && status >= 200 {
 		w.status = status
 	}
@@ -86,6 +106,12 @@ func (w *recorder) WriteHeader(status int) {
 }
 
 func (w *recorder) Write(p []byte) (int, error) {
+	if w.gate != nil {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.replaced {
+		return len(p), nil
+	}
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}

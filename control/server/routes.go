@@ -92,6 +92,12 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /v1/events", handle: s.events, stream: true, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 
+		{pattern: "GET /v1/quotas/{tenant}", handle: s.getQuota, needs: can(rbac.Quota, rbac.Read)},
+		{pattern: "PUT /v1/quotas/{tenant}", handle: s.putQuota, needs: can(rbac.Quota, rbac.Update)},
+		{pattern: "GET /v1/quotas/{tenant}/usage", handle: s.quotaUsage, needs: can(rbac.Quota, rbac.Read)},
+		{pattern: "GET /v1/audit", handle: s.auditEvents, needs: can(rbac.Audit, rbac.Read)},
+		{pattern: "GET /v1/audit/stream", handle: s.auditStream, stream: true, needs: can(rbac.Audit, rbac.Read)},
+		{pattern: "GET /v1/audit/head", handle: s.auditHead, needs: can(rbac.Audit, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats, needs: can(rbac.Sandbox, rbac.Read)},

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/go-metrics"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet"
@@ -98,6 +99,10 @@ type Config struct {
 	Links     *edge.Links // makes links to files; nil: none
 	Fleet     Fleet
 	Watcher   Watcher
+	// Audit records changes and refusals. nil: nothing is recorded.
+	Audit *audit.Log
+	// Quotas holds tenants to what they may use. nil: there are none.
+	Quotas Quotas
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.
 	Metrics *Metrics
 	// Ready returns why the service cannot serve, or nil. It is asked by every health check. nil: always ready.

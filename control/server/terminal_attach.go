@@ -65,6 +65,9 @@ func (s *Server) attachTerminal(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
+	if err := s.recordStart(r); err != nil {
+		return err
+	}
 	stream, err := node.Attach(ctx, t.SandboxID, nodeapi.AttachRequest{Attach: guest.Attach{
 		PID: guest.ProcessID(t.PID), Stdout: offset,
 		Lossy: mode == api.TerminalRead, // who only looks on holds up nobody; who types sees what came of it

@@ -17,6 +17,9 @@ func (c *SandboxCreate) apply(tx *writeTx) (Result, error) {
 	if old != nil {
 		return Result{Sandbox: *old}, fmt.Errorf("sandbox %s: %w", s.ID, ErrExists)
 	}
+	if err := tx.admit(s.Tenant, UseOf(&s)); err != nil {
+		return Result{}, err
+	}
 	s.CreateIndex = tx.index
 	return changed(s, tx.putSandbox(&s))
 }

@@ -15,6 +15,9 @@ func (c *SnapshotPut) apply(tx *writeTx) (Result, error) {
 	if old != nil {
 		return Result{Snapshot: *old}, fmt.Errorf("snapshot %s: %w", s.ID, ErrExists)
 	}
+	if err := tx.admit(s.Tenant, useOfSnapshot(&s)); err != nil {
+		return Result{}, err
+	}
 	s.CreateIndex = tx.index
 	return tx.putSnapshot(&s)
 }

@@ -8,6 +8,11 @@ func (c *TemplatePut) apply(tx *writeTx) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if old == nil {
+		if err := tx.admit(t.Tenant, Use{LimitTemplates: 1}); err != nil {
+			return Result{}, err
+		}
+	}
 	t.CreateIndex, t.ModifyIndex = tx.index, tx.index
 	if old != nil {
 		t.CreateIndex, t.CreatedAt, t.Public = old.CreateIndex, old.CreatedAt, old.Public

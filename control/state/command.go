@@ -38,6 +38,7 @@ const (
 	typeRoleDelete      commandType = 65
 	typeBindingPut      commandType = 66
 	typeBindingDelete   commandType = 67
+	typeQuotaPut        commandType = 80
 )
 
 // commands makes the empty command of each type.
@@ -70,6 +71,7 @@ var commands = map[commandType]func() Command{
 	typeRoleDelete:      func() Command { return new(RoleDelete) },
 	typeBindingPut:      func() Command { return new(BindingPut) },
 	typeBindingDelete:   func() Command { return new(BindingDelete) },
+	typeQuotaPut:        func() Command { return new(QuotaPut) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
@@ -85,6 +87,7 @@ type Result struct {
 	Sandbox  Sandbox
 	Key      Key
 	Template Template
+	Quota    Quota
 	Snapshot Snapshot
 	Tenant   Tenant
 	Role     Role

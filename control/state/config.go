@@ -35,6 +35,7 @@ type Config struct {
 	// OnLeader runs while this server leads and its tables hold everything that was ever committed. Its context ends with
 	// the leadership; it must return soon then.
 	OnLeader func(ctx context.Context)
+	Counter  Counter // is told what tenants may use and do use; nil: nobody
 	Logger   hclog.Logger
 
 	// SegmentBytes is the size of one file of the log; 0 means 16 MiB.

@@ -92,7 +92,8 @@ func script() []Command {
 		&TemplatePublish{Tenant: DefaultTenant, Name: "base", Public: true},
 	}
 	list = append(list, identityScript(len(list))...)
-	return append(list, ringScript()...)
+	list = append(list, ringScript()...)
+	return append(list, quotaScript()...)
 }
 
 // snapID is the n-th snapshot id of the tests.

@@ -16,6 +16,8 @@ const (
 	tableKey      = "key"
 	tableTemplate = "template"
 	tableSnapshot = "snapshot"
+	tableQuota    = "quota"
+	tableUsage    = "usage" // follows from others: in no snapshot
 	tableTenant   = "tenant"
 	tableRole     = "role"
 	tableBinding  = "binding"
@@ -76,6 +78,12 @@ func schema() *memdb.DBSchema {
 		}},
 		tableBinding: {Name: tableBinding, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableQuota: {Name: tableQuota, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Tenant"}},
+		}},
+		tableUsage: {Name: tableUsage, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Tenant"}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},

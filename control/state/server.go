@@ -44,6 +44,7 @@ func Open(cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
+	store.counter = cfg.Counter
 	s := &Server{Store: store, cfg: cfg, log: cfg.Logger}
 	if s.stores, err = openStores(&s.cfg); err != nil {
 		return nil, err

@@ -31,6 +31,7 @@ const (
 	recordTenant   recordType = 10
 	recordRole     recordType = 11
 	recordBinding  recordType = 12
+	recordQuota    recordType = 30
 	recordEnd      recordType = 255
 )
 
@@ -48,6 +49,7 @@ var snapshotTables = []struct {
 	{recordTenant, tableTenant, func() any { return new(Tenant) }},
 	{recordRole, tableRole, func() any { return new(Role) }},
 	{recordBinding, tableBinding, func() any { return new(Binding) }},
+	{recordQuota, tableQuota, func() any { return new(Quota) }},
 }
 
 type fsmSnapshot struct {
@@ -133,6 +135,9 @@ func readSnapshot(r io.Reader) (*memdb.MemDB, error) {
 			}
 			if want != count {
 				return nil, fmt.Errorf("it holds %d records, its end says %d", count, want)
+			}
+			if err := recount(txn); err != nil {
+				return nil, err
 			}
 			txn.Commit()
 			return db, nil

@@ -12,8 +12,9 @@ import (
 
 // Store is the read side of the tables. Reads never block and see one moment each.
 type Store struct {
-	db     atomic.Pointer[memdb.MemDB]
-	policy atomic.Uint64
+	counter Counter // nil: nobody asks
+	db      atomic.Pointer[memdb.MemDB]
+	policy  atomic.Uint64
 }
 
 func newStore() (*Store, error) {
@@ -29,21 +30,35 @@ func newStore() (*Store, error) {
 func (s *Store) replace(db *memdb.MemDB) {
 	s.db.Store(db)
 	s.policy.Add(1)
+	s.tellAll(db.Txn(false))
 }
 
 // apply runs one command; an error leaves the tables as they were.
 func (s *Store) apply(index uint64, c Command) (Result, error) {
 	txn := s.db.Load().Txn(true)
 	defer txn.Abort()
+	txn.TrackChanges()
 	tx := &writeTx{txn: txn, index: index}
 	r, err := c.apply(tx)
 	if err != nil {
 		return r, err
 	}
+	created, err := tx.count()
+	if err != nil {
+		return Result{}, err
+	}
 	if err := txn.Insert(tableMeta, &metaRow{Name: metaIndex, Index: index}); err != nil {
 		return Result{}, fmt.Errorf("write index: %w", err)
 	}
 	txn.Commit()
+	if s.counter != nil {
+		for _, q := range tx.quotas {
+			s.counter.SetQuota(q.Tenant, q.Limits)
+		}
+		for _, u := range tx.uses {
+			s.counter.SetUse(u.Tenant, u.Use, created)
+		}
+	}
 	if tx.policy {
 		s.policy.Add(1)
 	}

@@ -181,7 +181,7 @@ func (c *TenantDelete) apply(tx *writeTx) (Result, error) {
 	}
 	n := 0
 	for _, o := range owned {
-		if !c.Cascade {
+		if !c.Cascade && o.table != tableQuota { // which says only what it may own
 			return Result{}, fmt.Errorf("tenant %s still owns things, such as a %s: %w", c.ID, o.table, ErrConflict)
 		}
 		if err := tx.txn.Delete(o.table, o.row); err != nil {
@@ -204,6 +204,7 @@ var owners = map[string]func(row any) string{
 	tableSnapshot: ownerOf(func(s *Snapshot) string { return s.Tenant }),
 	tableRole:     ownerOf(func(r *Role) string { return r.Tenant }),
 	tableBinding:  ownerOf(func(b *Binding) string { return b.Tenant }),
+	tableQuota:    ownerOf(func(q *Quota) string { return q.Tenant }),
 }
 
 func ownerOf[T any](tenant func(*T) string) func(any) string {

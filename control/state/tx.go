@@ -13,6 +13,10 @@ type writeTx struct {
 	txn    *memdb.Txn
 	index  uint64
 	policy bool // roles, bindings or tenants have changed
+
+	// For the counter, once all is applied.
+	uses   []usageRow
+	quotas []Quota
 }
 
 // first returns the row of a table with that id, or nil. The error is a broken schema, never bad data.

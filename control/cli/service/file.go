@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/vault"
+	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -36,6 +38,10 @@ type File struct {
 	DefaultTimeout string `hcl:"default_timeout,optional"` // of a sandbox
 	Retention      string `hcl:"retention,optional"`       // of what is known of ended sandboxes
 
+	// DefaultQuota is what tenants may use that have no limits of their own: { sandboxes = 100, cpu_millis = 64000 }.
+	DefaultQuota map[string]int64 `hcl:"default_quota,optional"`
+
+	Audit  *AuditBlock  `hcl:"audit,block"`
 	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
 	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
 	Nodes  []NodeBlock  `hcl:"node,block"`  // nodes by address; not with consul
@@ -193,6 +199,12 @@ func (f File) Check() error {
 		}
 		if v, err := time.ParseDuration(d.text); err != nil || v <= 0 {
 			bad(d.name, "%.40q is not a duration greater than zero, such as \"24h\"", d.text)
+		}
+	}
+	f.checkAudit(bad, abs)
+	for name, v := range f.DefaultQuota {
+		if _, ok := state.LimitOf(name); !ok || v < state.Unlimited || v > state.MaxLimit {
+			bad("default_quota", "%.40q = %d is none of %s with a value from 0 on, or -1 for none", name, v, strings.Join(state.LimitNames(), ", "))
 		}
 	}
 	f.checkNodes(bad, hostPort, abs)

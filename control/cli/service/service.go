@@ -17,10 +17,12 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/build"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
+	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -31,6 +33,9 @@ type Config struct {
 
 	Listen string      // host:port of the API
 	TLS    *tls.Config // of the API; nil: plain HTTP
+
+	// Audit is how the audit log is kept. Empty fields mean the defaults: a folder in DataDir, and a signing key in a file beside it.
+	Audit audit.Config
 
 	// Closers are called when the service has ended, last to first. Open takes them over, also where it fails.
 	Closers []func() error
@@ -46,6 +51,7 @@ type Service struct {
 	Core *core.Core
 
 	cfg      Config
+	audit    *audit.Log
 	http     *server.Server
 	edge     *edge.Edge
 	builds   *build.Service
@@ -76,6 +82,11 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	if cfg.TLS != nil {
 		s.listener = tls.NewListener(s.listener, cfg.TLS)
 	}
+	if err := s.openAudit(); err != nil {
+		return s, err
+	}
+	s.cfg.Record = s.audit.Note
+	cfg = s.cfg
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
@@ -90,9 +101,31 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		Front:     s.edge.Wrap,
 		Links:     links,
 		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
+		Audit: s.audit, Quotas: s.Core.Quotas(),
 		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
+}
+
+// openAudit opens the audit log, before anything can happen.
+func (s *Service) openAudit() (err error) {
+	c := s.cfg.Audit
+	if c.Dir == "" {
+		c.Dir = filepath.Join(s.cfg.DataDir, "audit")
+	}
+	if c.Server == "" {
+		c.Server = s.cfg.ServerID
+	}
+	if c.Signer == nil {
+		if c.Signer, err = local.OpenSigner(filepath.Join(s.cfg.DataDir, "audit-keys.json")); err != nil {
+			return err
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = s.log.Named("audit")
+	}
+	s.audit, err = audit.Open(c)
+	return err
 }
 
 // ready returns why the service cannot serve: without a leader nothing can be changed. That no node is connected is no
@@ -155,6 +188,10 @@ func (s *Service) Close() error {
 	if s.Core != nil {
 		errs = append(errs, s.Core.Close())
 		s.Core = nil
+	}
+	if s.audit != nil {
+		errs = append(errs, s.audit.Close())
+		s.audit = nil
 	}
 	for i := len(s.cfg.Closers) - 1; i >= 0; i-- {
 		errs = append(errs, s.cfg.Closers[i]())

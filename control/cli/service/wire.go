@@ -26,7 +26,7 @@ import (
 // Config makes a Service's configuration of f, which Check has accepted, and connects to what f names. Open takes what
 // it returns over. env is the environment, for tokens.
 func (f File) Config(ctx context.Context, env func(string) string, log hclog.Logger) (cfg Config, err error) {
-	cfg = Config{Listen: f.Listen, Config: core.Config{DataDir: f.DataDir, Logger: log}}
+	cfg = Config{Listen: f.Listen, Audit: f.Audit.config(), Config: core.Config{DataDir: f.DataDir, DefaultQuota: f.DefaultQuota, Logger: log}}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("configuration: %w", err)
