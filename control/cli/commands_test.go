@@ -40,7 +40,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
 		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
-		"sandbox limits",
+		"sandbox limits", "network", "network show", "network set", "network test",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -92,6 +92,9 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/events", handle: s.events, stream: true, needs: can(rbac.Sandbox, rbac.Read)},
 
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
+		{pattern: "GET /v1/sandboxes/{id}/network", handle: s.getNetwork, needs: can(rbac.Network, rbac.Read)},
+		{pattern: "PUT /v1/sandboxes/{id}/network", handle: s.putNetwork, needs: can(rbac.Network, rbac.Update)},
+		{pattern: "POST /v1/sandboxes/{id}/network/test", handle: s.testNetwork, needs: can(rbac.Network, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/metrics", handle: s.sandboxMetrics, needs: can(rbac.Sandbox, rbac.Read)},
