@@ -40,9 +40,9 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
 		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
-		"sandbox limits",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
 		"quota", "quota get", "quota set", "quota usage",
+		"sandbox limits", "network", "network show", "network set", "network test",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

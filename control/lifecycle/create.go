@@ -105,7 +105,12 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, s
 	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
-	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: request(sb, p)}); err != nil {
+	want := request(sb, p)
+	var err error
+	if want.Network, err = networkOf(sb); err != nil {
+		return state.Sandbox{}, s.abandon(ctx, sb, err)
+	}
+	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want}); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, contextCause(within, err))
 	}
 	st.done(StepPlace)

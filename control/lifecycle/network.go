@@ -4,12 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// SetNetwork implements API. What the update cannot say stays: who may reach the sandbox's ports, and by which names.
+// layerSandbox is the layer of a policy that the sandbox's own settings make.
+const layerSandbox = "sandbox"
+
+// SetNetwork implements API. What the update cannot say stays: who may reach the sandbox's ports, and by which names. The state
+// is written first: where the node cannot be told, the caller learns of it, and a restart of the sandbox has the new settings.
 func (s *Service) SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {
 	defer s.locks.lock(id)()
 	sb, err := s.live(tenant, id)
@@ -19,11 +25,9 @@ func (s *Service) SetNetwork(ctx context.Context, tenant string, id api.SandboxI
 	if sb.State != state.Running && sb.State != state.Paused {
 		return state.Sandbox{}, notRunning(sb)
 	}
-	var had api.NetworkConfig
-	if len(sb.Network) > 0 {
-		if err := json.Unmarshal(sb.Network, &had); err != nil {
-			return state.Sandbox{}, fmt.Errorf("stored network of sandbox %s: %w", id, err)
-		}
+	had, err := networkConfig(sb)
+	if err != nil {
+		return state.Sandbox{}, err
 	}
 	n.AllowPublicTraffic, n.MaskRequestHost, n.HTTPSPorts = had.AllowPublicTraffic, had.MaskRequestHost, had.HTTPSPorts
 	b, err := json.Marshal(n)
@@ -31,5 +35,75 @@ func (s *Service) SetNetwork(ctx context.Context, tenant string, id api.SandboxI
 		return state.Sandbox{}, fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
 	r, err := s.cfg.State.Apply(ctx, &state.SandboxNetwork{ID: id, Network: b, AllowInternetAccess: internet})
-	return r.Sandbox, stateError(id, err)
+	if err != nil {
+		return state.Sandbox{}, stateError(id, err)
+	}
+	if r.Sandbox.State != state.Running {
+		return r.Sandbox, nil // it has the settings when it is resumed
+	}
+	return r.Sandbox, s.applyNetwork(ctx, r.Sandbox)
+}
+
+// SetNetworkPolicy implements API. What the policy does not say, rules of domains and a proxy, stays.
+func (s *Service) SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error {
+	sb, err := s.live(tenant, id)
+	if err != nil {
+		return err
+	}
+	had, err := networkConfig(sb)
+	if err != nil {
+		return err
+	}
+	_, err = s.SetNetwork(ctx, tenant, id, api.NetworkConfig{
+		AllowOut: p.Allow, DenyOut: p.Deny, EgressProxy: had.EgressProxy, Rules: had.Rules,
+	}, p.Internet)
+	return err
+}
+
+// applyNetwork tells a running sandbox's node what the state says.
+func (s *Service) applyNetwork(ctx context.Context, sb state.Sandbox) error {
+	want, err := networkOf(sb)
+	if err != nil {
+		return err
+	}
+	if want == nil {
+		want = &nodeapi.Network{}
+	}
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err != nil {
+		return err
+	}
+	_, err = node.SetNetwork(ctx, sb.ID, *want)
+	switch {
+	case api.StatusOf(err) == http.StatusNotImplemented:
+		return nil // a sandbox without a network reaches nothing: no policy allows it less
+	case api.IsNotFound(err):
+		return notFound(sb.ID)
+	case err != nil:
+		return fmt.Errorf("set network of sandbox %s: %w", sb.ID, err)
+	}
+	return nil
+}
+
+func networkConfig(sb state.Sandbox) (n api.NetworkConfig, err error) {
+	if len(sb.Network) > 0 {
+		if err := json.Unmarshal(sb.Network, &n); err != nil {
+			return n, fmt.Errorf("stored network of sandbox %s: %w", sb.ID, err)
+		}
+	}
+	return n, nil
+}
+
+// networkOf returns the policy that a node is asked for; nil where the sandbox asks for nothing in particular.
+func networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
+	n, err := networkConfig(sb)
+	if err != nil {
+		return nil, err
+	}
+	if len(n.AllowOut) == 0 && len(n.DenyOut) == 0 && sb.AllowInternetAccess == nil {
+		return nil, nil
+	}
+	return &nodeapi.Network{Layers: []nodeapi.NetworkLayer{{Name: layerSandbox, NetworkPolicy: api.NetworkPolicy{
+		Internet: sb.AllowInternetAccess, Allow: n.AllowOut, Deny: n.DenyOut,
+	}}}}, nil
 }

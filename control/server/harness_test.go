@@ -201,6 +201,11 @@ func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.Sand
 	return sb, nil
 }
 
+func (f *fakeLifecycle) SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error {
+	_, err := f.SetNetwork(ctx, tenant, id, api.NetworkConfig{AllowOut: p.Allow, DenyOut: p.Deny}, p.Internet)
+	return err
+}
+
 func (f *fakeLifecycle) SetLimits(_ context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

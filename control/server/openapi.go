@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/json"
 	"net/http"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"strconv"
@@ -84,36 +85,39 @@ var operations = map[string]operationDoc{
 	"GET /v1/nodes":        {summary: "List nodes", out: []api.Node{}},
 	"GET /v1/events":       {summary: "Changes of sandboxes as they happen, one JSON object a line", media: "application/x-ndjson"},
 
-	"GET /v1/quotas/{tenant}":           {summary: "What a tenant may use; the tenant \"*\" is the default", out: api.Quota{}},
-	"PUT /v1/quotas/{tenant}":           {summary: "Replace what a tenant may use", in: api.QuotaRequest{}, out: api.Quota{}, status: 200},
-	"GET /v1/quotas/{tenant}/usage":     {summary: "What a tenant uses", out: api.QuotaUsage{}},
-	"GET /v1/audit":                     {summary: "Events of this server's audit log, a page at a time", query: "after before tenant user action resource result request order limit from", out: api.AuditEvents{}},
-	"GET /v1/audit/stream":              {summary: "Events as they are stored, one JSON object a line, or as server-sent events", query: "after before tenant user action resource result request from", media: "application/x-ndjson"},
-	"GET /v1/audit/head":                {summary: "How far the audit log goes, and the public keys that it is signed with", out: api.AuditState{}},
-	"PUT /v1/sandboxes/{id}/limits":     {summary: "Change limits of a running sandbox", in: api.LimitsRequest{}, out: api.Sandbox{}},
-	"GET /v1/sandboxes/{id}/health":     {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
-	"GET /v1/sandboxes/{id}/stats":      {summary: "The kernel's counters of a sandbox", out: api.Stats{}},
-	"GET /v1/sandboxes/{id}/metrics":    {summary: "Samples of a sandbox over a time", query: "start end", out: []api.Sample{}},
-	"GET /v1/sandboxes/{id}/logs":       {summary: "The output of a sandbox's own command, as it is", query: "stream offset follow tail", media: "application/octet-stream"},
-	"GET /v1/sandboxes/{id}/log":        {summary: "Log entries by time, level, source and text", query: "after before level source search limit direction", out: []api.LogEntry{}},
-	"GET /v1/sandboxes/{id}/log/stream": {summary: "Log entries, history first, as server-sent events or over a WebSocket", query: "after level source search", media: "text/event-stream"},
-	"POST /v1/sandboxes/{id}/exec":      {summary: "Run a process: upgraded to frames, or plain", in: api.PlainExecRequest{}, media: "application/x-ndjson", status: 200},
-	"POST /v1/sandboxes/{id}/attach":    {summary: "Join a process; the connection is upgraded to frames", status: 101},
-	"POST /v1/sandboxes/{id}/processes": {summary: "Start a process", in: api.ExecRequest{}, out: api.Process{}, status: 201},
-	"GET /v1/sandboxes/{id}/processes":  {summary: "List processes that were started from outside", out: []api.Process{}},
-	"POST /v1/sandboxes/{id}/signal":    {summary: "Signal a process", in: api.SignalRequest{}},
-	"POST /v1/sandboxes/{id}/stdin":     {summary: "Write to a process", in: api.StdinRequest{}},
-	"POST /v1/sandboxes/{id}/resize":    {summary: "Resize a process's terminal", in: api.ResizeRequest{}},
-	"GET /v1/sandboxes/{id}/files":      {summary: "Read a file", query: "path! user", media: "application/octet-stream"},
-	"PUT /v1/sandboxes/{id}/files":      {summary: "Write a file", query: "path! user mode", media: "application/octet-stream", status: 204},
-	"DELETE /v1/sandboxes/{id}/files":   {summary: "Remove a file or a folder", query: "path! user"},
-	"POST /v1/sandboxes/{id}/links":     {summary: "Make a link to a file, good without a key", in: api.LinkRequest{}, out: api.Link{}, status: 201},
-	"GET /v1/sandboxes/{id}/stat":       {summary: "What a path is", query: "path! user", out: api.File{}},
-	"GET /v1/sandboxes/{id}/dir":        {summary: "List a folder", query: "path! user", out: []api.File{}},
-	"POST /v1/sandboxes/{id}/dir":       {summary: "Make a folder", query: "path! user mode parents", out: api.File{}, status: 201},
-	"POST /v1/sandboxes/{id}/rename":    {summary: "Rename a file or a folder", query: "path! target! user"},
-	"GET /v1/sandboxes/{id}/archive":    {summary: "Read a folder as a tar", query: "path! user", media: "application/x-tar"},
-	"PUT /v1/sandboxes/{id}/archive":    {summary: "Unpack a tar into a folder", query: "path! user", media: "application/x-tar", status: 204},
+	"GET /v1/quotas/{tenant}":              {summary: "What a tenant may use; the tenant \"*\" is the default", out: api.Quota{}},
+	"PUT /v1/quotas/{tenant}":              {summary: "Replace what a tenant may use", in: api.QuotaRequest{}, out: api.Quota{}, status: 200},
+	"GET /v1/quotas/{tenant}/usage":        {summary: "What a tenant uses", out: api.QuotaUsage{}},
+	"GET /v1/audit":                        {summary: "Events of this server's audit log, a page at a time", query: "after before tenant user action resource result request order limit from", out: api.AuditEvents{}},
+	"GET /v1/audit/stream":                 {summary: "Events as they are stored, one JSON object a line, or as server-sent events", query: "after before tenant user action resource result request from", media: "application/x-ndjson"},
+	"GET /v1/audit/head":                   {summary: "How far the audit log goes, and the public keys that it is signed with", out: api.AuditState{}},
+	"PUT /v1/sandboxes/{id}/limits":        {summary: "Change limits of a running sandbox", in: api.LimitsRequest{}, out: api.Sandbox{}},
+	"GET /v1/sandboxes/{id}/network":       {summary: "A sandbox's network: addresses, policy, counters, last denials", out: api.NetworkStatus{}},
+	"PUT /v1/sandboxes/{id}/network":       {summary: "Replace what a running sandbox may reach", in: api.NetworkPolicy{}, out: api.NetworkStatus{}},
+	"POST /v1/sandboxes/{id}/network/test": {summary: "What would become of a connection, and by which rule", in: api.NetworkTest{}, out: api.NetworkVerdict{}},
+	"GET /v1/sandboxes/{id}/health":        {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
+	"GET /v1/sandboxes/{id}/stats":         {summary: "The kernel's counters of a sandbox", out: api.Stats{}},
+	"GET /v1/sandboxes/{id}/metrics":       {summary: "Samples of a sandbox over a time", query: "start end", out: []api.Sample{}},
+	"GET /v1/sandboxes/{id}/logs":          {summary: "The output of a sandbox's own command, as it is", query: "stream offset follow tail", media: "application/octet-stream"},
+	"GET /v1/sandboxes/{id}/log":           {summary: "Log entries by time, level, source and text", query: "after before level source search limit direction", out: []api.LogEntry{}},
+	"GET /v1/sandboxes/{id}/log/stream":    {summary: "Log entries, history first, as server-sent events or over a WebSocket", query: "after level source search", media: "text/event-stream"},
+	"POST /v1/sandboxes/{id}/exec":         {summary: "Run a process: upgraded to frames, or plain", in: api.PlainExecRequest{}, media: "application/x-ndjson", status: 200},
+	"POST /v1/sandboxes/{id}/attach":       {summary: "Join a process; the connection is upgraded to frames", status: 101},
+	"POST /v1/sandboxes/{id}/processes":    {summary: "Start a process", in: api.ExecRequest{}, out: api.Process{}, status: 201},
+	"GET /v1/sandboxes/{id}/processes":     {summary: "List processes that were started from outside", out: []api.Process{}},
+	"POST /v1/sandboxes/{id}/signal":       {summary: "Signal a process", in: api.SignalRequest{}},
+	"POST /v1/sandboxes/{id}/stdin":        {summary: "Write to a process", in: api.StdinRequest{}},
+	"POST /v1/sandboxes/{id}/resize":       {summary: "Resize a process's terminal", in: api.ResizeRequest{}},
+	"GET /v1/sandboxes/{id}/files":         {summary: "Read a file", query: "path! user", media: "application/octet-stream"},
+	"PUT /v1/sandboxes/{id}/files":         {summary: "Write a file", query: "path! user mode", media: "application/octet-stream", status: 204},
+	"DELETE /v1/sandboxes/{id}/files":      {summary: "Remove a file or a folder", query: "path! user"},
+	"POST /v1/sandboxes/{id}/links":        {summary: "Make a link to a file, good without a key", in: api.LinkRequest{}, out: api.Link{}, status: 201},
+	"GET /v1/sandboxes/{id}/stat":          {summary: "What a path is", query: "path! user", out: api.File{}},
+	"GET /v1/sandboxes/{id}/dir":           {summary: "List a folder", query: "path! user", out: []api.File{}},
+	"POST /v1/sandboxes/{id}/dir":          {summary: "Make a folder", query: "path! user mode parents", out: api.File{}, status: 201},
+	"POST /v1/sandboxes/{id}/rename":       {summary: "Rename a file or a folder", query: "path! target! user"},
+	"GET /v1/sandboxes/{id}/archive":       {summary: "Read a folder as a tar", query: "path! user", media: "application/x-tar"},
+	"PUT /v1/sandboxes/{id}/archive":       {summary: "Unpack a tar into a folder", query: "path! user", media: "application/x-tar", status: 204},
 
 	"PUT /v1/uploads": {summary: "Upload the files of a build, for whoever has the ticket", query: "ticket!", media: "application/octet-stream", status: 200},
 
@@ -250,6 +254,8 @@ func (g schemas) of(t reflect.Type) object {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return object{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[netip.Addr]():
+		return object{"type": "string", "format": "ipv4"}
 	case t == reflect.TypeFor[json.RawMessage]():
 		return object{}
 	case t.Kind() == reflect.Pointer:

@@ -187,14 +187,3 @@ func (w *recorder) pass(status int) bool {
 	w.replaced = true
 	return false
 }
-
-// retryAfter returns how long a client is to wait before it asks again.
-func retryAfter(err error) string {
-	var limited interface{ RetryAfter() time.Duration }
-	if errors.As(err, &limited) {
-		if d := limited.RetryAfter(); d > time.Second {
-			return strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10)
-		}
-	}
-	return "1"
-}

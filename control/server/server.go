@@ -36,6 +36,7 @@ type Lifecycle interface {
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
+	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error)
 	NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)

@@ -184,7 +184,7 @@ func startControl(t *testing.T, change func(*service.Config)) *control {
 // status is what the server answers to a key, or to a token.
 func (c *control) status(key string) int {
 	c.t.Helper()
-	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.Address()+"/v1/sandboxes", nil)
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.Address()+"/sandboxes", nil)
 	must.NoError(c.t, err)
 	if strings.HasPrefix(key, "ey") {
 		req.Header.Set("Authorization", "Bearer "+key)

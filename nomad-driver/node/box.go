@@ -11,6 +11,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -50,6 +51,7 @@ type box struct {
 	lease    *lease        // on its template, until released; nil where the template is gone or not needed any more
 	logged   *budget       // of its logbook
 
+	networking sync.Mutex // held while its network changes
 	activation sync.Mutex // held while a server of the template's is looked for and started
 
 	mu       sync.Mutex
@@ -57,6 +59,7 @@ type box struct {
 	rec      record
 	err      error // of the creation
 	inst     instance
+	slot     *network.Slot // nil where it has its loopback only
 	deleting bool          // the record goes with the sandbox: writing it once more is not worth it
 	pumped   chan struct{} // closed when the log pump has ended; nil where there is none
 }

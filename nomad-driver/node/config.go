@@ -64,6 +64,8 @@ type Config struct {
 	SampleInterval time.Duration // between two samples of what a sandbox uses
 	SampleWindow   time.Duration // how far back they are kept while it runs
 
+	Network Network
+
 	Logger hclog.Logger // discards where nil
 
 	runtime   runtime   // tests; package sandbox where nil
@@ -135,6 +137,11 @@ func (c *Config) validate() error {
 	}
 	if _, err := disk.ByName(c.DiskLimiter); err != nil {
 		return fmt.Errorf("disk_limiter: %w", err)
+	}
+	switch c.Network.Mode {
+	case "", NetworkAuto, NetworkOn, NetworkOff:
+	default:
+		return fmt.Errorf("network mode %.20q is none of %s, %s, %s", c.Network.Mode, NetworkAuto, NetworkOn, NetworkOff)
 	}
 	if c.MaxSandboxes < 1 {
 		return fmt.Errorf("max_sandboxes %d is less than 1", c.MaxSandboxes)

@@ -155,7 +155,14 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		cancel()
 	}
 
-	inst, err := n.runtime.Create(ctx, n.sandboxConfig(b, req))
+	cfg := n.sandboxConfig(b, req)
+	if err := n.takeSlot(ctx, b, req.Network); err != nil {
+		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
+	}
+	if b.slot != nil {
+		cfg.Network = b.slot.Namespace()
+	}
+	inst, err := n.runtime.Create(ctx, cfg)
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
@@ -229,6 +236,7 @@ func (n *Node) fail(caller, ctx context.Context, b *box, inst instance, err erro
 		n.log.Error("sandbox that did not start cannot be removed yet", "sandbox", b.id, "error", undo)
 		n.needSweep(b.rec.IDBase)
 	}
+	n.giveSlot(b)
 	b.lease.Release()
 	n.forget(b)
 	b.mu.Lock()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -44,6 +45,7 @@ type daemon struct {
 	dir    string
 	parent string
 	args   []string
+	netns  *os.File // network namespace that it runs in; nil: the machine's
 	cmd    *exec.Cmd
 	log    *logBuffer
 	client *nodeapi.Client
@@ -69,9 +71,15 @@ func (l *logBuffer) String() string {
 // startDaemon starts a daemon with the template "base". At the end of the test everything must be gone from the machine.
 func startDaemon(t testing.TB, args ...string) *daemon {
 	t.Helper()
+	return startDaemonIn(t, nil, args...)
+}
+
+// startDaemonIn starts one in a network namespace.
+func startDaemonIn(t testing.TB, netns *os.File, args ...string) *daemon {
+	t.Helper()
 	sandboxtest.RequireRoot(t)
 	dir := shortDir(t)
-	d := &daemon{t: t, dir: dir, parent: "soulbox-test-" + filepath.Base(dir), args: args, log: &logBuffer{}}
+	d := &daemon{t: t, dir: dir, parent: "soulbox-test-" + filepath.Base(dir), args: args, netns: netns, log: &logBuffer{}}
 	d.client = nodeapi.NewUnix(dir + "/r/node.sock")
 	t.Cleanup(d.cleanup)
 	d.start()
@@ -86,7 +94,11 @@ func (d *daemon) start() {
 		"-state-dir", d.dir + "/s", "-run-dir", d.dir + "/r", "-init", sandboxtest.Init(d.t), "-cgroup-parent", d.parent,
 	}, d.args...)...)
 	d.cmd.Stderr = d.log
-	must.NoError(d.t, d.cmd.Start())
+	if d.netns == nil {
+		must.NoError(d.t, d.cmd.Start())
+	} else {
+		must.NoError(d.t, networktest.In(d.netns, d.cmd.Start))
+	}
 	waitUntil(d.t, "daemon", func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()

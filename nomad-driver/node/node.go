@@ -28,6 +28,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/probe"
@@ -59,6 +60,8 @@ type Node struct {
 	sampler   *prommetrics.Sampler
 	disks     diskLooks
 	books     *logbook.Books
+	network   *network.Pool  // nil where sandboxes have their loopback only
+	noNetwork string         // why
 	closers   []func() error // in the order of opening
 
 	// ctx ends with Run. wg is everything that runs until then.
@@ -179,6 +182,9 @@ func (n *Node) openParts() error {
 		return err
 	}
 	n.closers = append(n.closers, bin.Close, cgroups.Close)
+	if err := n.openNetwork(); err != nil {
+		return err
+	}
 	n.runtime = &sandboxes{
 		stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin, disk: n.disk.limiter,
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
@@ -38,6 +39,8 @@ type record struct {
 	Ref      sandbox.Ref         `json:"ref"`
 	Logs     *nodeapi.LogTargets `json:"logs,omitempty"`
 	Stop     *stopIntent         `json:"stop,omitempty"`
+	Network  *nodeapi.Network    `json:"network,omitempty"`
+	Slot     *network.Ref        `json:"network_slot,omitempty"`
 	Released bool                `json:"released,omitempty"` // nothing of it is left on the machine
 }
 

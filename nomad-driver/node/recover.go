@@ -59,6 +59,7 @@ func (n *Node) recover() error {
 				return nil
 			}
 			b.inst = inst
+			n.recoverSlot(b)
 			return nil
 		})
 	}
@@ -67,6 +68,7 @@ func (n *Node) recover() error {
 		b, ok := n.boxes[id]
 		return ok && b.inst != nil
 	})
+	n.startNetwork()
 	for _, b := range n.boxes {
 		n.takeOver(b)
 		if err, ok := lost.Load(b.id); ok {

@@ -47,6 +47,8 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}/wait":       n.getWait,
 		"PUT /v1/sandboxes/{id}/deadline":   n.putDeadline,
 		"PUT /v1/sandboxes/{id}/limits":     n.putLimits,
+		"GET /v1/sandboxes/{id}/network":    n.getNetwork,
+		"PUT /v1/sandboxes/{id}/network":    n.putNetwork,
 		"POST /v1/sandboxes/{id}/signal":    n.postSignal,
 		"GET /v1/sandboxes/{id}/health":     n.getHealth,
 		"GET /v1/sandboxes/{id}/stats":      n.getStats,
@@ -60,6 +62,8 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/attach":    n.postAttach,
 		"GET /v1/sandboxes/{id}/logs":       n.getLogs,
 		"GET /v1/sandboxes/{id}/logbook":    n.getLogbook,
+
+		"POST /v1/sandboxes/{id}/network/test": n.postNetworkTest,
 
 		"GET /v1/sandboxes/{id}/ports/{port}": n.getPort,
 

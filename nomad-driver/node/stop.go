@@ -178,6 +178,7 @@ func (n *Node) release(b *box) {
 		n.log.Error("sandbox cannot be removed yet", "sandbox", b.id, "error", err)
 		sleep(n.ctx, wait)
 	}
+	n.giveSlot(b)
 	n.ids.free(b.rec.IDBase)
 	if b.lease != nil {
 		b.lease.Release()

@@ -96,6 +96,9 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 	if err := checkEnv(req.Env); err != nil {
 		return err
 	}
+	if err := n.checkNetwork(req); err != nil {
+		return err
+	}
 	if err := checkUser("user", req.User); err != nil {
 		return err
 	}

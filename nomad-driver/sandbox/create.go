@@ -253,7 +253,7 @@ func (b *builder) fork() (err error) {
 	if b.c.NodeOwned {
 		owner = 0
 	}
-	b.child, err = forkInit(b.init, owner, entry.Tasks, dir, keptCapabilities())
+	b.child, err = forkInit(b.init, owner, entry.Tasks, dir, b.c.Network, keptCapabilities())
 	return errors.Join(err, entry.Close())
 }
 

@@ -76,7 +76,7 @@ func TestFork_namesTheStepThatFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	c, err := forkInit(f, 100000, nil, -1, Capabilities)
+	c, err := forkInit(f, 100000, nil, -1, nil, Capabilities)
 	if err != nil {
 		t.Fatal(err)
 	}

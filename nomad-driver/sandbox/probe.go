@@ -95,7 +95,7 @@ func (p *prober) namespaces(stateDir string, init *InitBinary) (err error) {
 		return nil //nolint:nilerr // said above; the rest needs it
 	}
 	defer func() { err = errors.Join(err, binary.Close()) }()
-	b.child, err = forkInit(binary, b.c.IDBase, nil, -1, Capabilities)
+	b.child, err = forkInit(binary, b.c.IDBase, nil, -1, nil, Capabilities)
 	p.add("namespaces", "Linux 5.9 (clone3, close_range) with user, pid, mount, network, uts, ipc and cgroup namespaces", true, err)
 	if err != nil {
 		return nil //nolint:nilerr // said above

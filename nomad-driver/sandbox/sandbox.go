@@ -39,6 +39,9 @@ type Config struct {
 	// needs that where the node lacks CAP_SYS_RESOURCE: see CanDump. What the kernel counts for each owner is shared then.
 	NodeOwned bool
 	Disk      disk.Limiter // for Limits.DiskBytes and DiskInodes; not used where both are 0
+	// Network is the network namespace that the sandbox lives in, with its loopback up. It stays the caller's. Where it is nil
+	// the sandbox gets one of its own, with loopback only.
+	Network *os.File
 
 	// Boot tells what PID 1 shall do. Only Hostname, User, Cwd, Env, Profile and Main count; Create fills in the rest from
 	// the fields above and from the profile ("default" where it is empty).

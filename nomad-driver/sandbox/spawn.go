@@ -56,6 +56,8 @@ type forkSpec struct {
 	tasks    [maxTasksFiles]int
 	ntasks   int
 	owner    uintptr // host id that the user namespace belongs to
+	netns    int     // network namespace that the child is born in, or -1: a new one
+	home     int     // the node's own network namespace, where netns is not -1
 	capHdr   capHeader
 	capFull  capData
 	capOwn   capData // the node's own
@@ -91,7 +93,8 @@ var forkStepNames = [...]string{
 	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
 }
 
-const cloneNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+// cloneNamespaces are those that every sandbox gets with its PID 1. Without a network namespace to be born in, it gets a new one, too.
+const cloneNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
 
 // child is a forked PID 1, from fork to its first answer.
 type child struct {
@@ -102,8 +105,9 @@ type child struct {
 }
 
 // forkInit forks PID 1 into its namespaces, which belong to the host id owner, with keep as its bounding set. It waits there
-// for one byte over the boot socket: by then its ids must be mapped. On error it may have forked: the child comes back too.
-func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, keep uint64) (_ *child, err error) {
+// for one byte over the boot socket: by then its ids must be mapped. netns is the network namespace that it is born in; nil: a new
+// one. On error it may have forked: the child comes back too.
+func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns *os.File, keep uint64) (_ *child, err error) {
 	if len(tasks) > maxTasksFiles {
 		return nil, fmt.Errorf("fork init: %d cgroup hierarchies, at most %d", len(tasks), maxTasksFiles)
 	}
@@ -147,7 +151,17 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, keep 
 	s := &forkSpec{
 		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), owner: uintptr(owner),
 		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
-		argv: argv, envv: envv, empty: new(byte),
+		argv: argv, envv: envv, empty: new(byte), netns: -1, home: -1,
+	}
+	flags := uint64(cloneNamespaces | unix.CLONE_PIDFD)
+	if netns == nil {
+		flags |= unix.CLONE_NEWNET
+	} else {
+		home, err := hostNet()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("own network namespace: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+		}
+		s.netns, s.home = int(netns.Fd()), int(home.Fd())
 	}
 	for i := range s.capFull {
 		for c := range uintptr(32) {
@@ -163,7 +177,7 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, keep 
 	for i, f := range tasks {
 		s.tasks[i] = int(f.Fd())
 	}
-	s.clone = cloneArgs{flags: cloneNamespaces | unix.CLONE_PIDFD, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
+	s.clone = cloneArgs{flags: flags, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
 	if cgroupFD >= 0 {
 		s.clone.flags |= unix.CLONE_INTO_CGROUP
 		s.clone.cgroup = uint64(cgroupFD)
@@ -171,6 +185,7 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, keep 
 	pid, errno := fork(s)
 	runtime.KeepAlive(s)
 	runtime.KeepAlive(tasks)
+	runtime.KeepAlive(netns)
 	if errno != 0 {
 		return nil, errors.Join(fmt.Errorf("clone into new namespaces: %w", errno), unix.Close(sp[0]), unix.Close(pipe[0]))
 	}
@@ -197,6 +212,14 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		n    uintptr
 	)
 	runtimeBeforeFork()
+	// The child is born in its network namespace: to enter it later it would need capabilities over the host's user namespace.
+	// This thread is there for the moment of the clone; nothing else runs on it meanwhile.
+	if s.netns >= 0 {
+		if _, _, errno = syscall.RawSyscall(unix.SYS_SETNS, uintptr(s.netns), unix.CLONE_NEWNET, 0); errno != 0 {
+			runtimeAfterFork()
+			return 0, errno
+		}
+	}
 	// What the kernel counts for each user (inotify instances, locked memory, pending signals, message queues) it also counts
 	// for the owner of the user's namespace: were that root, one sandbox could take all that the machine has. The owner
 	// is who clones: this thread, which keeps its capabilities, and is root again before anything else runs on it.
@@ -210,9 +233,12 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 	if errno != 0 || pid != 0 {
 		// Back to the real id, whose permitted capabilities become effective again.
 		_, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, keepID, 0, keepID)
+		if e == 0 && s.netns >= 0 {
+			_, _, e = syscall.RawSyscall(unix.SYS_SETNS, uintptr(s.home), unix.CLONE_NEWNET, 0)
+		}
 		runtimeAfterFork()
 		if e != 0 {
-			panic("sandbox: the thread that forked cannot become root again")
+			panic("sandbox: the thread that forked cannot become root in the host's network again")
 		}
 		return pid, errno
 	}

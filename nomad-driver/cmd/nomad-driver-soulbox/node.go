@@ -15,36 +15,39 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // nodeFile is the HCL configuration file of the daemon. Every attribute is optional.
 type nodeFile struct {
-	StateDir      string       `hcl:"state_dir,optional"`
-	RunDir        string       `hcl:"run_dir,optional"`
-	Socket        string       `hcl:"socket,optional"`
-	Address       string       `hcl:"address,optional"`
-	InitPath      string       `hcl:"init_path,optional"`
-	CgroupParent  string       `hcl:"cgroup_parent,optional"`
-	NodeID        string       `hcl:"node_id,optional"`
-	NodeName      string       `hcl:"node_name,optional"`
-	MaxSandboxes  int          `hcl:"max_sandboxes,optional"`
-	IDRangeBase   int64        `hcl:"id_range_base,optional"`
-	DiskReserve   int64        `hcl:"disk_reserve_bytes,optional"`
-	DiskLimiter   string       `hcl:"disk_limiter,optional"`
-	DiskPolicy    string       `hcl:"disk_limit_policy,optional"`
-	DiskDefault   int64        `hcl:"disk_default_bytes,optional"` // the same as disk_bytes of defaults
-	KeepStopped   string       `hcl:"keep_stopped,optional"`
-	KeepCount     int          `hcl:"keep_count,optional"`
-	DeadlineGrace string       `hcl:"deadline_grace,optional"`
-	SampleEvery   string       `hcl:"sample_interval,optional"`
-	SampleWindow  string       `hcl:"sample_window,optional"`
-	LogLevel      string       `hcl:"log_level,optional"`
-	LogJSON       bool         `hcl:"log_json,optional"`
-	Defaults      *limitsBlock `hcl:"defaults,block"`
-	TLS           *tlsBlock    `hcl:"tls,block"`
-	Consul        *consulBlock `hcl:"consul,block"`
+	StateDir      string        `hcl:"state_dir,optional"`
+	RunDir        string        `hcl:"run_dir,optional"`
+	Socket        string        `hcl:"socket,optional"`
+	Address       string        `hcl:"address,optional"`
+	InitPath      string        `hcl:"init_path,optional"`
+	CgroupParent  string        `hcl:"cgroup_parent,optional"`
+	NodeID        string        `hcl:"node_id,optional"`
+	NodeName      string        `hcl:"node_name,optional"`
+	MaxSandboxes  int           `hcl:"max_sandboxes,optional"`
+	IDRangeBase   int64         `hcl:"id_range_base,optional"`
+	DiskReserve   int64         `hcl:"disk_reserve_bytes,optional"`
+	DiskLimiter   string        `hcl:"disk_limiter,optional"`
+	DiskPolicy    string        `hcl:"disk_limit_policy,optional"`
+	DiskDefault   int64         `hcl:"disk_default_bytes,optional"` // the same as disk_bytes of defaults
+	KeepStopped   string        `hcl:"keep_stopped,optional"`
+	KeepCount     int           `hcl:"keep_count,optional"`
+	DeadlineGrace string        `hcl:"deadline_grace,optional"`
+	SampleEvery   string        `hcl:"sample_interval,optional"`
+	SampleWindow  string        `hcl:"sample_window,optional"`
+	LogLevel      string        `hcl:"log_level,optional"`
+	LogJSON       bool          `hcl:"log_json,optional"`
+	Defaults      *limitsBlock  `hcl:"defaults,block"`
+	TLS           *tlsBlock     `hcl:"tls,block"`
+	Network       *networkBlock `hcl:"network,block"`
+	Consul        *consulBlock  `hcl:"consul,block"`
 }
 
 // limitsBlock is what a sandbox gets where its request does not say.
@@ -69,6 +72,38 @@ type tlsBlock struct {
 	CertFile    string   `hcl:"cert_file"`
 	KeyFile     string   `hcl:"key_file"`
 	ClientNames []string `hcl:"client_names,optional"`
+}
+
+// networkBlock is the network of sandboxes.
+type networkBlock struct {
+	Mode           string   `hcl:"mode,optional"`
+	Range          string   `hcl:"range,optional"`
+	Ahead          int      `hcl:"ahead,optional"`
+	Open           []string `hcl:"open,optional"`
+	Connections    uint32   `hcl:"max_connections,optional"`
+	NewConnections uint64   `hcl:"new_connections_per_second,optional"`
+	Packets        uint64   `hcl:"packets_per_second,optional"`
+}
+
+func (b *networkBlock) config() (node.Network, error) {
+	n := node.Network{Mode: b.Mode, Ahead: b.Ahead, Limits: firewall.Limits{
+		Connections: b.Connections, NewConnections: b.NewConnections, Packets: b.Packets,
+	}}
+	if b.Range != "" {
+		p, err := policy.ParsePrefix(b.Range)
+		if err != nil {
+			return n, fmt.Errorf("network range: %w", err)
+		}
+		n.Range = p
+	}
+	for _, s := range b.Open {
+		p, err := policy.ParsePrefix(s)
+		if err != nil {
+			return n, fmt.Errorf("network open: %w", err)
+		}
+		n.Open = append(n.Open, p)
+	}
+	return n, nil
 }
 
 // runNode is the subcommand "node". It returns the exit code.
@@ -127,6 +162,7 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs.StringVar(&f.NodeName, "node-name", "", "`name` of the node (default: the host's)")
 	fs.IntVar(&f.MaxSandboxes, "max-sandboxes", 0, fmt.Sprintf("how many may run at the same time (default %d)", node.DefaultMaxSandboxes))
 	fs.Int64Var(&f.IDRangeBase, "id-range-base", 0, fmt.Sprintf("first host `id` that sandboxes get (default %d)", node.DefaultIDRangeBase))
+	networkMode := fs.String("network", "", "networks of sandboxes: auto (where the machine can), on (or do not start) or off (default "+node.NetworkOff+")")
 	fs.StringVar(&f.LogLevel, "log-level", "", "trace, debug, info, warn or error (default info)")
 	fs.BoolVar(&f.LogJSON, "log-json", false, "write the log as JSON")
 	if err := fs.Parse(args); err != nil {
@@ -141,6 +177,15 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 			return node.Config{}, nil, err
 		}
 		f = f.over(file)
+	}
+	if f.Network == nil {
+		f.Network = &networkBlock{}
+	}
+	if *networkMode != "" {
+		f.Network.Mode = *networkMode
+	}
+	if f.Network.Mode == "" {
+		f.Network.Mode = node.NetworkOff
 	}
 	if tls.CAFile != "" || tls.CertFile != "" || tls.KeyFile != "" {
 		f.TLS = &tls
@@ -211,6 +256,13 @@ func (f nodeFile) config() (node.Config, error) {
 			return node.Config{}, fmt.Errorf("disk_default_bytes %d contradicts disk_bytes %d of defaults", f.DiskDefault, d)
 		}
 		cfg.Defaults.DiskBytes = f.DiskDefault
+	}
+	if f.Network != nil {
+		n, err := f.Network.config()
+		if err != nil {
+			return node.Config{}, err
+		}
+		cfg.Network = n
 	}
 	if f.TLS != nil {
 		cfg.TLS = node.TLS(*f.TLS)

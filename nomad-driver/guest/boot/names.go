@@ -25,7 +25,8 @@ func stdio() error {
 	return unix.Close(fd)
 }
 
-// loopbackUp brings the loopback interface up; the kernel gives it its addresses then.
+// loopbackUp brings the loopback interface up; the kernel gives it its addresses then. In a network namespace that the host made it is
+// up already, and PID 1 may not change it.
 func loopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -35,6 +36,12 @@ func loopbackUp() error {
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, req); err != nil {
+		return fmt.Errorf("look at lo: %w", err)
+	}
+	if req.Uint16()&unix.IFF_UP != 0 {
+		return nil
 	}
 	req.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {

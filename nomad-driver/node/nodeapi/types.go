@@ -62,6 +62,8 @@ type CreateRequest struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	// AccessToken is what clients of envd must show; empty: nothing. No answer of the node has it.
 	AccessToken string `json:"access_token,omitempty"`
+	// Network is what it may reach; nil: what the platform allows everybody.
+	Network *Network `json:"network,omitempty"`
 	// Restore starts it from a snapshot in place of the template.
 	Restore *Restore `json:"restore,omitempty"`
 }

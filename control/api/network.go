@@ -1,0 +1,94 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// NetworkPolicy is what a sandbox may reach, beyond E2B's contract also by protocol and port: PUT /v1/sandboxes/{id}/network.
+// An entry is [PROTO://]DEST[:PORTS]: DEST an address, a CIDR, a domain or *.domain; PORTS as 443,8000-8100. Allow wins over
+// Deny; the denies of the platform and of outer layers are above both.
+type NetworkPolicy struct {
+	Internet *bool    `json:"internet,omitempty"` // false: only what Allow names
+	Allow    []string `json:"allow,omitempty"`
+	Deny     []string `json:"deny,omitempty"`
+}
+
+// NetworkLayer is one layer of a policy. Each can only narrow what those before it allow.
+type NetworkLayer struct {
+	Name string `json:"name"` // who wrote it, such as tenant, template, sandbox; 1 to 32 of a-z, 0-9, "-", "_"
+	NetworkPolicy
+}
+
+// NetworkStatus is GET /v1/sandboxes/{id}/network.
+type NetworkStatus struct {
+	Enabled bool           `json:"enabled"`          // false: loopback only
+	Reason  string         `json:"reason,omitempty"` // why it is not
+	Address netip.Addr     `json:"address,omitzero"` // inside
+	Gateway netip.Addr     `json:"gateway,omitzero"` // and name server, inside
+	Host    netip.Addr     `json:"host_address,omitzero"`
+	Link    string         `json:"link,omitempty"` // the host's end
+	Layers  []NetworkLayer `json:"layers,omitempty"`
+	Notes   []string       `json:"notes,omitempty"` // entries without effect
+	Counts  NetworkCounts  `json:"counts"`
+	Denied  []NetworkDeny  `json:"denied,omitempty"` // of the last ten minutes, latest first
+}
+
+// NetworkCounts are the kernel's counters of a sandbox's interface, and its connections.
+type NetworkCounts struct {
+	SentBytes       uint64 `json:"sent_bytes"` // by the sandbox
+	SentPackets     uint64 `json:"sent_packets"`
+	ReceivedBytes   uint64 `json:"received_bytes"`
+	ReceivedPackets uint64 `json:"received_packets"`
+	Dropped         uint64 `json:"dropped_packets"` // on the way to it
+	Connections     int    `json:"connections"`
+}
+
+// NetworkDeny is a destination that was denied.
+type NetworkDeny struct {
+	Last    time.Time  `json:"last"`
+	Address netip.Addr `json:"address"`
+	Proto   string     `json:"proto"`
+	Port    uint16     `json:"port,omitempty"`
+	Reason  string     `json:"reason"` // platform, policy, host, neighbour, limit, spoofed, unknown
+	Layer   string     `json:"layer"`
+	Rule    string     `json:"rule"`
+}
+
+// NetworkTest asks what would become of a connection: POST /v1/sandboxes/{id}/network/test. Nothing is sent anywhere. Where Layers is
+// set they are asked in place of those in force.
+type NetworkTest struct {
+	Address netip.Addr     `json:"address,omitzero"`
+	Name    string         `json:"name,omitempty"`  // the name that Address was found by; alone: whether it may be looked up
+	Proto   string         `json:"proto,omitempty"` // tcp where empty
+	Port    uint16         `json:"port,omitempty"`
+	Layers  []NetworkLayer `json:"layers,omitempty"`
+}
+
+// NetworkVerdict is the answer.
+type NetworkVerdict struct {
+	Allow bool     `json:"allow"`
+	Layer string   `json:"layer"` // who decided
+	Rule  string   `json:"rule,omitempty"`
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Network returns what a sandbox's network is and does.
+func (c *Client) Network(ctx context.Context, id SandboxID) (NetworkStatus, error) {
+	var out NetworkStatus
+	return out, c.call(ctx, http.MethodGet, sandboxPath(id, "/network"), nil, nil, &out)
+}
+
+// SetNetwork replaces what a sandbox may reach. Connections that are forbidden from then on end within a second.
+func (c *Client) SetNetwork(ctx context.Context, id SandboxID, p NetworkPolicy) (NetworkStatus, error) {
+	var out NetworkStatus
+	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/network"), nil, p, &out)
+}
+
+// TestNetwork says what would become of a connection. Nothing is sent.
+func (c *Client) TestNetwork(ctx context.Context, id SandboxID, t NetworkTest) (NetworkVerdict, error) {
+	var out NetworkVerdict
+	return out, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/test"), nil, t, &out)
+}

@@ -1,0 +1,230 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+func networkCommand(*Env) *command {
+	return &command{
+		synopsis: "See and change what a sandbox may reach",
+		usage:    "<subcommand> [options] [args]",
+		about: `
+Groups the commands for the networks of sandboxes.
+
+    $ soulbox network show <id>
+    $ soulbox network set -closed -allow='*.example.com:443' <id>
+    $ soulbox network test <id> 198.51.100.7:443
+
+See the help of each subcommand for more.`,
+	}
+}
+
+func networkShowCommand(env *Env) *command {
+	var asJSON bool
+	return &command{
+		synopsis: "Show a sandbox's network",
+		usage:    "[options] <id>",
+		about: `
+Shows a sandbox's address, the policy in force, the kernel's counters, and
+what was denied to it in the last ten minutes, with the rule that said so.
+
+    $ soulbox network show <id>`,
+		remote: true,
+		flags:  func(o *options) { o.Switch(&asJSON, "json", "Print it as JSON.") },
+		args:   sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 1)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			st, err := client.Network(ctx, ids[0])
+			if err != nil {
+				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+			}
+			return showNetwork(env, st, asJSON)
+		},
+	}
+}
+
+func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
+	if asJSON {
+		return printJSON(env.Stdout, st)
+	}
+	if !st.Enabled {
+		return printPairs(env.Stdout, [][]string{{"Network", "loopback only: " + st.Reason}})
+	}
+	c := st.Counts
+	pairs := [][]string{
+		{"Address", st.Address.String()},
+		{"Gateway", st.Gateway.String()},
+		{"On the host", fmt.Sprintf("%s, %s", st.Host, st.Link)},
+		{"Sent", fmt.Sprintf("%d bytes, %d packets", c.SentBytes, c.SentPackets)},
+		{"Received", fmt.Sprintf("%d bytes, %d packets, %d dropped", c.ReceivedBytes, c.ReceivedPackets, c.Dropped)},
+		{"Connections", strconv.Itoa(c.Connections)},
+	}
+	for _, l := range st.Layers {
+		if l.Internet != nil && !*l.Internet {
+			pairs = append(pairs, []string{"Policy", l.Name + ": no internet access"})
+		}
+		for _, e := range l.Allow {
+			pairs = append(pairs, []string{"Policy", l.Name + ": allow " + e})
+		}
+		for _, e := range l.Deny {
+			pairs = append(pairs, []string{"Policy", l.Name + ": deny " + e})
+		}
+	}
+	for _, n := range st.Notes {
+		pairs = append(pairs, []string{"Note", n})
+	}
+	for _, d := range st.Denied {
+		to := d.Address.String()
+		if d.Port != 0 {
+			to = netip.AddrPortFrom(d.Address, d.Port).String()
+		}
+		pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s://%s by %s: %s", d.Last.Local().Format(time.TimeOnly), d.Proto, to, d.Layer, d.Rule)})
+	}
+	return printPairs(env.Stdout, pairs)
+}
+
+func networkSetCommand(env *Env) *command {
+	var allow, deny []string
+	var closed, asJSON bool
+	return &command{
+		synopsis: "Change what a sandbox may reach",
+		usage:    "[options] <id>",
+		about: `
+Replaces a sandbox's network policy. An entry is [PROTO://]DEST[:PORTS]:
+DEST an address, a range, a domain or *.domain, PORTS as 443,8000-8100. What
+is allowed wins over what is denied; without options everything is allowed
+that the platform allows. Connections that it forbids end within a second.
+
+    $ soulbox network set -closed -allow='*.example.com:443' <id>
+    $ soulbox network set -deny=198.51.100.0/24 <id>`,
+		remote: true,
+		flags: func(o *options) {
+			o.Func("allow", "<entry>", "A destination to allow. May be repeated.", nil, appendTo(&allow))
+			o.Func("deny", "<entry>", "A destination to deny. May be repeated.", nil, appendTo(&deny))
+			o.Switch(&closed, "closed", "Deny what is not allowed.")
+			o.Switch(&asJSON, "json", "Print the network as JSON.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 1)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			p := api.NetworkPolicy{Allow: allow, Deny: deny}
+			if closed {
+				p.Internet = new(bool)
+			}
+			st, err := client.SetNetwork(ctx, ids[0], p)
+			if err != nil {
+				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+			}
+			return showNetwork(env, st, asJSON)
+		},
+	}
+}
+
+func networkTestCommand(env *Env) *command {
+	var proto, name string
+	var asJSON bool
+	return &command{
+		synopsis: "Explain what would become of a connection",
+		usage:    "[options] <id> <host:port>",
+		about: `
+Says whether a sandbox reaches a destination and which rule decides. Nothing
+is sent. A host that is a name is asked for as one that it may look up.
+
+    $ soulbox network test <id> 198.51.100.7:443
+    $ soulbox network test -name=www.example.com <id> 198.51.100.7:443`,
+		remote: true,
+		flags: func(o *options) {
+			o.String(&proto, "proto", "<protocol>", "tcp (the default), udp or icmp.", nil)
+			o.String(&name, "name", "<domain>", "The name that the address was found by.", nil)
+			o.Switch(&asJSON, "json", "Print the answer as JSON.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			if len(args) != 2 {
+				return usagef("a sandbox and a destination are needed")
+			}
+			ids, err := sandboxIDs(args[:1], 1, 1)
+			if err != nil {
+				return err
+			}
+			t, err := networkTest(args[1])
+			if err != nil {
+				return err
+			}
+			t.Proto = proto
+			if name != "" {
+				t.Name = name
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			v, err := client.TestNetwork(ctx, ids[0], t)
+			if err != nil {
+				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+			}
+			if asJSON {
+				return printJSON(env.Stdout, v)
+			}
+			word := "denied"
+			if v.Allow {
+				word = "allowed"
+			}
+			if v.Rule != "" {
+				v.Rule = ": " + v.Rule
+			}
+			_, err = fmt.Fprintf(env.Stdout, "%s by %s%s\n", word, v.Layer, v.Rule)
+			return err
+		},
+	}
+}
+
+// appendTo returns what appends a flag's value.
+func appendTo(list *[]string) func(string) error {
+	return func(s string) error {
+		*list = append(*list, s)
+		return nil
+	}
+}
+
+// networkTest reads HOST:PORT, or HOST alone.
+func networkTest(s string) (api.NetworkTest, error) {
+	var t api.NetworkTest
+	host := s
+	if h, port, err := net.SplitHostPort(s); err == nil {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return t, usagef("port %q is not between 1 and 65535", port)
+		}
+		host, t.Port = h, uint16(n)
+	}
+	addr, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	if err != nil {
+		t.Name = host
+		return t, nil
+	}
+	t.Address = addr
+	return t, nil
+}

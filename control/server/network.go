@@ -1,0 +1,67 @@
+package server
+
+import (
+	"net/http"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+)
+
+// getNetwork is GET /v1/sandboxes/{id}/network.
+func (s *Server) getNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, err := sandboxID(r)
+	if err != nil {
+		return err
+	}
+	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
+	if err != nil {
+		return err
+	}
+	st, err := node.Network(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, st)
+	return nil
+}
+
+// putNetwork is PUT /v1/sandboxes/{id}/network: the lists with protocols and ports, which the contract's way does not have.
+func (s *Server) putNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, err := sandboxID(r)
+	if err != nil {
+		return err
+	}
+	var req api.NetworkPolicy
+	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
+		return err
+	}
+	if _, err := policy.ParseLayer("sandbox", policy.Spec(req)); err != nil {
+		return invalid("%s", err)
+	}
+	if err := s.cfg.Lifecycle.SetNetworkPolicy(r.Context(), tenant(r), id, req); err != nil {
+		return err
+	}
+	return s.getNetwork(w, r)
+}
+
+// testNetwork is POST /v1/sandboxes/{id}/network/test.
+func (s *Server) testNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, err := sandboxID(r)
+	if err != nil {
+		return err
+	}
+	var req api.NetworkTest
+	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+		return err
+	}
+	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
+	if err != nil {
+		return err
+	}
+	v, err := node.TestNetwork(r.Context(), id, req)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, v)
+	return nil
+}

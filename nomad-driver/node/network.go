@@ -1,0 +1,352 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// Values of Network.Mode.
+const (
+	NetworkAuto = "auto" // where the machine can
+	NetworkOn   = "on"   // or the node does not start
+	NetworkOff  = "off"  // sandboxes have their loopback only
+)
+
+// Network configures the networks of sandboxes.
+type Network struct {
+	Mode  string         // NetworkOff where empty
+	Range netip.Prefix   // of the node's addresses for sandboxes; the zero Prefix: a free one is chosen
+	Ahead int            // slots that wait; 0: network.DefaultAhead
+	Open  []netip.Prefix // private ranges that sandboxes may reach all the same, as far as their policies allow
+	// Limits of each sandbox; zero values are package firewall's defaults.
+	Limits firewall.Limits
+}
+
+// openNetwork makes the pool of network slots. It is taken into use by startNetwork, once recovery is through.
+func (n *Node) openNetwork() error {
+	switch n.cfg.Network.Mode {
+	case NetworkAuto, NetworkOn:
+	default:
+		n.noNetwork = "the node's network is off"
+		return nil
+	}
+	p, err := network.Open(network.Config{
+		Owner: network.OwnerOf(n.cfg.StateDir), Dir: n.cfg.StateDir, Range: n.cfg.Network.Range, Ahead: n.cfg.Network.Ahead,
+		Max: n.cfg.MaxSandboxes + max(n.cfg.Network.Ahead, network.DefaultAhead), Open: n.cfg.Network.Open, Limits: n.cfg.Network.Limits,
+		Logger: n.log.Named("network"),
+	})
+	switch {
+	case err == nil:
+		n.network = p
+		n.closers = append(n.closers, n.closeNetwork)
+		n.log.Info("network of sandboxes", "range", p.Range(), "own_address", p.Self())
+	case n.cfg.Network.Mode == NetworkOn:
+		return err
+	default:
+		n.noNetwork = err.Error()
+		n.log.Warn("sandboxes have their loopback only", "error", err)
+	}
+	return nil
+}
+
+// startNetwork removes slots of no sandbox and begins to make new ones.
+func (n *Node) startNetwork() {
+	if n.network == nil {
+		return
+	}
+	if removed, err := n.network.Sweep(); err != nil {
+		n.log.Error("old network slots cannot be removed", "error", err)
+	} else if removed > 0 {
+		n.log.Warn("removed network slots of no sandbox", "slots", removed)
+	}
+	n.network.Start()
+}
+
+// closeNetwork lets go of the slots. Where no sandbox has one, nothing of the network stays on the machine.
+func (n *Node) closeNetwork() error {
+	_, used, _ := n.network.Counts()
+	err := n.network.Close()
+	if used == 0 {
+		err = errors.Join(err, n.network.Remove())
+	}
+	return err
+}
+
+// networkUnsupported is the answer where sandboxes have no network.
+func (n *Node) networkUnsupported() error {
+	return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "sandboxes of this node have no network: %s", n.noNetwork)
+}
+
+// compile makes the policy of some layers.
+func (n *Node) compile(layers []nodeapi.NetworkLayer) (*policy.Policy, error) {
+	if len(layers) > nodeapi.MaxNetworkLayers {
+		return nil, invalid("network.layers: %d layers, at most %d", len(layers), nodeapi.MaxNetworkLayers)
+	}
+	parsed := make([]policy.Layer, 0, len(layers))
+	for i, l := range layers {
+		if len(l.Name) == 0 || len(l.Name) > 32 || strings.Trim(l.Name, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
+			return nil, invalid("network.layers[%d].name: %.40q is not 1 to 32 of a-z, 0-9, - and _", i, l.Name)
+		}
+		pl, err := policy.ParseLayer(l.Name, policy.Spec(l.NetworkPolicy))
+		if err != nil {
+			return nil, invalid("network.layers[%d].%s", i, err)
+		}
+		parsed = append(parsed, pl)
+	}
+	base := policy.Base{}
+	if n.network != nil {
+		base = n.network.Base()
+	}
+	return policy.New(base, parsed...), nil
+}
+
+// checkNetwork checks a request's network before anything is made.
+func (n *Node) checkNetwork(req *nodeapi.CreateRequest) error {
+	if req.Network == nil {
+		return nil
+	}
+	_, err := n.compile(req.Network.Layers)
+	return err
+}
+
+// takeSlot takes a network slot for a sandbox under way and gives it its policy. There is none where the node has no network.
+func (n *Node) takeSlot(ctx context.Context, b *box, want *nodeapi.Network) error {
+	if n.network == nil {
+		return nil
+	}
+	s, err := n.network.Take(ctx)
+	if errors.Is(err, network.ErrExhausted) {
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "%s", err)
+	}
+	if err != nil {
+		return err
+	}
+	return n.holdSlot(b, s, want)
+}
+
+// holdSlot gives a box its slot, with its policy. The slot is given back on error.
+func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
+	if want != nil && len(want.Layers) > 0 {
+		pol, err := n.compile(want.Layers)
+		if err == nil {
+			_, err = n.network.Apply(s, pol)
+		}
+		if err != nil {
+			return errors.Join(err, n.network.Give(s))
+		}
+	}
+	ref := s.Ref()
+	b.mu.Lock()
+	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
+	b.mu.Unlock()
+	return nil
+}
+
+// giveSlot gives the slot of a sandbox back once nothing of it runs.
+func (n *Node) giveSlot(b *box) {
+	b.networking.Lock()
+	defer b.networking.Unlock()
+	b.mu.Lock()
+	s := b.slot
+	b.slot = nil
+	b.mu.Unlock()
+	if s == nil {
+		return
+	}
+	if err := n.network.Give(s); err != nil {
+		n.log.Error("network slot cannot be given back", "sandbox", b.id, "slot", s.Number, "error", err)
+	}
+}
+
+// recoverSlot finds the slot of a sandbox of an earlier daemon again. Until then the kernel has kept its rules; where that does not
+// succeed the sandbox has no network any more.
+func (n *Node) recoverSlot(b *box) {
+	if n.network == nil || b.rec.Slot == nil {
+		return
+	}
+	select {
+	case <-b.inst.Done(): // it has ended meanwhile, and its slot with it
+		return
+	default:
+	}
+	s, err := n.network.Recover(*b.rec.Slot)
+	if err != nil {
+		n.log.Error("sandbox has lost its network", "sandbox", b.id, "error", err)
+		return
+	}
+	b.slot = s
+	var layers []nodeapi.NetworkLayer
+	if b.rec.Network != nil {
+		layers = b.rec.Network.Layers
+	}
+	pol, err := n.compile(layers)
+	if err == nil {
+		_, err = n.network.Apply(s, pol)
+	}
+	if err != nil {
+		n.log.Error("sandbox keeps the network rules it had", "sandbox", b.id, "error", err)
+	}
+}
+
+// slotOf returns the slot of a running sandbox, and its policy.
+func (n *Node) slotOf(id api.SandboxID) (*box, *network.Slot, *policy.Policy, []nodeapi.NetworkLayer, error) {
+	b, err := n.box(id)
+	if err != nil {
+		return nil, nil, nil, nil, err
+	}
+	if _, err := b.running(); err != nil {
+		return nil, nil, nil, nil, err
+	}
+	b.mu.Lock()
+	s, want := b.slot, b.rec.Network
+	b.mu.Unlock()
+	var layers []nodeapi.NetworkLayer
+	if want != nil {
+		layers = want.Layers
+	}
+	pol, err := n.compile(layers)
+	return b, s, pol, layers, err
+}
+
+// SetNetwork replaces what a sandbox may reach. The record is written first: a daemon that is killed in between leaves the old rules in
+// the kernel, and the next one applies what the record says.
+func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.NetworkStatus, error) {
+	pol, err := n.compile(want.Layers)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	b, err := n.box(id)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	b.networking.Lock()
+	defer b.networking.Unlock()
+	_, s, _, _, err := n.slotOf(id)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	if s == nil {
+		return nodeapi.NetworkStatus{}, n.networkUnsupported()
+	}
+	b.mu.Lock()
+	old := b.rec.Network
+	b.rec.Network = &want
+	if err := n.records.put(&b.rec); err != nil {
+		b.rec.Network = old
+		b.mu.Unlock()
+		return nodeapi.NetworkStatus{}, err
+	}
+	b.mu.Unlock()
+	cut, err := n.network.Apply(s, pol)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, fmt.Errorf("network of sandbox %s: %w", id, err)
+	}
+	n.log.Info("network policy changed", "sandbox", id, "layers", len(want.Layers), "connections_ended", cut)
+	return n.NetworkStatus(id)
+}
+
+// NetworkStatus says what a sandbox's network is and does.
+func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
+	_, s, pol, layers, err := n.slotOf(id)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	st := nodeapi.NetworkStatus{Layers: layers, Notes: pol.Notes()}
+	if s == nil {
+		st.Reason = n.noNetwork
+		if st.Reason == "" {
+			st.Reason = "the sandbox was made without a network"
+		}
+		return st, nil
+	}
+	st.Enabled, st.Address, st.Gateway, st.Host, st.Link = true, network.Inner, network.Gateway, s.Addr, s.Link
+	if link, err := netlink.LinkByName(s.Link); err == nil && link.Attrs().Statistics != nil {
+		c := link.Attrs().Statistics // the host's end receives what the sandbox sends
+		st.Counts = nodeapi.NetworkCounts{
+			SentBytes: c.RxBytes, SentPackets: c.RxPackets, ReceivedBytes: c.TxBytes, ReceivedPackets: c.TxPackets, Dropped: c.TxDropped,
+		}
+	}
+	conns, err := n.network.Firewall().Connections(s.Firewall())
+	if err != nil {
+		return st, err
+	}
+	st.Counts.Connections = len(conns)
+	denied, err := n.network.Firewall().Denied(s.Firewall())
+	if err != nil {
+		return st, err
+	}
+	for _, d := range denied {
+		st.Denied = append(st.Denied, n.explain(s, pol, d))
+	}
+	return st, nil
+}
+
+// explain names the rule that denied a flow. Where the policy of today would not, it was another one's.
+func (n *Node) explain(s *network.Slot, pol *policy.Policy, d firewall.Denial) nodeapi.NetworkDeny {
+	d.Flow.Names = n.network.Firewall().Names(s.Firewall(), d.Flow.Addr)
+	out := nodeapi.NetworkDeny{
+		Last: d.Last, Address: d.Flow.Addr, Proto: d.Flow.Proto.String(), Port: d.Flow.Port, Reason: d.Reason.String(), Layer: policy.LayerPlatform,
+	}
+	switch decision := pol.Decide(d.Flow); {
+	case d.Reason == firewall.ReasonLimit:
+		out.Rule = "too many connections"
+	case !decision.Allow:
+		out.Layer, out.Rule = decision.Layer, decision.Rule
+	case d.Reason == firewall.ReasonPolicy:
+		out.Layer, out.Rule = "earlier policy", "the policy in force allows it"
+	default:
+		out.Rule = d.Reason.String()
+	}
+	return out
+}
+
+// TestNetwork says what would become of a connection.
+func (n *Node) TestNetwork(id api.SandboxID, t nodeapi.NetworkTest) (nodeapi.NetworkVerdict, error) {
+	_, s, pol, _, err := n.slotOf(id)
+	if err != nil {
+		return nodeapi.NetworkVerdict{}, err
+	}
+	if len(t.Layers) > 0 {
+		if pol, err = n.compile(t.Layers); err != nil {
+			return nodeapi.NetworkVerdict{}, err
+		}
+	}
+	f := policy.Flow{Addr: t.Address, Proto: policy.TCP, Port: t.Port}
+	if t.Proto != "" {
+		if f.Proto, err = policy.ParseProto(t.Proto); err != nil || f.Proto == policy.Any {
+			return nodeapi.NetworkVerdict{}, invalid("proto: %.20q is none of tcp, udp, icmp", t.Proto)
+		}
+	}
+	if t.Name != "" {
+		name, err := policy.ParseName(t.Name)
+		if err != nil || strings.HasPrefix(name, "*") {
+			return nodeapi.NetworkVerdict{}, invalid("name: %.80q is no domain name", t.Name)
+		}
+		f.Names = []string{name}
+	}
+	var d policy.Decision
+	switch {
+	case s == nil:
+		d = policy.Decision{Layer: policy.LayerPlatform, Rule: "the sandbox has no network"}
+	case !t.Address.IsValid() && t.Name == "":
+		return nodeapi.NetworkVerdict{}, invalid("address: neither an address nor a name is given")
+	case !t.Address.IsValid():
+		d = pol.DecideName(f.Names[0])
+	default:
+		f.Names = append(f.Names, n.network.Firewall().Names(s.Firewall(), t.Address)...)
+		d = pol.Decide(f)
+	}
+	return nodeapi.NetworkVerdict{Allow: d.Allow, Layer: d.Layer, Rule: d.Rule, Notes: pol.Notes()}, nil
+}

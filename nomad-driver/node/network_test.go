@@ -1,0 +1,133 @@
+package node
+
+import (
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netlink"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// connect tries from inside, by bash's own way to a TCP connection, and returns what the other end says of where it comes from.
+func connect(d *daemon, sb nodeapi.Sandbox, host string, port int) (string, bool) {
+	d.t.Helper()
+	out, code := d.exec(sb, "bash", "-c", `exec 3<>"/dev/tcp/$0/$1" && read -r line <&3 && echo "$line"`, host, strconv.Itoa(port))
+	from, _, _ := strings.Cut(strings.TrimSpace(out), ":")
+	return from, code == 0
+}
+
+func only(allow ...string) *nodeapi.Network {
+	return &nodeapi.Network{Layers: []nodeapi.NetworkLayer{{Name: "sandbox", NetworkPolicy: api.NetworkPolicy{Allow: allow, Deny: []string{policy.Everything}}}}}
+}
+
+func TestRealNetwork_aSandboxReachesWhatItMay(t *testing.T) {
+	w := networktest.New(t)
+	for _, a := range []string{networktest.OutsideAddr, "198.51.100.1", "169.254.169.254"} {
+		networktest.Serve(t, w.Outside, a+":80")
+	}
+	networktest.Serve(t, w.Host, "0.0.0.0:4646")
+	d := startDaemonIn(t, w.Host, "-network", "on")
+	open := d.create()
+	narrow := d.create(func(r *nodeapi.CreateRequest) { r.Network = only("198.51.100.1") })
+
+	from, ok := connect(d, open, networktest.OutsideAddr, 80)
+	must.True(t, ok)
+	must.EqOp(t, networktest.HostAddr, from)
+	_, ok = connect(d, narrow, networktest.OutsideAddr, 80)
+	must.False(t, ok)
+	_, ok = connect(d, narrow, "198.51.100.1", 80)
+	must.True(t, ok)
+	st, err := d.client.Network(t.Context(), open.ID)
+	must.NoError(t, err)
+	must.True(t, st.Enabled)
+	must.Positive(t, st.Counts.SentPackets)
+	for _, to := range []struct {
+		host string
+		port int
+	}{{"169.254.169.254", 80}, {networktest.HostAddr, 4646}, {st.Host.String(), 4646}, {st.Gateway.String(), 4646}, {"127.0.0.1", 4646}} {
+		_, ok := connect(d, open, to.host, to.port)
+		must.False(t, ok, must.Sprintf("%s:%d", to.host, to.port))
+	}
+	st, err = d.client.Network(t.Context(), narrow.ID)
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, st.Denied)
+	must.EqOp(t, "deny 0.0.0.0/0", st.Denied[0].Rule)
+	must.EqOp(t, "sandbox", st.Denied[0].Layer)
+	must.EqOp(t, networktest.OutsideAddr, st.Denied[0].Address.String())
+	_, ok = connect(d, open, hostOf(d, narrow), 80)
+	must.False(t, ok)
+
+	v, err := d.client.TestNetwork(t.Context(), narrow.ID, nodeapi.NetworkTest{Address: netip.MustParseAddr("169.254.169.254"), Port: 80})
+	must.NoError(t, err)
+	must.EqOp(t, "deny 169.254.0.0/16", v.Rule)
+	v, err = d.client.TestNetwork(t.Context(), narrow.ID, nodeapi.NetworkTest{Address: netip.MustParseAddr("198.51.100.1"), Port: 80})
+	must.NoError(t, err)
+	must.True(t, v.Allow)
+
+	// Ports are bound by anybody, and nothing of the network is changed from inside.
+	_, code := d.exec(open, "bash", "-c", "! (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null")
+	must.EqOp(t, 0, code)
+}
+
+func hostOf(d *daemon, sb nodeapi.Sandbox) string {
+	st, err := d.client.Network(d.t.Context(), sb.ID)
+	must.NoError(d.t, err)
+	return st.Host.String()
+}
+
+func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {
+	w := networktest.New(t)
+	networktest.Serve(t, w.Outside, "198.51.100.1:80")
+	networktest.Serve(t, w.Outside, "198.51.100.2:80")
+	d := startDaemonIn(t, w.Host, "-network", "on")
+	sb := d.create()
+	_, ok := connect(d, sb, "198.51.100.2", 80)
+	must.True(t, ok)
+	st, err := d.client.SetNetwork(t.Context(), sb.ID, *only("198.51.100.1"))
+	must.NoError(t, err)
+	must.Len(t, 1, st.Layers)
+	_, ok = connect(d, sb, "198.51.100.2", 80)
+	must.False(t, ok)
+	before := hostOf(d, sb)
+	d.kill()
+	d.start()
+	must.EqOp(t, before, hostOf(d, sb))
+	_, ok = connect(d, sb, "198.51.100.2", 80)
+	must.False(t, ok)
+	_, ok = connect(d, sb, "198.51.100.1", 80)
+	must.True(t, ok)
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
+	must.NoError(t, err)
+	_, ok = connect(d, sb, "198.51.100.2", 80)
+	must.True(t, ok)
+
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, *only("exa mple"))
+	must.EqOp(t, http.StatusBadRequest, api.StatusOf(err))
+	must.ErrorContains(t, err, `network.layers[0].allow: entry "exa mple"`)
+
+	// With the last sandbox, and the daemon, the machine's network is as it was.
+	d.cleanup()
+	d.cmd = nil
+	var links []netlink.Link
+	must.NoError(t, networktest.In(w.Host, func() (err error) { links, err = netlink.LinkList(); return err }))
+	must.Len(t, 2, links)
+}
+
+func TestRealNetwork_offMeansLoopbackOnly(t *testing.T) {
+	d := startDaemon(t)
+	sb := d.create()
+	st, err := d.client.Network(t.Context(), sb.ID)
+	must.NoError(t, err)
+	must.False(t, st.Enabled)
+	must.EqOp(t, "the node's network is off", st.Reason)
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
+	must.EqOp(t, http.StatusNotImplemented, api.StatusOf(err))
+}

@@ -1,0 +1,46 @@
+package nodeapi
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// Network is what a sandbox may reach: CreateRequest.Network, and PUT /v1/sandboxes/{id}/network, which replaces it as a whole and
+// is answered with NetworkStatus. What is running and forbidden by it ends within a second. A node whose sandboxes have no network
+// answers 501 with api.CodeUnsupported.
+type Network struct {
+	Layers []NetworkLayer `json:"layers,omitempty"` // outermost first; each can only narrow; at most MaxNetworkLayers
+}
+
+// MaxNetworkLayers bounds Network.Layers.
+const MaxNetworkLayers = 8
+
+// The rest is as the public API has it.
+type (
+	NetworkLayer   = api.NetworkLayer
+	NetworkStatus  = api.NetworkStatus
+	NetworkCounts  = api.NetworkCounts
+	NetworkDeny    = api.NetworkDeny
+	NetworkTest    = api.NetworkTest
+	NetworkVerdict = api.NetworkVerdict
+)
+
+// Network returns what a sandbox's network is and does: GET /v1/sandboxes/{id}/network.
+func (c *Client) Network(ctx context.Context, id api.SandboxID) (NetworkStatus, error) {
+	var s NetworkStatus
+	return s, c.call(ctx, http.MethodGet, sandboxPath(id, "/network"), nil, nil, &s)
+}
+
+// SetNetwork replaces what a sandbox may reach.
+func (c *Client) SetNetwork(ctx context.Context, id api.SandboxID, n Network) (NetworkStatus, error) {
+	var s NetworkStatus
+	return s, c.call(ctx, http.MethodPut, sandboxPath(id, "/network"), nil, n, &s)
+}
+
+// TestNetwork says what would become of a connection: POST /v1/sandboxes/{id}/network/test.
+func (c *Client) TestNetwork(ctx context.Context, id api.SandboxID, t NetworkTest) (NetworkVerdict, error) {
+	var v NetworkVerdict
+	return v, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/test"), nil, t, &v)
+}
