@@ -18,6 +18,10 @@ try {
   await assert.rejects(sandbox.commands.run('true', { user: 'nobody-here' }), { name: 'AuthenticationError', message: /invalid username: 'nobody-here'/ })
   assert.equal((await sandbox.commands.run('id -u', { user: 'root' })).stdout, '0\n')
 
+  assert.equal((await sandbox.commands.run('cat /run/e2b/.E2B_SANDBOX_ID; echo " $E2B_SANDBOX_ID"')).stdout, `${sandbox.sandboxId} ${sandbox.sandboxId}\n`)
+
+  assert.match((await sandbox.commands.run('python --version')).stdout, /^Python 3/)
+
   // Input, and an end of it.
   const cat = await sandbox.commands.run('cat', { background: true, stdin: true })
   await sandbox.commands.sendStdin(cat.pid, 'a line\n')

@@ -47,6 +47,15 @@ try {
   await files.write('noted.txt', 'x', { metadata: { author: 'me' } })
   assert.deepEqual((await files.getInfo('noted.txt')).metadata, { author: 'me' })
 
+  await sandbox.commands.run('setfattr -n user.e2b.author -v you noted.txt')
+  assert.deepEqual((await files.getInfo('noted.txt')).metadata, { author: 'you' }, 'metadata is extended attributes')
+
+  // Folders of one's own beside the home; what is root's stays root's.
+  await files.write('/app/src/main.py', 'print(1)')
+  assert.deepEqual([(await files.getInfo('/app')).owner, await files.read('/app/src/main.py')], ['user', 'print(1)'])
+  assert.equal(await files.makeDir('/workspace'), true)
+  await assert.rejects(files.write('/etc/passwd', ''))
+
   await files.write('/root/secret', 'r', { user: 'root' })
   await assert.rejects(files.read('/root/secret'))
   assert.equal(await files.read('/root/secret', { user: 'root' }), 'r')

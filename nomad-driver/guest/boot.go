@@ -25,6 +25,8 @@ type Boot struct {
 	MaskPaths    []string `json:"mask_paths,omitempty"`     // hidden behind /dev/null or an empty directory
 	ReadonlyPath []string `json:"readonly_paths,omitempty"` // remounted read-only
 
+	Files []BootFile `json:"files,omitempty"` // written before anything runs
+
 	Main *Start `json:"main,omitempty"` // the sandbox's own command: when it ends, the sandbox ends with its exit status
 }
 
@@ -34,6 +36,18 @@ type Rlimit struct {
 	Soft     uint64 `json:"soft"`
 	Hard     uint64 `json:"hard"`
 }
+
+// BootFile is a small file by which programs learn about their sandbox. It is root's, and readable by all.
+type BootFile struct {
+	Path    string `json:"path"` // absolute and clean; directories that are missing are made
+	Content string `json:"content"`
+}
+
+// Bounds of Boot.Files.
+const (
+	MaxBootFiles     = 16
+	MaxBootFileBytes = 4 << 10
+)
 
 // BootFD is the descriptor number of the boot socket in a new PID 1.
 const BootFD = 3

@@ -189,6 +189,11 @@ type FileRequest struct {
 	Mode    uint32 `json:"mode,omitempty"`    // OpOpen with CREAT, OpMkdir; 0 means 0644 and 0755
 	Parents bool   `json:"parents,omitempty"` // make missing parent directories, owned by the user
 	Depth   int    `json:"depth,omitempty"`   // OpWalk: levels, 1 to MaxDepth
+	// Claim has root make, for the user, what the user may not: directories that are missing (with OpMkdir, and with Parents), and new
+	// files (OpOpen with CREAT and EXCL) in a directory that the user may look into but not write. With Target, OpOpen makes the new
+	// content of that file, which the user may write, for its owner. OpRename and OpRemove then do to such a file, whose name is
+	// TempName's, what is needed. Nothing else that exists is touched, and no symlink is followed.
+	Claim bool `json:"claim,omitempty"`
 }
 
 // FileInfo is what a guest says of a file.

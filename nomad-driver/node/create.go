@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-metrics"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -276,10 +277,15 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
 		main.Attach = true // PID 1 waits with the end until the log pump has everything
 		req.Main = &main
 	}
+	var facts []guest.BootFile
+	for _, f := range scope.Facts(b.id, templateName(b.rec.Sandbox)) {
+		facts = append(facts, guest.BootFile{Path: scope.FactsDir + "/." + f[0], Content: f[1]})
+	}
 	return sandbox.Config{
 		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits), QoS: sandbox.QoS(req.QoS),
 		Boot: guest.Boot{
 			Hostname: req.Hostname, User: b.rec.Sandbox.User, Cwd: cwd, Env: env, Profile: req.Profile, Main: req.Main,
+			Files: facts,
 		},
 	}
 }

@@ -58,12 +58,8 @@ func (n *Node) scope(id string) (scope.Sandbox, bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	template := b.rec.Sandbox.Template
-	if name := b.rec.Sandbox.Metadata["template"]; name != "" {
-		template = name // a control service asks for a digest, and says what its client asked for
-	}
 	return scope.Sandbox{
-		ID: b.id, Template: template, AccessToken: b.rec.Token, Env: b.rec.Env, User: b.rec.Sandbox.User, Cwd: b.rec.Cwd,
+		ID: b.id, Template: templateName(b.rec.Sandbox), AccessToken: b.rec.Token, Env: b.rec.Env, User: b.rec.Sandbox.User, Cwd: b.rec.Cwd,
 		Guest: g, Ended: b.stopped,
 	}, true
 }
@@ -94,4 +90,12 @@ func (n *Node) usage(_ context.Context, s scope.Sandbox) (envd.Usage, error) {
 		MemTotal: int64(last.MemoryTotal), MemUsed: int64(last.MemoryBytes), MemCache: int64(last.MemoryCache),
 		DiskTotal: int64(last.DiskTotal), DiskUsed: int64(last.DiskUsed),
 	}, nil
+}
+
+// templateName is what the client asked for. A control service asks for a digest, and says so.
+func templateName(sb nodeapi.Sandbox) string {
+	if name := sb.Metadata["template"]; name != "" {
+		return name
+	}
+	return sb.Template
 }

@@ -63,7 +63,7 @@ func maxFileBytes(l Limits) uint64 {
 func bootMessage(c Config) (guest.Boot, error) {
 	b := guest.Boot{
 		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: mountPoint,
-		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Main: c.Boot.Main,
+		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Files: c.Boot.Files, Main: c.Boot.Main,
 		Profile: c.Boot.Profile, Capabilities: keptCapabilities(), Landlock: !without.landlock,
 		TmpBytes: c.Limits.TmpBytes, ShmBytes: min(c.Limits.TmpBytes, 64<<20), TmpInodes: tmpInodes,
 		MaskPaths: maskPaths, ReadonlyPath: readonlyPaths,

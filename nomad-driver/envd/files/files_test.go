@@ -131,6 +131,7 @@ func TestReal_refuses(t *testing.T) {
 	s := envdtest.Start(t, New(Config{IdleTimeout: 300 * time.Millisecond}))
 	s.Shell(t, "user", "mkdir ~/dir; mkfifo ~/fifo; echo 12345 > ~/f; ln -s / ~/all")
 	host := "/etc/cron.d"
+	s.Shell(t, "root", "mkdir -p /pub/closed; chmod 700 /pub/closed; echo old > /pub/roots; ln -s /pub /home/user/srv")
 	for _, tc := range []struct {
 		name, method, query string
 		body                string
@@ -152,6 +153,11 @@ func TestReal_refuses(t *testing.T) {
 		{"upload without path", "POST", "/files", "x", nil, 400, ""},
 		{"A01 parents", "POST", "/files?path=../.." + host + "/x", "x", nil, 403, ""},
 		{"A02 link to the root", "POST", "/files?path=all" + host + "/x", "x", nil, 403, ""},
+		{"a closed directory", "POST", "/files?path=/pub/closed/x", "x", nil, 403, ""},
+		{"another's file", "POST", "/files?path=/pub/roots", "x", nil, 403, ""},
+		{"a link to where others may not write", "POST", "/files?path=srv/x", "x", nil, 403, ""},
+		{"root's home", "POST", "/files?path=%2Froot%2Fx", "x", nil, 403, ""},
+		{"the kernel's files", "POST", "/files?path=/proc/x", "x", nil, 404, ""},
 		{"bad gzip", "POST", "/files?path=g", "x", []string{"Content-Encoding", "gzip"}, 400, ""},
 		{"A07 bomb", "POST", "/files?path=bomb", zipped(make([]byte, 80<<20)).String(), []string{"Content-Encoding", "gzip"}, 413, ""},
 		{"metadata", "POST", "/files?path=g", "x", []string{"X-Metadata-A", strings.Repeat("x", 5000)}, 400, ""},
@@ -234,4 +240,23 @@ func TestReal_signatures(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReal_newFilesWhereTheUserMayOnlyLook is what E2B's clients take for granted: that /app is theirs when they upload to it.
+func TestReal_newFilesWhereTheUserMayOnlyLook(t *testing.T) {
+	s := envdtest.Start(t, New(Config{}))
+	must.Eq(t, 200, do(t, s, "POST", "/files?path=/app/src/main.py", strings.NewReader("1")).status)
+	must.Eq(t, "755 user user 755 user user 644 user user \n", s.Shell(t, "user", "stat -c '%a %U %G' /app /app/src /app/src/main.py | tr '\\n' ' '; echo"))
+	s.Shell(t, "root", "mkdir -p /pub/d; echo old > /pub/d/shared; chown root:user /pub/d/shared; chmod 660 /pub/d/shared")
+	must.Eq(t, 200, do(t, s, "POST", "/files?path=/pub/d/new", strings.NewReader("2")).status)
+	must.Eq(t, 200, do(t, s, "POST", "/files?path=/pub/d/new", strings.NewReader("3")).status)
+	must.Eq(t, "3 644 user\n", s.Shell(t, "user", "cat /pub/d/new; stat -c ' %a %U' /pub/d/new"))
+
+	// A file that the user may write, in a directory that is root's: whole or not at all, and its owner's as before.
+	r := do(t, s, "POST", "/files?path=/pub/d/shared", zipped(make([]byte, 80<<20)), "Content-Encoding", "gzip")
+	must.Eq(t, 413, r.status, must.Sprint(r.body))
+	must.Eq(t, "old\n", s.Shell(t, "user", "cat /pub/d/shared"), must.Sprint("what failed has not touched it"))
+	must.Eq(t, 200, do(t, s, "POST", "/files?path=/pub/d/shared", strings.NewReader("new")).status)
+	must.Eq(t, "new 660 root user\n", s.Shell(t, "user", "cat /pub/d/shared; stat -c ' %a %U %G' /pub/d/shared"))
+	must.Eq(t, "new\nshared\n", s.Shell(t, "user", "ls -A /pub/d"))
 }

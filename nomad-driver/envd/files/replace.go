@@ -29,6 +29,7 @@ type replacement struct {
 	user   place.User
 	asked  string // the path that the client named, made absolute
 	target string // where it ends up, symlinks followed
+	claim  bool   // the user may write the file, or may have one there, though not in the directory: see guest.FileRequest
 	temp   string // empty: target is written in place
 	mode   uint32 // of the file that was there; 0: none was
 	f      *os.File
@@ -60,10 +61,17 @@ func begin(ctx context.Context, u place.User, p string) (*replacement, error) {
 	r.temp = dir + guest.TempName(r.mode != 0)
 	req := u.Request(r.temp)
 	req.Flags, req.Mode, req.Parents = unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, newMode, true
+	if r.mode != 0 {
+		r.claim, req.Target = true, r.target
+	} else {
+		r.claim = place.Claims(p)
+	}
+	req.Claim = r.claim
 	var err error
 	r.f, _, err = u.Sandbox.Guest.Open(ctx, req)
 	if r.mode != 0 && place.Is(err, guest.CodePermission) {
-		// The user may write the file but not its directory: then in place, as an editor does.
+		// What is left are files that cannot be replaced: behind a symlink into a directory that is closed to the user, or in a sandbox
+		// whose PID 1 is older. Those that the user may write are written in place, as an editor does.
 		r.temp = ""
 		req := u.Request(r.target)
 		req.Flags = unix.O_WRONLY
@@ -114,7 +122,7 @@ func (r *replacement) commit(ctx context.Context) error {
 		return nil
 	}
 	req := r.user.Request(r.temp)
-	req.Target = r.target
+	req.Target, req.Claim = r.target, r.claim
 	err := r.user.Sandbox.Guest.Rename(ctx, req)
 	if err != nil {
 		err = errors.Join(&pathError{r.asked, err}, r.undo())
@@ -129,7 +137,9 @@ func (r *replacement) undo() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	if err := r.user.Sandbox.Guest.Remove(ctx, r.user.Request(r.temp)); err != nil && place.Reported(err) {
+	req := r.user.Request(r.temp)
+	req.Claim = r.claim
+	if err := r.user.Sandbox.Guest.Remove(ctx, req); err != nil && place.Reported(err) {
 		return fmt.Errorf("%.100q stays: %w", r.temp, err)
 	}
 	return nil

@@ -57,7 +57,7 @@ func (s *service) MakeDir(ctx context.Context, r *connect.Request[wire.MakeDirRe
 		return nil, failure(u.Sandbox, p, err)
 	}
 	req := u.Request(p)
-	req.Parents = true
+	req.Parents, req.Claim = true, place.Claims(p)
 	if _, err := u.Sandbox.Guest.Mkdir(ctx, req); err != nil {
 		return nil, failure(u.Sandbox, p, err)
 	}
@@ -92,7 +92,7 @@ func (s *service) Move(ctx context.Context, r *connect.Request[wire.MoveRequest]
 		return nil, err
 	}
 	req := u.Request(from)
-	req.Target, req.Parents = to, true
+	req.Target, req.Parents, req.Claim = to, true, place.Claims(to)
 	err = u.Sandbox.Guest.Rename(ctx, req)
 	if place.Is(err, guest.CodeCrossDevice) {
 		err = move(ctx, u, from, to)

@@ -85,7 +85,10 @@ func startOf(box scope.Sandbox, req *connect.Request[wire.StartRequest]) (guest.
 
 // environment is the request's own variables behind those by which programs know that they are in a sandbox.
 func environment(box scope.Sandbox, own map[string]string) ([]string, error) {
-	env := []string{"E2B_SANDBOX=true", "E2B_SANDBOX_ID=" + string(box.ID), "E2B_TEMPLATE_ID=" + box.Template}
+	var env []string
+	for _, f := range scope.Facts(box.ID, box.Template) {
+		env = append(env, f[0]+"="+f[1])
+	}
 	keys := make([]string, 0, len(own))
 	for k := range own {
 		if k == "" || strings.ContainsAny(k, "=\x00") {

@@ -50,6 +50,14 @@ type Sandbox struct {
 	Ended <-chan struct{}
 }
 
+// Facts are the variables by which programs know that they are in a sandbox, and in which.
+func Facts(id api.SandboxID, template string) [][2]string {
+	return [][2]string{{"E2B_SANDBOX", "true"}, {"E2B_SANDBOX_ID", string(id)}, {"E2B_TEMPLATE_ID", template}}
+}
+
+// FactsDir holds the same as files, whose names are those of the variables behind a dot.
+const FactsDir = "/run/e2b"
+
 type key struct{}
 
 // With returns a context that carries the sandbox of a request.

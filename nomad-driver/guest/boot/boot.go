@@ -71,6 +71,7 @@ func Run() (_ *World, err error) {
 		{"boot.stdio", stdio},
 		{"boot.network", loopbackUp},
 		{"boot.names", func() error { return names(w.Boot.Hostname) }},
+		{"boot.files", func() error { return writeFiles(w.Boot.Files) }},
 		{"boot.rlimits", func() error { return limit(w.Boot.Rlimits) }},
 		{"boot.landlock", func() error { return w.restrict(start) }},
 		{"boot.lock", func() error { return lockDown(&w.Boot) }},

@@ -101,6 +101,13 @@ func TestCheck_namesWhatIsWrong(t *testing.T) {
 		"mount point": func(b *guest.Boot) { b.MountPoint = "" },
 		"seccomp":     func(b *guest.Boot) { b.Seccomp = nil },
 		"tmp_bytes":   func(b *guest.Boot) { b.TmpBytes = -1 },
+		"files: 17":   func(b *guest.Boot) { b.Files = make([]guest.BootFile, 17) },
+		"files[1].path": func(b *guest.Boot) {
+			b.Files = []guest.BootFile{{Path: "/run/a"}, {Path: "/run/../etc/passwd"}}
+		},
+		"files[0].content": func(b *guest.Boot) {
+			b.Files = []guest.BootFile{{Path: "/a", Content: strings.Repeat("x", guest.MaxBootFileBytes+1)}}
+		},
 	} {
 		b := good
 		change(&b)

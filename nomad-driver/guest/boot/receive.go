@@ -86,6 +86,9 @@ func check(b *guest.Boot) error {
 	case b.TmpBytes <= 0 || b.ShmBytes <= 0 || b.TmpInodes <= 0:
 		return errors.New("boot message: tmp_bytes, shm_bytes and tmp_inodes must be positive")
 	}
+	if err := checkFiles(b.Files); err != nil {
+		return fmt.Errorf("boot message: %w", err)
+	}
 	return nil
 }
 

@@ -76,6 +76,9 @@ func check(r *guest.Request) error {
 		if r.File.Mode > 0o7777 {
 			return fail(guest.CodeBadRequest, "file.mode %#o has bits beyond 07777", r.File.Mode)
 		}
+		if r.Op == guest.OpOpen && r.File.Target != "" {
+			return checkText("file.target", r.File.Target, unix.PathMax-1)
+		}
 		return nil
 	case guest.OpWatch:
 		if r.Watch == nil {

@@ -181,6 +181,9 @@ func (w *walker) down(fd int, path string, depth int) error {
 		return err
 	}
 	for _, name := range list {
+		if _, temp := guest.IsTempName(name); temp {
+			continue // an upload that is under way
+		}
 		full := joinPath(path, name)
 		e, err := entryAt(fd, name, full, w.names)
 		switch err {

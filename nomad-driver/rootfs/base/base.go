@@ -62,8 +62,8 @@ var interpreterScript string
 const suite = "trixie"
 
 var packages = []string{
-	"bash", "ca-certificates", "curl", "git", "less", "libnss-myhostname", "ncurses-bin", "netbase", "nodejs", "procps",
-	"python3", "python3-pip", "python3-venv", "sudo", "unzip", "xz-utils",
+	"attr", "bash", "ca-certificates", "curl", "git", "less", "libnss-myhostname", "ncurses-bin", "netbase", "nodejs", "procps",
+	"python-is-python3", "python3", "python3-pip", "python3-venv", "sudo", "unzip", "xz-utils",
 }
 
 // dpkgOptions leave out what nobody reads in a sandbox. They hold for packages that are installed later as well.
