@@ -50,12 +50,15 @@ type box struct {
 	lease    *lease        // on its template, until released; nil where the template is gone or not needed any more
 	logged   *budget       // of its logbook
 
+	turn sync.Mutex // held over a pause, a resume, a checkpoint; before mu
+
 	activation sync.Mutex // held while a server of the template's is looked for and started
 
 	mu       sync.Mutex
 	abort    context.CancelFunc // ends a creation that is under way
 	rec      record
-	err      error // of the creation
+	err      error              // of the creation
+	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
 	inst     instance
 	deleting bool          // the record goes with the sandbox: writing it once more is not worth it
 	pumped   chan struct{} // closed when the log pump has ended; nil where there is none

@@ -39,6 +39,7 @@ type Config struct {
 	Address  string // host:port of the API over TCP; empty: none
 	TLS      TLS    // needed where Address is set
 
+	CRIUPath     string // of the CRIU for checkpoints; looked for on PATH where empty
 	InitPath     string // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
 	CgroupParent string // name of the control group that sandboxes' groups are in
 

@@ -10,6 +10,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -33,6 +34,8 @@ func apiError(err error) *api.Error {
 		return g
 	case errors.As(err, &tooLong):
 		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "the body is larger than %d bytes", tooLong.Limit)
+	case errors.Is(err, guest.ErrParked):
+		return api.Errorf(http.StatusConflict, api.CodeNotRunning, "%v", err)
 	case errors.Is(err, store.ErrNotFound):
 		return api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "%v", err)
 	case errors.Is(err, store.ErrInUse):

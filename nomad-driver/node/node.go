@@ -27,6 +27,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -59,7 +60,9 @@ type Node struct {
 	sampler   *prommetrics.Sampler
 	disks     diskLooks
 	books     *logbook.Books
-	closers   []func() error // in the order of opening
+	closers   []func() error     // in the order of opening
+	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
+	noEngine  error
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -179,7 +182,9 @@ func (n *Node) openParts() error {
 		return err
 	}
 	n.closers = append(n.closers, bin.Close, cgroups.Close)
+	n.openEngine()
 	n.runtime = &sandboxes{
+		engine: n.engine, nodeOwned: n.engine != nil && !sandbox.CanDump(),
 		stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin, disk: n.disk.limiter,
 	}
 	return nil
@@ -189,7 +194,7 @@ func (n *Node) path(name string) string { return filepath.Join(n.cfg.StateDir, n
 
 func (n *Node) makeDirs() error {
 	for _, d := range []string{
-		n.cfg.StateDir, n.path("records"), n.path("sandboxes"),
+		n.cfg.StateDir, n.path("records"), n.path("sandboxes"), n.path("checkpoints"),
 		n.cfg.RunDir, filepath.Join(n.cfg.RunDir, "sandboxes"), n.offsetsDir(),
 	} {
 		if err := os.MkdirAll(d, 0o700); err != nil {

@@ -44,6 +44,8 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}":            n.getSandbox,
 		"DELETE /v1/sandboxes/{id}":         n.deleteSandbox,
 		"POST /v1/sandboxes/{id}/stop":      n.postStop,
+		"POST /v1/sandboxes/{id}/pause":     n.postPause,
+		"POST /v1/sandboxes/{id}/resume":    n.postResume,
 		"GET /v1/sandboxes/{id}/wait":       n.getWait,
 		"PUT /v1/sandboxes/{id}/deadline":   n.putDeadline,
 		"PUT /v1/sandboxes/{id}/limits":     n.putLimits,
