@@ -213,7 +213,7 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	n.adopt(b)
 	b.mu.Unlock()
 	failpoint("restore.recorded")
-	n.wake(context.WithoutCancel(ctx), b, inst)
+	n.wake(context.WithoutCancel(ctx), b, inst, nil)
 	failpoint("restore.woken")
 	b.mu.Lock()
 	n.tell(b, nodeapi.EventResumed)
@@ -253,8 +253,8 @@ func (n *Node) bringBack(ctx context.Context, rt restorer, b *box) (pausable, er
 
 // wake lets a restored sandbox run and takes note of that. Where its PID 1 does not answer it runs all the same, as one whose PID 1
 // hangs does; it cannot be checkpointed again before it has answered.
-func (n *Node) wake(ctx context.Context, b *box, inst pausable) {
-	if err := inst.Wake(ctx, nil); err != nil {
+func (n *Node) wake(ctx context.Context, b *box, inst pausable, env []string) {
+	if err := inst.Wake(ctx, env); err != nil {
 		n.log.Error("restored sandbox does not answer", "sandbox", b.id, "error", err)
 		return
 	}
@@ -266,6 +266,24 @@ func (n *Node) wake(ctx context.Context, b *box, inst pausable) {
 	}
 	if err := n.records.put(&b.rec); err != nil {
 		n.log.Error("resume is not recorded", "sandbox", b.id, "error", err)
+	}
+}
+
+// sweepCheckpoints removes what belongs to no sandbox.
+func (n *Node) sweepCheckpoints() {
+	entries, err := os.ReadDir(n.path("checkpoints"))
+	if err != nil {
+		n.log.Error("checkpoints cannot be swept", "error", err)
+		return
+	}
+	for _, e := range entries {
+		if _, ok := n.boxes[api.SandboxID(e.Name())]; ok {
+			continue
+		}
+		p := filepath.Join(n.path("checkpoints"), e.Name())
+		if err := errors.Join(n.awaitCRIU(p), os.RemoveAll(p)); err != nil {
+			n.log.Error("checkpoint of no sandbox stays", "path", p, "error", err)
+		}
 	}
 }
 

@@ -25,7 +25,9 @@ func apiError(err error) *api.Error {
 		body    *frame.ErrorBody
 		tooLong *http.MaxBytesError
 	)
-	switch {
+	switch stored := storeError(err); {
+	case stored != nil:
+		return stored
 	case errors.As(err, &e):
 		return &api.Error{Code: e.Code, ErrorCode: e.ErrorCode, Message: err.Error()}
 	case errors.As(err, &body):

@@ -28,6 +28,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -63,6 +64,7 @@ type Node struct {
 	closers   []func() error     // in the order of opening
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
+	snapshots *chunk.Store
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -166,6 +168,9 @@ func (n *Node) openParts() error {
 		n.templates = templateStore{s}
 	}
 	n.closers = append(n.closers, n.templates.Close)
+	if err := n.openSnapshots(); err != nil {
+		return err
+	}
 	if n.runtime != nil {
 		return nil
 	}

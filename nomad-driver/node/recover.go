@@ -73,6 +73,7 @@ func (n *Node) recover() error {
 			n.giveUp(b, err.(error)) //nolint:forcetypeassert // stored above
 		}
 	}
+	n.sweepCheckpoints()
 	n.log.Info("recovered", "records", len(recs), "running", n.running(), "epoch", n.hub.epoch)
 	return nil
 }
@@ -109,7 +110,7 @@ func (n *Node) takeOver(b *box) {
 		})
 	case b.rec.Sandbox.State == nodeapi.StatePaused:
 	case b.rec.Waking && ok:
-		n.wg.Go(func() { n.wake(n.ctx, b, inst) })
+		n.wg.Go(func() { n.wake(n.ctx, b, inst, nil) })
 	default:
 		n.logAgain(b, b.inst.Guest())
 	}
