@@ -40,7 +40,7 @@ func (n *Node) checkpointDir(id api.SandboxID) string {
 }
 
 // checkpointLater checkpoints a frozen sandbox in the background. b.turn is held.
-func (n *Node) checkpointLater(b *box) {
+func (n *Node) checkpointLater(b *box, req nodeapi.PauseRequest) {
 	ctx, cancel := context.WithCancel(n.ctx)
 	b.mu.Lock()
 	b.giveUp = cancel
@@ -58,6 +58,13 @@ func (n *Node) checkpointLater(b *box) {
 		}
 		if err := n.checkpoint(ctx, b); err != nil && n.ctx.Err() == nil {
 			n.log.Warn("sandbox stays frozen", "sandbox", b.id, "error", err)
+			return
+		}
+		if req.Store == "" {
+			return
+		}
+		if err := n.storePaused(ctx, b, req); err != nil && n.ctx.Err() == nil {
+			n.log.Warn("checkpoint stays on this node", "sandbox", b.id, "error", err)
 		}
 	})
 }

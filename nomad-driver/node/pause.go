@@ -63,7 +63,12 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 		return nodeapi.Sandbox{}, invalid("depth: %.40q is neither %s nor %s", req.Depth, nodeapi.DepthFrozen, nodeapi.DepthCheckpointed)
 	}
 	if req.Store != "" {
-		return nodeapi.Sandbox{}, api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "store: this node has no snapshot store")
+		if err := checkSnapshot(req.Store, req.Tenant); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+		if req.Depth != nodeapi.DepthCheckpointed {
+			return nodeapi.Sandbox{}, invalid("store: only a pause of depth %s can be stored", nodeapi.DepthCheckpointed)
+		}
 	}
 	b, err := n.box(id)
 	if err != nil {
@@ -89,13 +94,18 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 			return nodeapi.Sandbox{}, err
 		}
 		if !req.Wait {
-			n.checkpointLater(b)
+			n.checkpointLater(b, req)
 			return b.view(), nil
 		}
 		if err := n.checkpoint(ctx, b); err != nil {
 			if ran {
 				err = errors.Join(err, n.thaw(context.WithoutCancel(ctx), b, sb.Deadline))
 			}
+			return nodeapi.Sandbox{}, err
+		}
+	}
+	if req.Store != "" {
+		if err := n.storePaused(ctx, b, req); err != nil {
 			return nodeapi.Sandbox{}, err
 		}
 	}

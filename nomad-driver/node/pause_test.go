@@ -112,15 +112,19 @@ func TestReal_pauseInTheBackground(t *testing.T) {
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
 	sb := d.create()
 	d.startCounter(sb)
-	paused, err := d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{})
+	id := api.NewSnapshotID()
+	paused, err := d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{Store: id, Tenant: "a"})
 	must.NoError(t, err)
 	must.Eq(t, nodeapi.DepthFrozen, paused.Pause.Depth)
 	waitUntil(t, "checkpoint", func() bool {
 		got, err := d.client.Get(t.Context(), sb.ID)
 		must.NoError(t, err)
 		must.Eq(t, "", got.Pause.Failure)
-		return got.Pause.Depth == nodeapi.DepthCheckpointed
+		return got.Pause.Snapshot == id
 	})
+	stored, err := d.client.GetSnapshot(t.Context(), "a", id)
+	must.NoError(t, err)
+	must.Eq(t, sb.ID, stored.Sandbox)
 	d.kill()
 	d.start()
 	// Two at once resume it once.

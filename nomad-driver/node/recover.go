@@ -106,7 +106,7 @@ func (n *Node) takeOver(b *box) {
 		n.wg.Go(func() {
 			b.turn.Lock()
 			defer b.turn.Unlock()
-			n.checkpointLater(b)
+			n.checkpointLater(b, nodeapi.PauseRequest{})
 		})
 	case b.rec.Sandbox.State == nodeapi.StatePaused:
 	case b.rec.Waking && ok:

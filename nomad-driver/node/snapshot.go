@@ -87,6 +87,27 @@ func (n *Node) Snapshot(ctx context.Context, id api.SandboxID, req nodeapi.Snaps
 	}
 	b.turn.Lock()
 	defer b.turn.Unlock()
+	return n.snapshot(ctx, b, req)
+}
+
+// storePaused puts a checkpointed sandbox into the store, and takes note of that. What fails leaves it paused on this node. b.turn is held.
+func (n *Node) storePaused(ctx context.Context, b *box, req nodeapi.PauseRequest) error {
+	if _, err := n.snapshot(ctx, b, nodeapi.SnapshotRequest{ID: req.Store, Tenant: req.Tenant}); err != nil && !errors.Is(err, chunk.ErrExists) {
+		return fmt.Errorf("store checkpoint of %s: %w", b.id, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := *b.rec.Sandbox.Pause
+	p.Snapshot = req.Store
+	b.rec.Sandbox.Pause = &p
+	err := n.records.put(&b.rec)
+	n.tell(b, nodeapi.EventPaused)
+	return err
+}
+
+// snapshot stores a sandbox. b.turn is held.
+func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest) (nodeapi.Snapshot, error) {
+	id := b.id
 	home, err := os.MkdirTemp(n.path("checkpoints"), ".snapshot-")
 	if err != nil {
 		return nodeapi.Snapshot{}, err
