@@ -20,6 +20,7 @@ type RestoreOptions struct {
 	Dump   Dump
 	Images string // folder of the images
 	Work   string // folder for the log
+	IDBase uint32 // the host id that is to be id 0
 	Init   string // path of PID 1's binary on this machine
 	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
 	Mounts   func() error
@@ -41,6 +42,9 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		return 0, err
 	}
 	if err := readable(o.Images); err != nil {
+		return 0, err
+	}
+	if err := rebase(o.Images, o.IDBase); err != nil {
 		return 0, err
 	}
 	images, err := openDir(o.Images)

@@ -52,12 +52,15 @@ type box struct {
 	logged   *budget       // of its logbook
 
 	networking sync.Mutex // held while its network changes
+	turn       sync.Mutex // held over a pause, a resume, a checkpoint; before mu
+
 	activation sync.Mutex // held while a server of the template's is looked for and started
 
 	mu       sync.Mutex
 	abort    context.CancelFunc // ends a creation that is under way
 	rec      record
-	err      error // of the creation
+	err      error              // of the creation
+	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
 	inst     instance
 	slot     *network.Slot // nil where it has its loopback only
 	deleting bool          // the record goes with the sandbox: writing it once more is not worth it

@@ -39,6 +39,9 @@ type Config struct {
 	Address  string // host:port of the API over TCP; empty: none
 	TLS      TLS    // needed where Address is set
 
+	SnapshotDir  string // of the snapshot store, which nodes may share; StateDir/snapshots where empty
+	SnapshotKey  string // file with its key, the same for all that share it; made at StateDir/snapshot.key where empty
+	CRIUPath     string // of the CRIU for checkpoints; looked for on PATH where empty
 	InitPath     string // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
 	CgroupParent string // name of the control group that sandboxes' groups are in
 
@@ -94,6 +97,8 @@ func (c *Config) setDefaults() error {
 	set(&c.StateDir, DefaultStateDir)
 	set(&c.RunDir, DefaultRunDir)
 	set(&c.Socket, filepath.Join(c.RunDir, "node.sock"))
+	set(&c.SnapshotDir, filepath.Join(c.StateDir, "snapshots"))
+	set(&c.SnapshotKey, filepath.Join(c.StateDir, "snapshot.key"))
 	set(&c.CgroupParent, DefaultCgroupParent)
 	set(&c.MaxSandboxes, DefaultMaxSandboxes)
 	set(&c.IDRangeBase, DefaultIDRangeBase)

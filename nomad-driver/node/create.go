@@ -36,12 +36,26 @@ func (n *Node) Create(ctx context.Context, req nodeapi.CreateRequest) (sb nodeap
 			n.metrics.AddSample([]string{"create_seconds"}, float32(time.Since(start).Seconds()))
 		}
 	}()
+	hash, err := requestHash(req) // of what was asked: a repeated request finds its sandbox also when the snapshot is gone
+	if err != nil {
+		return nodeapi.Sandbox{}, false, err
+	}
+	if req.Restore != nil {
+		if b, err := n.box(req.ID); err == nil {
+			sb, err := n.join(ctx, b, hash)
+			return sb, false, err
+		}
+		if err := n.fromSnapshot(ctx, &req); err != nil {
+			return nodeapi.Sandbox{}, false, err
+		}
+	}
 	if err := n.normalise(&req); err != nil {
 		return nodeapi.Sandbox{}, false, err
 	}
-	hash, err := requestHash(req)
-	if err != nil {
-		return nodeapi.Sandbox{}, false, err
+	if req.Restore == nil {
+		if hash, err = requestHash(req); err != nil {
+			return nodeapi.Sandbox{}, false, err
+		}
 	}
 	for {
 		b, mine, err := n.claim(req, hash, start)
@@ -156,14 +170,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		cancel()
 	}
 
-	cfg := n.sandboxConfig(b, req)
-	if err := n.takeSlot(ctx, b, req.Network); err != nil {
-		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
-	}
-	if b.slot != nil {
-		cfg.Network = b.slot.Namespace()
-	}
-	inst, err := n.runtime.Create(ctx, cfg)
+	inst, err := n.instantiate(ctx, b, req)
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
@@ -175,6 +182,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	recordStart := time.Now()
 	b.inst = inst
 	b.rec.Ref = inst.Ref()
+	b.rec.Waking = req.Restore != nil
 	s := &b.rec.Sandbox
 	s.State, s.StartedAt, s.PID, s.Main = nodeapi.StateRunning, time.Now().UTC(), b.rec.Ref.PID, inst.Main()
 	if err := n.records.put(&b.rec); err != nil {
@@ -188,7 +196,13 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if main := b.rec.Sandbox.Main; main != 0 {
 		n.processStarted(b, inst.Guest(), guest.ProcessInfo{PID: main, Argv: req.Main.Argv, Tag: req.Main.Tag})
 	}
-	n.prestart(b, inst.Guest(), b.lease.Root)
+	if req.Restore != nil {
+		b.mu.Unlock()
+		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
+		b.mu.Lock()
+	} else {
+		n.prestart(b, inst.Guest(), b.lease.Root)
+	}
 	sb = b.rec.Sandbox
 	n.hub.publish(nodeapi.EventRunning, b.id, &sb)
 	close(b.created)

@@ -10,6 +10,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
@@ -24,7 +25,9 @@ func apiError(err error) *api.Error {
 		body    *frame.ErrorBody
 		tooLong *http.MaxBytesError
 	)
-	switch {
+	switch stored := storeError(err); {
+	case stored != nil:
+		return stored
 	case errors.As(err, &e):
 		return &api.Error{Code: e.Code, ErrorCode: e.ErrorCode, Message: err.Error()}
 	case errors.As(err, &body):
@@ -33,6 +36,8 @@ func apiError(err error) *api.Error {
 		return g
 	case errors.As(err, &tooLong):
 		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "the body is larger than %d bytes", tooLong.Limit)
+	case errors.Is(err, guest.ErrParked):
+		return api.Errorf(http.StatusConflict, api.CodeNotRunning, "%v", err)
 	case errors.Is(err, store.ErrNotFound):
 		return api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "%v", err)
 	case errors.Is(err, store.ErrInUse):

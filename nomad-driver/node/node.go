@@ -27,6 +27,8 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
@@ -60,9 +62,12 @@ type Node struct {
 	sampler   *prommetrics.Sampler
 	disks     diskLooks
 	books     *logbook.Books
-	network   *network.Pool  // nil where sandboxes have their loopback only
-	noNetwork string         // why
-	closers   []func() error // in the order of opening
+	network   *network.Pool      // nil where sandboxes have their loopback only
+	noNetwork string             // why
+	closers   []func() error     // in the order of opening
+	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
+	noEngine  error
+	snapshots *chunk.Store
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -166,6 +171,9 @@ func (n *Node) openParts() error {
 		n.templates = templateStore{s}
 	}
 	n.closers = append(n.closers, n.templates.Close)
+	if err := n.openSnapshots(); err != nil {
+		return err
+	}
 	if n.runtime != nil {
 		return nil
 	}
@@ -185,7 +193,9 @@ func (n *Node) openParts() error {
 	if err := n.openNetwork(); err != nil {
 		return err
 	}
+	n.openEngine()
 	n.runtime = &sandboxes{
+		engine: n.engine, nodeOwned: n.engine != nil && !sandbox.CanDump(),
 		stateDir: n.path("sandboxes"), runDir: filepath.Join(n.cfg.RunDir, "sandboxes"), cgroups: cgroups, init: bin, disk: n.disk.limiter,
 	}
 	return nil
@@ -195,7 +205,7 @@ func (n *Node) path(name string) string { return filepath.Join(n.cfg.StateDir, n
 
 func (n *Node) makeDirs() error {
 	for _, d := range []string{
-		n.cfg.StateDir, n.path("records"), n.path("sandboxes"),
+		n.cfg.StateDir, n.path("records"), n.path("sandboxes"), n.path("checkpoints"),
 		n.cfg.RunDir, filepath.Join(n.cfg.RunDir, "sandboxes"), n.offsetsDir(),
 	} {
 		if err := os.MkdirAll(d, 0o700); err != nil {

@@ -41,6 +41,8 @@ type record struct {
 	Stop     *stopIntent         `json:"stop,omitempty"`
 	Network  *nodeapi.Network    `json:"network,omitempty"`
 	Slot     *network.Ref        `json:"network_slot,omitempty"`
+	Pause    *pauseRecord        `json:"pause,omitempty"`    // where paused
+	Waking   bool                `json:"waking,omitempty"`   // restored, and its PID 1 not told yet
 	Released bool                `json:"released,omitempty"` // nothing of it is left on the machine
 }
 
@@ -69,6 +71,11 @@ func decodeRecord(b []byte) (*record, error) {
 		return nil, fmt.Errorf("sandbox id %q has a suffix", r.Sandbox.ID)
 	case r.Ref.ID != id && !r.Released:
 		return nil, fmt.Errorf("sandbox %s refers to %q", id, r.Ref.ID)
+	case (r.Sandbox.State == nodeapi.StatePaused) != (r.Pause != nil && r.Sandbox.Pause != nil):
+		return nil, fmt.Errorf("sandbox %s is %s, and its pause is not", id, r.Sandbox.State)
+	case (r.Pause != nil && r.Pause.Dump != nil) != (r.Sandbox.Pause != nil && r.Sandbox.Pause.Depth == nodeapi.DepthCheckpointed):
+		return nil, fmt.Errorf("sandbox %s: its checkpoint and the depth of its pause disagree", id)
+	case r.Sandbox.State == nodeapi.StatePaused:
 	case r.Sandbox.State != nodeapi.StateRunning && r.Sandbox.State != nodeapi.StateStopping && r.Sandbox.State != nodeapi.StateStopped:
 		return nil, fmt.Errorf("sandbox %s has state %q", id, r.Sandbox.State)
 	case r.Sandbox.State == nodeapi.StateStopped && r.Sandbox.Exit == nil:

@@ -75,6 +75,7 @@ func (n *Node) recover() error {
 			n.giveUp(b, err.(error)) //nolint:forcetypeassert // stored above
 		}
 	}
+	n.sweepCheckpoints()
 	n.log.Info("recovered", "records", len(recs), "running", n.running(), "epoch", n.hub.epoch)
 	return nil
 }
@@ -83,6 +84,12 @@ func (n *Node) recover() error {
 func (n *Node) takeOver(b *box) {
 	if b.inst == nil {
 		return
+	}
+	if err := n.takeOverPause(b); err != nil {
+		n.log.Error("pause cannot be taken over", "sandbox", b.id, "error", err)
+	}
+	if b.inst == nil {
+		return // checkpointed: nothing of it runs
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -96,7 +103,19 @@ func (n *Node) takeOver(b *box) {
 	n.mu.Unlock()
 	stop := b.rec.Stop
 	n.adopt(b)
-	n.logAgain(b, b.inst.Guest())
+	switch inst, ok := b.inst.(pausable); {
+	case b.rec.Sandbox.State == nodeapi.StatePaused && b.rec.Pause.Goal == nodeapi.DepthCheckpointed && n.engine != nil:
+		n.wg.Go(func() {
+			b.turn.Lock()
+			defer b.turn.Unlock()
+			n.checkpointLater(b, nodeapi.PauseRequest{})
+		})
+	case b.rec.Sandbox.State == nodeapi.StatePaused:
+	case b.rec.Waking && ok:
+		n.wg.Go(func() { n.wake(n.ctx, b, inst, nil) })
+	default:
+		n.logAgain(b, b.inst.Guest())
+	}
 	if stop != nil {
 		n.deadlines.set(b.id, time.Time{})
 		inst := b.inst

@@ -8,6 +8,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -113,12 +114,15 @@ type sandboxes struct {
 	cgroups          *cgroup.Manager
 	init             *sandbox.InitBinary
 	disk             disk.Limiter // nil: no disk limits
+	engine           *checkpoint.Engine
+	nodeOwned        bool // sandbox.Config.NodeOwned
 }
 
 var _ runtime = (*sandboxes)(nil)
 
 func (s *sandboxes) Create(ctx context.Context, c sandbox.Config) (instance, error) {
 	c.StateDir, c.RunDir, c.Cgroups, c.Init, c.Disk = s.stateDir, s.runDir, s.cgroups, s.init, s.disk
+	c.NodeOwned = s.nodeOwned
 	sb, err := sandbox.Create(ctx, c)
 	if err != nil {
 		return nil, err // not a typed nil

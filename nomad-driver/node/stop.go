@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,8 +62,17 @@ func (n *Node) Stop(ctx context.Context, id api.SandboxID, req nodeapi.StopReque
 // beginStop sets the end of a sandbox going and reports whether there is one to wait for. The first reason given stays;
 // a later stop may only be quicker.
 func (n *Node) beginStop(b *box, intent stopIntent) bool {
+	b.giveUpCheckpoint()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.err == nil && b.rec.Sandbox.State == nodeapi.StatePaused {
+		if b.inst == nil {
+			n.wg.Go(func() { n.endCheckpointed(b, intent) })
+			return true
+		}
+		intent.KillAt = time.Now().UTC().Round(0) // what stands still cannot be asked
+		b.rec.Sandbox.Pause, b.rec.Pause = nil, nil
+	}
 	if b.err != nil || b.rec.Sandbox.State == nodeapi.StateStopped || b.inst == nil {
 		return false
 	}
@@ -112,6 +122,43 @@ func (n *Node) end(inst instance, intent stopIntent) {
 		}
 		n.log.Error("sandbox cannot be killed yet", "sandbox", inst.Ref().ID, "error", err)
 	}
+}
+
+// endCheckpointed ends a sandbox of which nothing runs.
+func (n *Node) endCheckpointed(b *box, intent stopIntent) {
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	b.mu.Lock()
+	if b.rec.Sandbox.State != nodeapi.StatePaused || b.inst != nil {
+		running := b.inst != nil && b.rec.Sandbox.State != nodeapi.StateStopped
+		b.mu.Unlock()
+		if running {
+			n.beginStop(b, intent) // it was resumed meanwhile
+		}
+		return
+	}
+	inst, err := n.runtime.Open(b.rec.Ref)
+	if err != nil {
+		b.mu.Unlock()
+		n.log.Error("checkpointed sandbox cannot be ended", "sandbox", b.id, "error", err)
+		return
+	}
+	sb := &b.rec.Sandbox
+	sb.State, sb.Pause, b.rec.Pause = nodeapi.StateStopped, nil, nil
+	sb.Exit = &nodeapi.Exit{Reason: intent.Reason, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), Message: "it was paused"}
+	sb.EndedAt = time.Now().UTC().Round(0)
+	b.inst = inst
+	if !b.deleting {
+		if err := n.records.put(&b.rec); err != nil {
+			n.log.Error("end of sandbox is not recorded", "sandbox", b.id, "error", err)
+		}
+	}
+	n.tell(b, nodeapi.EventStopped)
+	exit := sb.Exit
+	b.mu.Unlock()
+	close(b.stopped)
+	n.noteEnd(b, exit)
+	n.release(b)
 }
 
 // expire ends a sandbox whose deadline has come.
@@ -179,6 +226,9 @@ func (n *Node) release(b *box) {
 		sleep(n.ctx, wait)
 	}
 	n.giveSlot(b)
+	if err := os.RemoveAll(n.checkpointDir(b.id)); err != nil {
+		n.log.Warn("checkpoint stays", "sandbox", b.id, "error", err)
+	}
 	n.ids.free(b.rec.IDBase)
 	if b.lease != nil {
 		b.lease.Release()

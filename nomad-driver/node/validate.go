@@ -1,7 +1,6 @@
 package node
 
 import (
-	"net/http"
 	"path"
 	"path/filepath"
 	goruntime "runtime"
@@ -73,9 +72,6 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 		return invalid("id: %v", err)
 	} else if id != req.ID {
 		return invalid("id: %q has a suffix", req.ID)
-	}
-	if req.Restore != nil {
-		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "restore: this node has no snapshot store")
 	}
 	if req.Template == "" {
 		return invalid("template is empty")

@@ -86,7 +86,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	defer func() { err = errors.Join(err, listener.Close(), exit.Close()) }()
 	r.pid, err = r.c.Engine.Restore(ctx, checkpoint.RestoreOptions{
-		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: b.c.Init.path, Root: restoreRoot,
+		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: b.c.Init.path, IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
 			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 				return fmt.Errorf("attach root to %s: %w", restoreRoot, err)
@@ -189,7 +189,7 @@ func (r *restorer) handedOver() (listener, exit *os.File, err error) {
 	return os.NewFile(uintptr(lis), "guest socket"), os.NewFile(uintptr(ex), "exit record"), nil
 }
 
-// born puts the new root process, which is alone yet, into its group, and sets its network and host name up.
+// born puts the new root process, which is alone yet, into its group, and sets its network up.
 func (r *restorer) born(pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -214,6 +214,10 @@ func (r *restorer) born(pid int) error {
 func (r *restorer) complete(int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 	defer cancel()
+	// The UTS namespace has the name of the checkpoint by now.
+	if err := setHostname(r.pidfd, r.b.c.Boot.Hostname); err != nil {
+		return err
+	}
 	// Who is traced stops for the freezer only once it is let go: here it is asked to, and adopt waits for it.
 	return r.b.group.StartFreeze(ctx)
 }
@@ -311,6 +315,30 @@ func loopbackUp(netns *os.File) error {
 		}
 		return nil
 	})
+}
+
+// setHostname sets the host name in a process's UTS namespace.
+func setHostname(process *os.File, name string) error {
+	home, err := os.Open("/proc/self/ns/uts")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(int(process.Fd()), unix.CLONE_NEWUTS); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("enter the UTS namespace: %w", err)
+			return
+		}
+		err := unix.Sethostname([]byte(name))
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWUTS) == nil {
+			runtime.UnlockOSThread() // else the thread ends with this goroutine
+		}
+		done <- os.NewSyscallError("sethostname", err)
+	}()
+	return <-done
 }
 
 // inNetwork runs f on a thread in a network namespace.

@@ -28,6 +28,9 @@ type nodeFile struct {
 	Socket        string        `hcl:"socket,optional"`
 	Address       string        `hcl:"address,optional"`
 	InitPath      string        `hcl:"init_path,optional"`
+	CRIUPath      string        `hcl:"criu_path,optional"`
+	SnapshotDir   string        `hcl:"snapshot_dir,optional"`
+	SnapshotKey   string        `hcl:"snapshot_key,optional"`
 	CgroupParent  string        `hcl:"cgroup_parent,optional"`
 	NodeID        string        `hcl:"node_id,optional"`
 	NodeName      string        `hcl:"node_name,optional"`
@@ -157,6 +160,9 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs.StringVar(&tls.CertFile, "tls-cert", "", "`file` with the node's certificate")
 	fs.StringVar(&tls.KeyFile, "tls-key", "", "`file` with the node's key")
 	fs.StringVar(&f.InitPath, "init", "", "`path` of soulbox-init (default beside this program, then /usr/libexec/soulbox)")
+	fs.StringVar(&f.SnapshotDir, "snapshot-dir", "", "`directory` of the snapshot store, which nodes may share (default snapshots in the state directory)")
+	fs.StringVar(&f.SnapshotKey, "snapshot-key", "", "`file` with the snapshot store's key, the same for all that share it (default snapshot.key in the state directory)")
+	fs.StringVar(&f.CRIUPath, "criu", "", "`path` of the CRIU for checkpoints (default criu on PATH)")
 	fs.StringVar(&f.CgroupParent, "cgroup-parent", "", "`name` of the control group for sandboxes (default "+node.DefaultCgroupParent+")")
 	fs.StringVar(&f.NodeID, "node-id", "", "`id` of the node (default: made at the first start)")
 	fs.StringVar(&f.NodeName, "node-name", "", "`name` of the node (default: the host's)")
@@ -226,7 +232,8 @@ func (f nodeFile) config() (node.Config, error) {
 		return node.Config{}, fmt.Errorf("id_range_base %d is no user id", f.IDRangeBase)
 	}
 	cfg := node.Config{
-		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath,
+		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath, CRIUPath: f.CRIUPath,
+		SnapshotDir: f.SnapshotDir, SnapshotKey: f.SnapshotKey,
 		CgroupParent: f.CgroupParent, ID: api.NodeID(f.NodeID), Name: f.NodeName, Version: version.Version,
 		DiskLimiter: f.DiskLimiter, DiskLimitPolicy: f.DiskPolicy,
 		MaxSandboxes: f.MaxSandboxes, IDRangeBase: uint32(f.IDRangeBase), DiskReserve: f.DiskReserve, KeepCount: f.KeepCount,

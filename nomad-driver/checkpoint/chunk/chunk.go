@@ -1,0 +1,129 @@
+// Package chunk keeps snapshots: trees of files whose content is cut into pages, stored once for each tenant, and found again through
+// a sealed manifest.
+//
+// It owns the format of manifests and packs, what is shared between snapshots, and the removal of what none needs any more. Where the
+// bytes lie is a Backend's concern, who may seal is a Sealer's. It knows nothing of processes and sandboxes. See DESIGN.md.
+package chunk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/zeebo/blake3"
+)
+
+// Page is the unit in which content is compared: the page of memory. Memory images and files are cut at its multiples.
+const Page = 4096
+
+const (
+	packPages = 1024 // of a pack: 4 MiB
+	packBytes = packPages * Page
+	hashSize  = 32
+	pageHash  = 16 // bytes kept of a page's hash: keyed, so that nobody without the key finds two pages of one hash
+	// maxManifest bounds a manifest, encoded.
+	maxManifest = 64 << 20
+)
+
+// Errors that callers ask for.
+var (
+	ErrNotFound = errors.New("not in the snapshot store")
+	// ErrBad tells that what the store gave is not what was put: a manifest that was not sealed by this installation, or data that is
+	// not what its manifest says.
+	ErrBad    = errors.New("snapshot is damaged or was not made here")
+	ErrExists = errors.New("snapshot exists")
+)
+
+// Backend keeps named bytes. Names have the form of relative paths of [a-z0-9./-]. Its methods may be called from any goroutine.
+type Backend interface {
+	// Put stores b durably, all of it or nothing; what was there under the name is replaced.
+	Put(ctx context.Context, name string, b []byte) error
+	// Get returns what is there, or an error with ErrNotFound; more than limit bytes are an error.
+	Get(ctx context.Context, name string, limit int64) ([]byte, error)
+	// Delete removes it. What is not there is no error.
+	Delete(ctx context.Context, name string) error
+	// List returns all names that begin with prefix, with when they were put.
+	List(ctx context.Context, prefix string) ([]Object, error)
+}
+
+// Object is one thing in a Backend.
+type Object struct {
+	Name string
+	Size int64
+	Put  time.Time
+}
+
+// Sealer makes and checks the seals of manifests, and gives the secret from which a tenant's hashes are made. A ring of keys that
+// rotates keeps old versions for checking.
+type Sealer interface {
+	Seal(ctx context.Context, message []byte) (version int, mac []byte, err error)
+	// Check returns an error with ErrBad where mac is not what Seal made of message with that version.
+	Check(ctx context.Context, message []byte, version int, mac []byte) error
+	// Secret returns 32 bytes that are always the same for a purpose.
+	Secret(ctx context.Context, purpose string) ([32]byte, error)
+}
+
+// Store keeps snapshots in a Backend. Its methods may be called from any goroutine, and by several nodes on one backend.
+type Store struct {
+	back Backend
+	seal Sealer
+	now  func() time.Time
+
+	packsMu sync.Mutex
+	packs   map[string]Pack // that indexes told of, by tenant and id
+
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+// Open returns the store in a backend.
+func Open(b Backend, s Sealer) (*Store, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, fmt.Errorf("chunk store: %w", err)
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxManifest))
+	if err != nil {
+		return nil, fmt.Errorf("chunk store: %w", err)
+	}
+	return &Store{back: b, seal: s, now: time.Now, packs: map[string]Pack{}, enc: enc, dec: dec}, nil
+}
+
+// Close ends it. Nothing may be under way.
+func (s *Store) Close() error {
+	s.dec.Close()
+	return s.enc.Close()
+}
+
+// tenant is where a tenant's things are and how they are hashed.
+type tenant struct {
+	name string // as folder: a hash, because a tenant's name is anything
+	key  [32]byte
+}
+
+func (s *Store) tenant(ctx context.Context, name string) (tenant, error) {
+	key, err := s.seal.Secret(ctx, "snapshot pages of "+name)
+	if err != nil {
+		return tenant{}, fmt.Errorf("key of tenant %.60q: %w", name, err)
+	}
+	sum := blake3.Sum256([]byte("tenant " + name))
+	return tenant{name: fmt.Sprintf("%x", sum[:16]), key: key}, nil
+}
+
+func (t tenant) hash(b []byte) (out [hashSize]byte) {
+	h, err := blake3.NewKeyed(t.key[:])
+	if err != nil {
+		panic(err) // the key has 32 bytes
+	}
+	_, _ = h.Write(b) // never fails
+	h.Sum(out[:0])
+	return out
+}
+
+func (t tenant) pack(id string) string      { return "t/" + t.name + "/packs/" + id }
+func (t tenant) index(id string) string     { return "t/" + t.name + "/index/" + id }
+func (t tenant) tombstone(id string) string { return "t/" + t.name + "/doomed/" + id }
+func (t tenant) manifest(id string) string  { return "t/" + t.name + "/manifests/" + id }

@@ -1,0 +1,225 @@
+package chunk
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+func open(t *testing.T, dir string) *Store {
+	t.Helper()
+	back, err := OpenFolder(dir)
+	must.NoError(t, err)
+	key, err := OpenLocalKey(filepath.Join(filepath.Dir(dir), "key"))
+	must.NoError(t, err)
+	s, err := Open(back, key)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, s.Close()) })
+	return s
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// memory writes a file of pages, every fourth of which is zero.
+func memory(t *testing.T, pages int) (dir string, content []byte) {
+	t.Helper()
+	content = random(pages * Page)
+	for i := 0; i < pages; i += 4 {
+		clear(content[i*Page : (i+1)*Page])
+	}
+	dir = t.TempDir()
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "pages"), content, 0o640))
+	return dir, content
+}
+
+func TestStore_givesBackWhatWasPut(t *testing.T) {
+	s := open(t, t.TempDir()+"/store")
+	dir, content := memory(t, 3000)
+	must.NoError(t, os.WriteFile(dir+"/odd", []byte("not a page"), 0o600))
+	must.NoError(t, os.Mkdir(dir+"/sub", 0o700))
+	must.NoError(t, os.Link(dir+"/odd", dir+"/sub/same"))
+	must.NoError(t, os.Symlink("../odd", dir+"/sub/link"))
+	_, err := s.Put(t.Context(), "tenant", "one", map[string]int{"x": 1}, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	m, err := s.Manifest(t.Context(), "tenant", "one")
+	must.NoError(t, err)
+	must.Eq(t, `{"x":1}`, string(m.Meta))
+	out := t.TempDir() + "/out"
+	must.NoError(t, s.Get(t.Context(), m, "m", out, 0))
+	got, err := os.ReadFile(out + "/pages")
+	must.NoError(t, err)
+	must.True(t, bytes.Equal(content, got))
+	got, err = os.ReadFile(out + "/sub/link")
+	must.NoError(t, err)
+	must.Eq(t, "not a page", string(got))
+	a, err := os.Stat(out + "/odd")
+	must.NoError(t, err)
+	b, err := os.Stat(out + "/sub/same")
+	must.NoError(t, err)
+	must.True(t, os.SameFile(a, b))
+}
+
+func TestStore_storesWhatHasChanged(t *testing.T) {
+	s := open(t, t.TempDir()+"/store")
+	dir, content := memory(t, 4000)
+	var stored, whole int64
+	for i := range 10 {
+		for range 200 { // at most 5 %, anywhere
+			at := int(random(1)[0])*15 + int(random(1)[0])%15
+			copy(content[at*Page:], random(64))
+		}
+		must.NoError(t, os.WriteFile(dir+"/pages", content, 0o640))
+		m, err := s.Put(t.Context(), "tenant", "s"+string(rune('0'+i)), nil, Root{Name: "m", Dir: dir})
+		must.NoError(t, err)
+		stored, whole = stored+m.Stored, whole+m.Bytes
+	}
+	t.Logf("10 snapshots with at most 5%% changed: %d bytes, stored %d, %.1f times fewer", whole, stored, float64(whole)/float64(stored))
+	must.Greater(t, 7*stored, whole)
+	// Another tenant shares nothing.
+	m, err := s.Put(t.Context(), "other", "s0", nil, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	must.Greater(t, int64(3000*Page/2), m.Stored)
+	_, err = s.Manifest(t.Context(), "other", "s1")
+	must.ErrorIs(t, err, ErrNotFound)
+}
+
+// Every byte of a store may be flipped: nothing wrong is ever given back.
+func TestStore_damageIsFound(t *testing.T) {
+	home := t.TempDir()
+	s := open(t, home+"/store")
+	dir, _ := memory(t, 40)
+	_, err := s.Put(t.Context(), "tenant", "one", nil, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	for _, kind := range []string{"packs", "manifests"} {
+		names, err := filepath.Glob(home + "/store/t/*/" + kind + "/*")
+		must.NoError(t, err)
+		must.Len(t, 1, names)
+		good, err := os.ReadFile(names[0])
+		must.NoError(t, err)
+		for _, bad := range map[string][]byte{
+			"flipped": append(append(bytes.Clone(good[:len(good)/2]), good[len(good)/2]^1), good[len(good)/2+1:]...),
+			"cut":     good[:len(good)/2],
+			"empty":   {},
+		} {
+			must.NoError(t, os.WriteFile(names[0], bad, 0o600))
+			m, err := s.Manifest(t.Context(), "tenant", "one")
+			if err == nil {
+				err = s.Get(t.Context(), m, "m", t.TempDir()+"/out", 0)
+			}
+			must.ErrorIs(t, err, ErrBad, must.Sprint(kind))
+		}
+		must.NoError(t, os.Remove(names[0]))
+		m, err := s.Manifest(t.Context(), "tenant", "one")
+		if err == nil {
+			err = s.Get(t.Context(), m, "m", t.TempDir()+"/out", 0)
+		}
+		must.ErrorIs(t, err, ErrNotFound, must.Sprint(kind))
+		must.NoError(t, os.WriteFile(names[0], good, 0o600))
+	}
+}
+
+// A page that is needed again while it is being given up is never lost.
+func TestSweep_neverTakesWhatIsNeeded(t *testing.T) {
+	s := open(t, t.TempDir()+"/store")
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	dir, _ := memory(t, 100)
+	put := func(id string) *Manifest {
+		m, err := s.Put(t.Context(), "tenant", id, nil, Root{Name: "m", Dir: dir})
+		must.NoError(t, err)
+		return m
+	}
+	sweep := func(want int) {
+		t.Helper()
+		n, err := s.Sweep(t.Context(), "tenant")
+		must.NoError(t, err)
+		must.Eq(t, want, n)
+	}
+	put("one")
+	must.NoError(t, s.Delete(t.Context(), "tenant", "one"))
+	sweep(0) // too young: it could be of a Put that has not written its manifest
+	shared := put("two")
+	must.Zero(t, shared.Stored)
+	must.NoError(t, s.Delete(t.Context(), "tenant", "two"))
+	now = now.Add(MaxPut + time.Minute)
+	sweep(0)                              // doomed
+	must.Positive(t, put("three").Stored) // and so not shared any more
+	sweep(0)
+	must.NoError(t, s.Delete(t.Context(), "tenant", "three"))
+	now = now.Add(Grace + time.Minute)
+	sweep(1) // the first; the second is doomed only now
+	now = now.Add(Grace + time.Minute)
+	sweep(1)
+	left, err := s.back.List(t.Context(), shared.prefix(t, s))
+	must.NoError(t, err)
+	must.Len(t, 0, left)
+}
+
+func (m *Manifest) prefix(t *testing.T, s *Store) string {
+	t.Helper()
+	ten, err := s.tenant(t.Context(), m.Tenant)
+	must.NoError(t, err)
+	return ten.pack("")
+}
+
+func TestManifest_limits(t *testing.T) {
+	pack := Pack{ID: "p1", Hash: strings.Repeat("ab", hashSize), Pages: 10}
+	file := func(runs ...Run) Entry { return Entry{Name: "f", Mode: typeReg | 0o600, Size: 10 * Page, Runs: runs} }
+	for name, m := range map[string]Manifest{
+		"version":           {Version: 2},
+		"path":              {Entries: []Entry{{Name: "../f", Mode: typeReg}}},
+		"absolute":          {Entries: []Entry{{Name: "/f", Mode: typeReg}}},
+		"twice":             {Entries: []Entry{file(), file()}},
+		"below a link":      {Entries: []Entry{{Name: "l", Mode: typeLink, Target: "/"}, {Name: "l/f", Mode: typeReg}}},
+		"device":            {Entries: []Entry{{Name: "d", Mode: typeChar, Rdev: 0x103}}},
+		"block device":      {Entries: []Entry{{Name: "d", Mode: 0o060000}}},
+		"owner":             {Entries: []Entry{{Name: "f", Mode: typeReg, UID: 1 << 16}}},
+		"size":              {Entries: []Entry{{Name: "f", Mode: typeReg, Size: 1 << 60}}},
+		"overlap":           {Entries: []Entry{file(Run{At: 0, Count: 2}, Run{At: 1, Count: 1})}},
+		"beyond the end":    {Entries: []Entry{file(Run{At: 9, Count: 2})}},
+		"beyond the pack":   {Entries: []Entry{file(Run{Slot: 9, Count: 2})}},
+		"overflow":          {Entries: []Entry{file(Run{At: 1 << 62, Count: 1 << 62})}},
+		"no such pack":      {Entries: []Entry{file(Run{Pack: 1, Count: 1})}},
+		"link to nothing":   {Entries: []Entry{{Name: "f", Mode: typeReg, Same: "g"}}},
+		"link to itself":    {Entries: []Entry{{Name: "f", Mode: typeReg, Same: "f"}}},
+		"content of a link": {Entries: []Entry{{Name: "l", Mode: typeLink, Size: 1}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if m.Version == 0 {
+				m.Version = 1
+			}
+			m.ID, m.Packs = "x", []Pack{pack}
+			b, err := json.Marshal(m)
+			must.NoError(t, err)
+			_, err = decode(b)
+			must.ErrorIs(t, err, ErrBad)
+		})
+	}
+}
+
+func FuzzManifest(f *testing.F) {
+	f.Add([]byte(`{"version":1,"id":"x","packs":[],"entries":[{"name":"f","mode":33152,"size":5}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decode(b)
+		if err != nil {
+			return
+		}
+		for _, e := range m.Entries {
+			must.True(t, filepath.IsLocal(e.Name))
+			for _, r := range e.Runs {
+				must.True(t, r.At >= 0 && r.Slot >= 0 && (r.At+int64(r.Count)-1)*Page < e.Size && r.Slot+r.Count <= m.Packs[r.Pack].Pages)
+			}
+		}
+	})
+}

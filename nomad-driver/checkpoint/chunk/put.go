@@ -1,0 +1,347 @@
+package chunk
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Root is a folder whose tree goes into a snapshot, below Name.
+type Root struct {
+	Name string // one path element
+	Dir  string
+	Base uint32 // subtracted from owners: the host id of id 0
+}
+
+// MaxPut bounds how long one Put may take: what is doomed is deleted only when it has been so for longer (see DESIGN.md).
+const MaxPut = 30 * time.Minute
+
+// sealed is what lies in the backend for a manifest.
+type sealed struct {
+	Version int    `json:"version"`
+	Key     int    `json:"key"`
+	MAC     []byte `json:"mac"`
+	Body    []byte `json:"body"` // zstd of the manifest's JSON
+}
+
+// Put stores the trees under an id, and returns their manifest when all of it is durable. Nothing may write to them meanwhile. An id
+// that is taken is an error with ErrExists.
+func (s *Store) Put(ctx context.Context, tenantName, id string, meta any, roots ...Root) (*Manifest, error) {
+	ctx, cancel := context.WithTimeout(ctx, MaxPut)
+	defer cancel()
+	m, err := s.put(ctx, tenantName, id, meta, roots)
+	if err != nil {
+		return nil, fmt.Errorf("store snapshot %s: %w", id, err)
+	}
+	return m, nil
+}
+
+func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots []Root) (*Manifest, error) {
+	if !validID(id) {
+		return nil, fmt.Errorf("id %.60q has other characters than [a-z0-9-], or more than 64", id)
+	}
+	t, err := s.tenant(ctx, tenantName)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.back.Get(ctx, t.manifest(id), maxManifest); !errors.Is(err, ErrNotFound) {
+		if err == nil {
+			err = ErrExists
+		}
+		return nil, err
+	}
+	body, err := json.Marshal(meta)
+	if err != nil {
+		return nil, fmt.Errorf("meta: %w", err)
+	}
+	w := &writer{s: s, t: t, m: &Manifest{Version: ManifestVersion, ID: id, Tenant: tenantName, CreatedAt: s.now().UTC(), Meta: body}, use: map[string]int{}}
+	if w.known, err = s.known(ctx, t); err != nil {
+		return nil, err
+	}
+	for _, r := range roots {
+		if err := w.tree(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.flush(ctx); err != nil {
+		return nil, err
+	}
+	w.resolve()
+	if err := w.m.check(); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	return w.m, s.putManifest(ctx, t, w.m)
+}
+
+func (s *Store) putManifest(ctx context.Context, t tenant, m *Manifest) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(b) > maxManifest {
+		return fmt.Errorf("manifest of %d bytes, at most %d", len(b), maxManifest)
+	}
+	key, mac, err := s.seal.Seal(ctx, b)
+	if err != nil {
+		return fmt.Errorf("seal manifest: %w", err)
+	}
+	out, err := json.Marshal(sealed{Version: 1, Key: key, MAC: mac, Body: s.enc.EncodeAll(b, nil)})
+	if err != nil {
+		return err
+	}
+	return s.back.Put(ctx, t.manifest(m.ID), out)
+}
+
+// place is where a page lies.
+type place struct {
+	pack string
+	slot int
+}
+
+// writer is one Put under way.
+type writer struct {
+	s     *Store
+	t     tenant
+	m     *Manifest
+	known map[[pageHash]byte]place
+	packs map[string]Pack // of those that are there
+	use   map[string]int  // packs of the manifest, by id
+
+	open  string // id of the pack that is filled
+	pages []byte
+	index []byte
+	runs  []pending
+}
+
+// pending is a run whose pack has no number yet.
+type pending struct {
+	entry int
+	run   Run
+	pack  string
+}
+
+// tree takes in a root.
+func (w *writer) tree(ctx context.Context, r Root) error {
+	seen := map[[2]uint64]string{}
+	return filepath.WalkDir(r.Dir, func(p string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(r.Dir, p)
+		if err != nil {
+			return err
+		}
+		e, st, err := describe(p, filepath.Join(r.Name, rel), r.Base)
+		if err != nil {
+			return err
+		}
+		if e.Mode&typeMask == typeSock {
+			return nil // nobody listens on it any more
+		}
+		if st.Nlink > 1 && e.Mode&typeMask != typeDir {
+			key := [2]uint64{st.Dev, st.Ino}
+			if first, ok := seen[key]; ok {
+				e.Same, e.Size = first, 0
+				w.m.Entries = append(w.m.Entries, e)
+				return nil
+			}
+			seen[key] = e.Name
+		}
+		w.m.Entries = append(w.m.Entries, e)
+		if e.Mode&typeMask != typeReg || e.Size == 0 {
+			return nil
+		}
+		return w.file(ctx, p, len(w.m.Entries)-1)
+	})
+}
+
+// describe looks at a file without following it.
+func describe(p, name string, base uint32) (Entry, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(p, &st); err != nil {
+		return Entry{}, st, fmt.Errorf("stat %s: %w", p, err)
+	}
+	e := Entry{Name: name, Mode: st.Mode, UID: st.Uid - base, GID: st.Gid - base, MTime: st.Mtim.Nano()}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		e.Size = st.Size
+	case unix.S_IFLNK:
+		target, err := os.Readlink(p)
+		if err != nil {
+			return e, st, err
+		}
+		e.Target = target
+	case unix.S_IFCHR:
+		e.Rdev = st.Rdev
+		if e.UID >= 1<<16 { // a whiteout belongs to whoever mounted the overlay
+			e.UID, e.GID = 0, 0
+		}
+	}
+	var err error
+	e.Xattrs, err = xattrs(p)
+	return e, st, err
+}
+
+func xattrs(p string) (map[string][]byte, error) {
+	buf := make([]byte, 64<<10)
+	n, err := unix.Llistxattr(p, buf)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attributes of %s: %w", p, err)
+	}
+	out := map[string][]byte{}
+	for name := range bytes.SplitSeq(buf[:n], []byte{0}) {
+		if len(name) == 0 {
+			continue
+		}
+		val := make([]byte, 64<<10)
+		k, err := unix.Lgetxattr(p, string(name), val)
+		if err != nil {
+			return nil, fmt.Errorf("attribute %s of %s: %w", name, p, err)
+		}
+		out[string(name)] = bytes.Clone(val[:k])
+	}
+	return out, nil
+}
+
+var zeroPage [Page]byte
+
+// file takes in a file's pages.
+func (w *writer) file(ctx context.Context, p string, entry int) error {
+	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, 64*Page)
+	for at := int64(0); ; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := io.ReadFull(f, buf)
+		if n > 0 {
+			clear(buf[n : (n+Page-1)/Page*Page])
+			for o := 0; o < n; o += Page {
+				if err := w.page(ctx, buf[o:o+Page], entry, at); err != nil {
+					return err
+				}
+				at++
+			}
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// page takes in one page of a file.
+func (w *writer) page(ctx context.Context, b []byte, entry int, at int64) error {
+	if at >= (w.m.Entries[entry].Size+Page-1)/Page {
+		return fmt.Errorf("%s has grown while it was read", w.m.Entries[entry].Name)
+	}
+	w.m.Bytes += Page
+	if bytes.Equal(b, zeroPage[:]) {
+		return nil
+	}
+	full := w.t.hash(b)
+	h := [pageHash]byte(full[:pageHash])
+	pl, ok := w.known[h]
+	if !ok {
+		if w.open == "" {
+			w.open = newID()
+		}
+		pl = place{w.open, len(w.pages) / Page}
+		w.known[h] = pl
+		w.pages = append(w.pages, b...)
+		w.index = append(w.index, h[:]...)
+	}
+	if n := len(w.runs); n > 0 {
+		last := &w.runs[n-1]
+		if last.entry == entry && last.pack == pl.pack && last.run.Slot+last.run.Count == pl.slot && last.run.At+int64(last.run.Count) == at {
+			last.run.Count++
+			return w.full(ctx)
+		}
+	}
+	w.runs = append(w.runs, pending{entry: entry, run: Run{At: at, Slot: pl.slot, Count: 1}, pack: pl.pack})
+	return w.full(ctx)
+}
+
+func (w *writer) full(ctx context.Context) error {
+	if len(w.pages) < packBytes {
+		return nil
+	}
+	return w.flush(ctx)
+}
+
+// flush stores the pack that is filled: first its pages, then its index, so that an index never promises what is not there.
+func (w *writer) flush(ctx context.Context) error {
+	if w.open == "" {
+		return nil
+	}
+	packed := w.s.enc.EncodeAll(w.pages, nil)
+	if err := w.s.back.Put(ctx, w.t.pack(w.open), packed); err != nil {
+		return err
+	}
+	sum := w.t.hash(w.pages)
+	p := Pack{ID: w.open, Hash: fmt.Sprintf("%x", sum), Pages: len(w.pages) / Page}
+	if err := w.s.putIndex(ctx, w.t, p, w.index); err != nil {
+		return err
+	}
+	w.m.Stored += int64(len(packed) + len(w.index))
+	w.note(p)
+	w.open, w.pages, w.index = "", w.pages[:0], w.index[:0]
+	return nil
+}
+
+func (w *writer) note(p Pack) {
+	if w.packs == nil {
+		w.packs = map[string]Pack{}
+	}
+	w.packs[p.ID] = p
+}
+
+// resolve gives the packs that are used their numbers.
+func (w *writer) resolve() {
+	for _, r := range w.runs {
+		i, ok := w.use[r.pack]
+		if !ok {
+			i = len(w.m.Packs)
+			w.use[r.pack] = i
+			p, ours := w.packs[r.pack]
+			if !ours {
+				p = w.s.packOf(w.t, r.pack)
+			}
+			w.m.Packs = append(w.m.Packs, p)
+		}
+		r.run.Pack = i
+		e := &w.m.Entries[r.entry]
+		e.Runs = append(e.Runs, r.run)
+	}
+}
+
+// newID returns a random id.
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return "p" + strconv.FormatUint(uint64(b[0]), 16) + fmt.Sprintf("%x", b[1:])
+}

@@ -1,0 +1,265 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
+)
+
+const (
+	parkTimeout   = 3 * time.Second
+	freezeTimeout = 10 * time.Second
+)
+
+// pausable is an instance that can stand still and go to disk, as *sandbox.Sandbox is.
+type pausable interface {
+	instance
+	// Park ends the node's conversations with PID 1, and lets none begin until Thaw.
+	Park(ctx context.Context) error
+	Freeze(ctx context.Context) error
+	FreezeAgain(ctx context.Context) error // of one that an earlier daemon parked
+	Thaw(ctx context.Context) error
+	Uncheckpointable() ([]checkpoint.Obstacle, error)
+	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error)
+	SyncLayer() error
+	End(ctx context.Context) error // leaves nothing but the writable layer; may be repeated until it returns nil
+	Wake(ctx context.Context, env []string) error
+}
+
+// restorer is a runtime that brings checkpoints back.
+type restorer interface {
+	Restore(ctx context.Context, c sandbox.RestoreConfig) (instance, error)
+}
+
+func (s *sandboxes) Restore(ctx context.Context, c sandbox.RestoreConfig) (instance, error) {
+	c.StateDir, c.RunDir, c.Cgroups, c.Init, c.Disk, c.Engine = s.stateDir, s.runDir, s.cgroups, s.init, s.disk, s.engine
+	sb, err := sandbox.Restore(ctx, c)
+	if err != nil {
+		return nil, err // not a typed nil
+	}
+	return realInstance{sb}, nil
+}
+
+// pauseRecord is what a record keeps of a pause beyond what the API tells.
+type pauseRecord struct {
+	Goal nodeapi.Depth    `json:"goal"`           // how far the pause shall go
+	Dump *checkpoint.Dump `json:"dump,omitempty"` // where checkpointed
+}
+
+// Pause pauses a sandbox, or deepens its pause.
+func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseRequest) (nodeapi.Sandbox, error) {
+	set(&req.Depth, nodeapi.DepthCheckpointed)
+	if req.Depth != nodeapi.DepthFrozen && req.Depth != nodeapi.DepthCheckpointed {
+		return nodeapi.Sandbox{}, invalid("depth: %.40q is neither %s nor %s", req.Depth, nodeapi.DepthFrozen, nodeapi.DepthCheckpointed)
+	}
+	if req.Store != "" {
+		if err := checkSnapshot(req.Store, req.Tenant); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+		if req.Depth != nodeapi.DepthCheckpointed {
+			return nodeapi.Sandbox{}, invalid("store: only a pause of depth %s can be stored", nodeapi.DepthCheckpointed)
+		}
+	}
+	b, err := n.box(id)
+	if err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	sb := b.view()
+	ran := sb.State == nodeapi.StateRunning
+	switch {
+	case ran:
+		if err := n.freeze(ctx, b, req.Depth); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+	case sb.State != nodeapi.StatePaused:
+		return nodeapi.Sandbox{}, notRunning(sb)
+	}
+	if req.Depth == nodeapi.DepthCheckpointed && b.view().Pause.Depth == nodeapi.DepthFrozen {
+		if err := n.checkpointable(b, ran); err != nil {
+			if ran {
+				err = errors.Join(err, n.thaw(ctx, b, sb.Deadline))
+			}
+			return nodeapi.Sandbox{}, err
+		}
+		if !req.Wait {
+			n.checkpointLater(b, req)
+			return b.view(), nil
+		}
+		if err := n.checkpoint(ctx, b); err != nil {
+			if ran {
+				err = errors.Join(err, n.thaw(context.WithoutCancel(ctx), b, sb.Deadline))
+			}
+			return nodeapi.Sandbox{}, err
+		}
+	}
+	if req.Store != "" {
+		if err := n.storePaused(ctx, b, req); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+	}
+	return b.view(), nil
+}
+
+// pausable returns the instance of a box, which must be one that can be paused.
+func (b *box) pausable() (pausable, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p, ok := b.inst.(pausable)
+	if !ok {
+		return nil, api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "sandbox %s cannot be paused on this node", b.id)
+	}
+	return p, nil
+}
+
+// checkpointable says why a sandbox cannot be checkpointed, if so.
+func (n *Node) checkpointable(b *box, ran bool) error {
+	if n.engine == nil {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "checkpoints: %v", n.noEngine)
+	}
+	b.mu.Lock()
+	networked := b.slot != nil
+	b.mu.Unlock()
+	if networked {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
+			"sandbox %s has a network, which no checkpoint holds yet: it can be paused frozen", b.id)
+	}
+	inst, err := b.pausable()
+	if err != nil {
+		return err
+	}
+	obstacles, err := inst.Uncheckpointable()
+	if err != nil {
+		return err
+	}
+	if len(obstacles) == 0 {
+		return nil
+	}
+	var words []string
+	for _, o := range obstacles {
+		words = append(words, o.String())
+	}
+	return api.Errorf(http.StatusConflict, nodeapi.CodeUncheckpointable, "sandbox %s cannot be checkpointed: %s", b.id, strings.Join(words, "; "))
+}
+
+// freeze stops a running sandbox. b.turn is held.
+func (n *Node) freeze(ctx context.Context, b *box, goal nodeapi.Depth) error {
+	inst, err := b.pausable()
+	if err != nil {
+		return err
+	}
+	pctx, cancel := context.WithTimeout(ctx, parkTimeout)
+	err = inst.Park(pctx)
+	cancel()
+	if err != nil && goal == nodeapi.DepthCheckpointed {
+		// Of one that cannot be asked, conversations may be left, which no checkpoint can hold.
+		terr := inst.Thaw(context.WithoutCancel(ctx))
+		return errors.Join(fmt.Errorf("sandbox %s does not park: %w", b.id, err), terr)
+	}
+	failpoint("pause.parked")
+	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
+	defer cancel()
+	if err := inst.Freeze(fctx); err != nil {
+		return errors.Join(fmt.Errorf("freeze sandbox %s: %w", b.id, err), inst.Thaw(fctx))
+	}
+	failpoint("pause.frozen")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.rec.Sandbox.State; s != nodeapi.StateRunning {
+		return errors.Join(notRunning(b.rec.Sandbox), inst.Thaw(fctx))
+	}
+	old := b.rec
+	b.rec.Sandbox.State = nodeapi.StatePaused
+	b.rec.Sandbox.Deadline = time.Time{}
+	b.rec.Sandbox.Pause = &nodeapi.Pause{Depth: nodeapi.DepthFrozen, At: time.Now().UTC().Round(0), Checkpointing: goal == nodeapi.DepthCheckpointed}
+	b.rec.Pause = &pauseRecord{Goal: goal}
+	if err := n.records.put(&b.rec); err != nil {
+		b.rec = old
+		return errors.Join(err, inst.Thaw(fctx))
+	}
+	n.deadlines.set(b.id, time.Time{})
+	n.tell(b, nodeapi.EventPaused)
+	n.note(b, logbook.Info, "sandbox paused", nil)
+	failpoint("pause.recorded")
+	return nil
+}
+
+// tell publishes an event. b.mu is held.
+func (n *Node) tell(b *box, t nodeapi.EventType) {
+	sb := b.rec.Sandbox
+	n.hub.publish(t, b.id, &sb)
+}
+
+// thaw lets a frozen sandbox go on. The record comes first: what a record calls running is thawed by the next daemon. b.turn is held.
+func (n *Node) thaw(ctx context.Context, b *box, deadline time.Time) error {
+	inst, err := b.pausable()
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	old := b.rec
+	n.markRunning(b, deadline)
+	if err := n.records.put(&b.rec); err != nil {
+		b.rec = old
+		return err
+	}
+	failpoint("resume.recorded")
+	tctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
+	defer cancel()
+	if err := inst.Thaw(tctx); err != nil {
+		return fmt.Errorf("thaw sandbox %s: %w", b.id, err) // it is tried again with the next start at the latest
+	}
+	failpoint("resume.thawed")
+	n.deadlines.set(b.id, deadline)
+	n.tell(b, nodeapi.EventResumed)
+	n.note(b, logbook.Info, "sandbox resumed", nil)
+	n.logAgain(b, inst.Guest())
+	return nil
+}
+
+// markRunning makes the record that of a running sandbox. b.mu is held.
+func (n *Node) markRunning(b *box, deadline time.Time) {
+	b.rec.Sandbox.State, b.rec.Sandbox.Pause, b.rec.Pause = nodeapi.StateRunning, nil, nil
+	b.rec.Sandbox.Deadline = deadline
+}
+
+// Resume lets a paused sandbox go on. Of one that runs it changes the deadline.
+func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeRequest) (nodeapi.Sandbox, error) {
+	b, err := n.box(id)
+	if err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	deadline := req.Deadline
+	if !deadline.IsZero() {
+		deadline = deadline.UTC().Round(0)
+	}
+	b.giveUpCheckpoint()
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	switch sb := b.view(); {
+	case sb.State == nodeapi.StateRunning:
+		return n.SetDeadline(id, deadline)
+	case sb.State != nodeapi.StatePaused:
+		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, nodeapi.CodeNotPaused, "sandbox %s is %s", id, sb.State)
+	case sb.Pause.Depth == nodeapi.DepthFrozen:
+		err = n.thaw(ctx, b, deadline)
+	default:
+		err = n.restore(ctx, b, deadline)
+	}
+	if err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	return b.view(), nil
+}

@@ -1,0 +1,197 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+// counter is a process that counts in a file, with the number in its memory: a second copy, or one that lost time, would show.
+const counter = `n=0; while :; do n=$((n+1)); echo $n >> /home/user/count; sleep 0.02; done`
+
+// startCounter starts one and returns its pid.
+func (d *daemon) startCounter(sb nodeapi.Sandbox) guest.ProcessID {
+	d.t.Helper()
+	s, err := d.client.Exec(d.t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"bash", "-c", counter}}})
+	must.NoError(d.t, err)
+	defer s.Close()
+	return s.Process.PID
+}
+
+// counts checks that the counter has counted without a gap and without a number twice, and goes on.
+func (d *daemon) counts(sb nodeapi.Sandbox) {
+	d.t.Helper()
+	out, code := d.exec(sb, "bash", "-c", `a=$(tail -n1 /home/user/count); for i in $(seq 500); do [ "$(tail -n1 /home/user/count)" -gt "$a" ] && break; sleep 0.01; done; cat /home/user/count`)
+	must.Eq(d.t, 0, code)
+	for i, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		must.Eq(d.t, strconv.Itoa(i+1), line, must.Sprint("the counter stood still, ran twice or lost a number"))
+	}
+	must.StrContains(d.t, out, "\n")
+}
+
+func pauseTo(depth nodeapi.Depth) nodeapi.PauseRequest {
+	return nodeapi.PauseRequest{Depth: depth, Wait: true}
+}
+
+func TestReal_pause(t *testing.T) {
+	criu := sandboxtest.CRIU(t)
+	d := startDaemon(t, "-criu", criu)
+	sb := d.create()
+	d.startCounter(sb)
+	terminal, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"bash", "--norc"}, TTY: true, Stdin: true, KillOnDetach: true}})
+	must.NoError(t, err)
+	defer terminal.Close()
+	_, err = terminal.Write([]byte("x=kept-$((6*7)); echo set-$x\n"))
+	must.NoError(t, err)
+	for said := ""; !strings.Contains(said, "set-kept-42"); {
+		f, err := terminal.Recv()
+		must.NoError(t, err)
+		_, data, err := frame.Output(f.Payload)
+		must.NoError(t, err)
+		said += string(data)
+	}
+	shell := terminal.Process.PID
+
+	for _, depth := range []nodeapi.Depth{nodeapi.DepthFrozen, nodeapi.DepthCheckpointed, nodeapi.DepthFrozen, nodeapi.DepthCheckpointed} {
+		paused, err := d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+		must.NoError(t, err)
+		must.Eq(t, nodeapi.StatePaused, paused.State)
+		must.Eq(t, depth, paused.Pause.Depth)
+		_, err = d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"true"}}})
+		must.Eq(t, http.StatusConflict, api.StatusOf(err))
+		if depth == nodeapi.DepthCheckpointed {
+			must.ErrorIs(t, unix.Kill(sb.PID, 0), unix.ESRCH, must.Sprint("memory is not given back"))
+		}
+		again, err := d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+		must.NoError(t, err)
+		must.Eq(t, paused.Pause.At, again.Pause.At)
+
+		deadline := time.Now().Add(time.Hour).UTC().Round(time.Second)
+		sb, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{Deadline: deadline})
+		must.NoError(t, err)
+		must.Eq(t, nodeapi.StateRunning, sb.State)
+		must.Eq(t, deadline, sb.Deadline)
+		must.Nil(t, sb.Pause)
+		d.counts(sb)
+	}
+
+	// The terminal is the same, and its output is replayed.
+	back, err := d.client.Attach(t.Context(), sb.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: shell}})
+	must.NoError(t, err)
+	defer back.Close()
+	_, err = back.Write([]byte("echo is-$x; exit 4\n"))
+	must.NoError(t, err)
+	var out bytes.Buffer
+	exit, err := back.Copy(&out, nil)
+	must.NoError(t, err)
+	must.Eq(t, 4, exit.Code)
+	must.StrContains(t, out.String(), "x=kept-")
+	must.StrContains(t, out.String(), "is-kept-42")
+
+	// A paused sandbox can be deleted.
+	_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+	must.NoError(t, err)
+	must.NoError(t, d.client.Delete(t.Context(), sb.ID))
+	d.noLeftovers()
+}
+
+func TestReal_pauseInTheBackground(t *testing.T) {
+	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
+	sb := d.create()
+	d.startCounter(sb)
+	id := api.NewSnapshotID()
+	paused, err := d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{Store: id, Tenant: "a"})
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.DepthFrozen, paused.Pause.Depth)
+	waitUntil(t, "checkpoint", func() bool {
+		got, err := d.client.Get(t.Context(), sb.ID)
+		must.NoError(t, err)
+		must.Eq(t, "", got.Pause.Failure)
+		return got.Pause.Snapshot == id
+	})
+	stored, err := d.client.GetSnapshot(t.Context(), "a", id)
+	must.NoError(t, err)
+	must.Eq(t, sb.ID, stored.Sandbox)
+	d.kill()
+	d.start()
+	// Two at once resume it once.
+	errs := make(chan error, 2)
+	for range 2 {
+		go func() {
+			_, err := d.client.Resume(context.Background(), sb.ID, nodeapi.ResumeRequest{})
+			errs <- err
+		}()
+	}
+	must.NoError(t, <-errs)
+	must.NoError(t, <-errs)
+	d.counts(sb)
+	// A resume in the middle of a checkpoint is a thaw.
+	_, err = d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{})
+	must.NoError(t, err)
+	_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+	must.NoError(t, err)
+	d.counts(sb)
+}
+
+// The daemon is killed at every step of a pause and of a resume. The sandbox is running, or paused and whole, after each.
+func TestReal_pauseSurvivesAKillAtEveryStep(t *testing.T) {
+	criu := sandboxtest.CRIU(t)
+	d := startDaemon(t, "-criu", criu)
+	sb := d.create()
+	d.startCounter(sb)
+	for _, step := range failpoints {
+		t.Run(step, func(t *testing.T) {
+			d.t = t
+			defer func() { d.t = t }()
+			depth := nodeapi.DepthCheckpointed
+			if strings.HasPrefix(step, "resume.") {
+				depth = nodeapi.DepthFrozen
+			}
+			resumes := strings.HasPrefix(step, "re")
+			if resumes {
+				_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+				must.NoError(t, err)
+			}
+			d.kill()
+			t.Setenv("SOULBOX_FAILPOINT", step)
+			d.start()
+			var err error
+			if resumes {
+				_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+			} else {
+				_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+			}
+			must.ErrorIs(t, err, nodeapi.ErrUnreachable, must.Sprint("the daemon was not killed"))
+			_ = d.cmd.Wait()
+			d.client.Close()
+			t.Setenv("SOULBOX_FAILPOINT", "")
+			d.start()
+			got, err := d.client.Get(t.Context(), sb.ID)
+			must.NoError(t, err)
+			t.Logf("after: %s %+v", got.State, got.Pause)
+			if got.State == nodeapi.StatePaused {
+				_, err := d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+				must.NoError(t, err)
+			} else {
+				must.Eq(t, nodeapi.StateRunning, got.State)
+			}
+			d.counts(sb)
+		})
+		if t.Failed() {
+			return
+		}
+	}
+}

@@ -1,0 +1,90 @@
+package node
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+// say writes lines to a terminal and returns what it says until a mark comes.
+func say(t *testing.T, s *nodeapi.Stream, text, mark string) {
+	t.Helper()
+	_, err := s.Write([]byte(text + "\n"))
+	must.NoError(t, err)
+	for said := ""; !strings.Contains(said, mark); {
+		f, err := s.Recv()
+		must.NoError(t, err, must.Sprint(said))
+		must.NotEq(t, frame.Exit, f.Type, must.Sprint(said))
+		if _, data, err := frame.Output(f.Payload); err == nil {
+			said += string(data)
+		}
+	}
+}
+
+// A Python with a variable, an open file, a child, a server socket and a terminal goes to disk, its daemon is killed, and all is there.
+func TestReal_pausePython(t *testing.T) {
+	criu := sandboxtest.CRIU(t)
+	cache, err := os.UserCacheDir()
+	must.NoError(t, err)
+	tars, err := filepath.Glob(filepath.Join(cache, "soulbox", "base", "base-*.tar"))
+	must.NoError(t, err)
+	if len(tars) == 0 {
+		t.Skip("no base template: run \"make dev\" once")
+	}
+	d := startDaemon(t, "-criu", criu)
+	base, err := os.Open(tars[0])
+	must.NoError(t, err)
+	defer base.Close()
+	_, err = d.client.ImportTemplate(t.Context(), "python", base)
+	must.NoError(t, err)
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
+	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
+	must.NoError(t, err)
+	say(t, repl, "x = 6*7; print('value', x)", "value 42")
+	say(t, repl, "f = open('/tmp/open', 'w+'); n = f.write('half'); f.flush(); print('file', n)", "file 4")
+	say(t, repl, "import subprocess; c = subprocess.Popen(['sleep', '1000']); print('child', c.poll())", "child None")
+	say(t, repl, "import socket; s = socket.create_server(('127.0.0.1', 8123)); print('server', s.fileno() > 0)", "server True")
+	say(t, repl, "import time; m = time.monotonic(); print('clock', m > 0)", "clock True")
+	pid := repl.Process.PID
+	must.NoError(t, repl.Close())
+
+	_, err = d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{})
+	must.NoError(t, err)
+	waitUntil(t, "checkpoint", func() bool {
+		got, err := d.client.Get(t.Context(), sb.ID)
+		must.NoError(t, err)
+		must.Eq(t, "", got.Pause.Failure)
+		return got.Pause.Depth == nodeapi.DepthCheckpointed
+	})
+	d.kill()
+	d.start()
+	begin := time.Now()
+	_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+	must.NoError(t, err)
+	t.Logf("resumed in %s", time.Since(begin))
+
+	repl, err = d.client.Attach(t.Context(), sb.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: pid}})
+	must.NoError(t, err)
+	defer repl.Close()
+	say(t, repl, "print('still', x)", "still 42")
+	say(t, repl, "n = f.write(' and whole'); f.flush(); n = f.seek(0); print('read', f.read())", "read half and whole")
+	say(t, repl, "print('alive', c.poll()); c.kill(); print('ended', c.wait())", "ended -9")
+	say(t, repl, "a = socket.create_connection(('127.0.0.1', 8123)); b = s.accept()[0]; n = a.send(b'hello'); print('heard', b.recv(9))", "heard b'hello'")
+	say(t, repl, "print('clock', 0 < time.monotonic() - m < 60)", "clock True")
+	var out bytes.Buffer
+	_, err = repl.Write([]byte("exit()\n"))
+	must.NoError(t, err)
+	exit, err := repl.Copy(&out, nil)
+	must.NoError(t, err)
+	must.Eq(t, 0, exit.Code)
+}

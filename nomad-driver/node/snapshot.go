@@ -1,0 +1,283 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
+)
+
+// Roots of a snapshot in the store.
+const (
+	rootImages = "images"
+	rootLayer  = "layer"
+)
+
+const maxTenant = 128
+
+// snapshotMeta is what a node keeps in a snapshot's manifest.
+type snapshotMeta struct {
+	Version  int               `json:"version"`
+	Snapshot nodeapi.Snapshot  `json:"snapshot"`
+	Dump     checkpoint.Dump   `json:"dump"`
+	QoS      string            `json:"qos"`
+	Hostname string            `json:"hostname"`
+	User     string            `json:"user"`
+	Cwd      string            `json:"cwd"`
+	Env      map[string]string `json:"env"`
+}
+
+const snapshotMetaVersion = 1
+
+// openSnapshots opens the snapshot store.
+func (n *Node) openSnapshots() error {
+	back, err := chunk.OpenFolder(n.cfg.SnapshotDir)
+	if err != nil {
+		return err
+	}
+	key, err := chunk.OpenLocalKey(n.cfg.SnapshotKey)
+	if err != nil {
+		return err
+	}
+	if n.snapshots, err = chunk.Open(back, key); err != nil {
+		return err
+	}
+	n.closers = append(n.closers, n.snapshots.Close)
+	return nil
+}
+
+func checkSnapshot(id api.SnapshotID, tenant string) error {
+	if _, err := api.ParseSnapshotID(string(id)); err != nil {
+		return invalid("%v", err)
+	}
+	if len(tenant) > maxTenant {
+		return invalid("tenant: %d bytes, at most %d", len(tenant), maxTenant)
+	}
+	return nil
+}
+
+// Snapshot stores a running or paused sandbox under an id, and returns when that is durable. A running one stands still only while its
+// memory and its files are copied.
+func (n *Node) Snapshot(ctx context.Context, id api.SandboxID, req nodeapi.SnapshotRequest) (nodeapi.Snapshot, error) {
+	if err := checkSnapshot(req.ID, req.Tenant); err != nil {
+		return nodeapi.Snapshot{}, err
+	}
+	b, err := n.box(id)
+	if err != nil {
+		return nodeapi.Snapshot{}, err
+	}
+	if m, err := n.snapshots.Manifest(ctx, req.Tenant, string(req.ID)); err == nil {
+		return snapshotOf(m)
+	} else if !errors.Is(err, chunk.ErrNotFound) {
+		return nodeapi.Snapshot{}, err
+	}
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	return n.snapshot(ctx, b, req)
+}
+
+// storePaused puts a checkpointed sandbox into the store, and takes note of that. What fails leaves it paused on this node. b.turn is held.
+func (n *Node) storePaused(ctx context.Context, b *box, req nodeapi.PauseRequest) error {
+	if _, err := n.snapshot(ctx, b, nodeapi.SnapshotRequest{ID: req.Store, Tenant: req.Tenant}); err != nil && !errors.Is(err, chunk.ErrExists) {
+		return fmt.Errorf("store checkpoint of %s: %w", b.id, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := *b.rec.Sandbox.Pause
+	p.Snapshot = req.Store
+	b.rec.Sandbox.Pause = &p
+	err := n.records.put(&b.rec)
+	n.tell(b, nodeapi.EventPaused)
+	return err
+}
+
+// snapshot stores a sandbox. b.turn is held.
+func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest) (nodeapi.Snapshot, error) {
+	id := b.id
+	home, err := os.MkdirTemp(n.path("checkpoints"), ".snapshot-")
+	if err != nil {
+		return nodeapi.Snapshot{}, err
+	}
+	defer os.RemoveAll(home) //nolint:errcheck // swept by the next start
+	images, layer := filepath.Join(home, "c", "images"), filepath.Join(home, rootLayer)
+	var dump checkpoint.Dump
+	var frozen time.Duration
+	switch sb := b.view(); {
+	case sb.State == nodeapi.StatePaused && sb.Pause.Depth == nodeapi.DepthCheckpointed:
+		b.mu.Lock()
+		dump = *b.rec.Pause.Dump
+		b.mu.Unlock()
+		images, layer = filepath.Join(n.checkpointDir(id), checkpointDone, "images"), filepath.Join(n.path("sandboxes"), string(id), "upper")
+	case sb.State == nodeapi.StateRunning || sb.State == nodeapi.StatePaused:
+		dump, frozen, err = n.copyFrozen(ctx, b, home, sb.State == nodeapi.StateRunning)
+	default:
+		err = notRunning(sb)
+	}
+	if err != nil {
+		return nodeapi.Snapshot{}, err
+	}
+	meta := n.describe(b, req, dump, frozen)
+	m, err := n.snapshots.Put(ctx, req.Tenant, string(req.ID), meta,
+		chunk.Root{Name: rootImages, Dir: images}, chunk.Root{Name: rootLayer, Dir: layer, Base: b.rec.IDBase})
+	if err != nil {
+		return nodeapi.Snapshot{}, err
+	}
+	b.mu.Lock()
+	n.tell(b, nodeapi.EventSnapshotted)
+	b.mu.Unlock()
+	return snapshotOf(m)
+}
+
+// copyFrozen copies what a sandbox is while it stands still. b.turn is held.
+func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (d checkpoint.Dump, frozen time.Duration, err error) {
+	if err := n.checkpointable(b, runs); err != nil {
+		return d, 0, err
+	}
+	inst, err := b.pausable()
+	if err != nil {
+		return d, 0, err
+	}
+	if runs {
+		// The record goes on to say that it runs: a daemon that comes after this one thaws it.
+		pctx, cancel := context.WithTimeout(ctx, parkTimeout)
+		err := inst.Park(pctx)
+		cancel()
+		fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
+		defer cancel()
+		begin := time.Now()
+		if err == nil {
+			err = inst.Freeze(fctx)
+		}
+		defer func() {
+			tctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
+			defer cancel()
+			err = errors.Join(err, inst.Thaw(tctx))
+			frozen = time.Since(begin)
+			n.logAgain(b, inst.Guest())
+		}()
+		if err != nil {
+			return d, 0, fmt.Errorf("freeze sandbox %s: %w", b.id, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
+	defer cancel()
+	if d, err = inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(filepath.Join(home, "c")), n.noteCRIU(home)); err != nil {
+		return d, 0, err
+	}
+	// cp keeps owners, attributes, hard links, holes and whiteouts, and shares blocks where the file system can.
+	cp := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", filepath.Join(n.path("sandboxes"), string(b.id), "upper"), filepath.Join(home, rootLayer))
+	if out, err := cp.CombinedOutput(); err != nil {
+		return d, 0, fmt.Errorf("copy files of sandbox %s: %w: %.300s", b.id, err, out)
+	}
+	return d, 0, nil
+}
+
+func (n *Node) describe(b *box, req nodeapi.SnapshotRequest, d checkpoint.Dump, frozen time.Duration) snapshotMeta {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	sb := b.rec.Sandbox
+	return snapshotMeta{
+		Version: snapshotMetaVersion, Dump: d, QoS: sb.QoS, Hostname: sb.Hostname, User: sb.User, Cwd: b.rec.Cwd, Env: b.rec.Env,
+		Snapshot: nodeapi.Snapshot{
+			ID: req.ID, Tenant: req.Tenant, Parent: req.Parent, Sandbox: b.id, Node: n.id, CreatedAt: time.Now().UTC().Round(0), Metadata: req.Metadata,
+			Template: sb.Template, Digest: sb.Digest, Limits: sb.Limits, Profile: sb.Profile, Frozen: frozen,
+			Needs: nodeapi.Needs{Arch: goruntime.GOARCH, Kernel: kernelRelease(), CRIU: d.CRIU, CPU: cpuFeatures()},
+		},
+	}
+}
+
+// snapshotOf reads a manifest's meta.
+func snapshotOf(m *chunk.Manifest) (nodeapi.Snapshot, error) {
+	meta, err := metaOf(m)
+	return meta.Snapshot, err
+}
+
+func metaOf(m *chunk.Manifest) (snapshotMeta, error) {
+	var meta snapshotMeta
+	if err := json.Unmarshal(m.Meta, &meta); err != nil {
+		return meta, fmt.Errorf("snapshot %s: %w: %w", m.ID, chunk.ErrBad, err)
+	}
+	if meta.Version < 1 || meta.Version > snapshotMetaVersion {
+		return meta, api.Errorf(http.StatusConflict, nodeapi.CodeIncompatible, "snapshot %s: version %d, this node reads up to %d", m.ID, meta.Version, snapshotMetaVersion)
+	}
+	meta.Snapshot.Bytes, meta.Snapshot.StoredBytes = m.Bytes, m.Stored
+	return meta, nil
+}
+
+// fits says why this node cannot restore a snapshot, if so.
+func (n *Node) fits(s nodeapi.Snapshot) error {
+	no := func(format string, args ...any) error {
+		return api.Errorf(http.StatusConflict, nodeapi.CodeIncompatible, "snapshot %s cannot be restored here: "+format, append([]any{s.ID}, args...)...)
+	}
+	if n.engine == nil {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "checkpoints: %v", n.noEngine)
+	}
+	if s.Needs.Arch != goruntime.GOARCH {
+		return no("it is of %s, this machine is %s", s.Needs.Arch, goruntime.GOARCH)
+	}
+	if older(kernelRelease(), s.Needs.Kernel) {
+		return no("it was made on Linux %s, this is %s", s.Needs.Kernel, kernelRelease())
+	}
+	if older(n.engine.Version(), s.Needs.CRIU) {
+		return no("it was made by CRIU %s, this is %s", s.Needs.CRIU, n.engine.Version())
+	}
+	have := cpuFeatures()
+	for _, f := range s.Needs.CPU {
+		if !slices.Contains(have, f) {
+			return no("the processor lacks %s", f)
+		}
+	}
+	if _, err := n.templates.Lookup(s.Digest); err != nil {
+		return no("this node lacks the template %s", s.Digest)
+	}
+	return nil
+}
+
+// older compares the leading numbers of two versions.
+func older(a, b string) bool {
+	num := func(s string) (out [3]int) {
+		for i, f := range strings.SplitN(s, ".", 3) {
+			_, _ = fmt.Sscanf(f, "%d", &out[i]) // what is no number is 0
+		}
+		return out
+	}
+	x, y := num(a), num(b)
+	return slices.Compare(x[:], y[:]) < 0
+}
+
+// cpuFeatures are those of the processor that programs choose their code by.
+func cpuFeatures() []string {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "flags" {
+			var out []string
+			for _, f := range strings.Fields(v) {
+				for _, p := range []string{"sse", "ssse", "avx", "bmi", "fma", "aes", "sha_", "popcnt", "movbe", "f16c", "lzcnt", "abm", "xsave", "erms", "fsrm", "adx", "vaes", "gfni"} {
+					if strings.HasPrefix(f, p) {
+						out = append(out, f)
+						break
+					}
+				}
+			}
+			return out
+		}
+	}
+	return nil
+}
