@@ -33,12 +33,13 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, nil, err
 	}
 	st.done(StepValidate)
-	template, err := s.cfg.Templates.Resolve(ctx, p.Caller.Tenant, p.Template)
+	from, err := s.source(ctx, p.Caller.Tenant, p.Template)
 	if err != nil {
 		return state.Sandbox{}, st.list, err
 	}
 	st.done(StepTemplate)
-	intent := s.intent(p, template)
+	s.inherit(&p, from)
+	intent := s.intent(p, from)
 	waiter := s.cfg.Fleet.Await(intent.ID)
 	defer waiter.Close()
 	if err := s.cfg.Crash(CrashBeforeIntent); err != nil {
@@ -53,12 +54,12 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, st.list, stateError(intent.ID, err)
 	}
 	st.done(StepIntent)
-	sb, err := s.start(ctx, r.Sandbox, p, st, waiter)
+	sb, err := s.start(ctx, r.Sandbox, p, from, st, waiter)
 	return sb, st.list, err
 }
 
 // intent is the record of a sandbox that shall exist.
-func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
+func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 	now := s.cfg.Now().UTC()
 	id := p.ID
 	if id == "" {
@@ -73,8 +74,8 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 	}
 	return state.Sandbox{
 		EnvdToken: envd, TrafficToken: traffic,
-		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: t.Digest, State: state.Starting,
-		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime),
+		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: from.digest, Origin: from.snapshot.ID, State: state.Starting,
+		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Lifecycle: p.Lifecycle,
 		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, Creator: s.cfg.Run,
@@ -82,13 +83,13 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 }
 
 // start brings a sandbox whose intent is recorded to run, or fails and cleans it up.
-func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, st *steps, w *fleet.Waiter) (state.Sandbox, error) {
+func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, from source, st *steps, w *fleet.Waiter) (state.Sandbox, error) {
 	if err := s.cfg.Crash(CrashBeforePlace); err != nil {
 		return state.Sandbox{}, err
 	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
-	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: request(sb, p)}); err != nil {
+	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: from.request(request(sb, p)), On: from.node}); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, contextCause(within, err))
 	}
 	st.done(StepPlace)
@@ -201,11 +202,19 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 		QoS:         sb.QoS,
 		Limits:      NodeLimits(sb),
 		Deadline:    sb.EndAt,
+		OnDeadline:  onDeadline(sb.Lifecycle),
 		Main:        p.Main,
 		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
 		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template},
 		AccessToken: sb.EnvdToken,
 	}
+}
+
+func onDeadline(l state.Lifecycle) string {
+	if l.OnTimeout == state.OnTimeoutPause {
+		return nodeapi.DeadlinePause
+	}
+	return nodeapi.DeadlineStop
 }
 
 func runningCommand(f fleet.Found) *state.SandboxRunning {
