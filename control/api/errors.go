@@ -17,6 +17,15 @@ func StatusOf(err error) int {
 	return http.StatusInternalServerError
 }
 
+// CodeOf returns the ErrorCode of an *Error anywhere in err's chain, or "".
+func CodeOf(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.ErrorCode
+	}
+	return ""
+}
+
 // AsError returns err as an *Error: the one in its chain with err's whole message, else an internal error that does not
 // tell its cause to the client.
 func AsError(err error) *Error {

@@ -12,16 +12,18 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // Reach is what the edge sees of the sandboxes.
-func (c *Core) Reach() edge.Sandboxes { return reach{c.State, c.Fleet} }
+func (c *Core) Reach() edge.Sandboxes { return reach{c.State, c.Fleet, c.Sandboxes} }
 
 type reach struct {
-	state *state.Server
-	fleet *fleet.Fleet
+	state     *state.Server
+	fleet     *fleet.Fleet
+	sandboxes *lifecycle.Service
 }
 
 // Find implements edge.Sandboxes.
@@ -29,6 +31,9 @@ func (r reach) Find(id api.SandboxID) (edge.Sandbox, error) {
 	sb, err := r.state.Sandbox(id)
 	if err != nil {
 		return edge.Sandbox{}, fmt.Errorf("%w: %w", edge.ErrNotFound, err)
+	}
+	if sb.State == state.Paused && sb.Lifecycle.AutoResume {
+		return reached(sb), fmt.Errorf("%w: %s", edge.ErrPaused, id)
 	}
 	if sb.State != state.Running {
 		return edge.Sandbox{}, fmt.Errorf("%w: sandbox %s is %s", edge.ErrNotFound, id, sb.State)
@@ -40,6 +45,17 @@ func (r reach) Find(id api.SandboxID) (edge.Sandbox, error) {
 	box := reached(sb)
 	box.Node = way{client}
 	return box, nil
+}
+
+// Wake implements edge.Sandboxes.
+func (r reach) Wake(ctx context.Context, id api.SandboxID) (edge.Sandbox, error) {
+	if _, err := r.sandboxes.Wake(ctx, id); err != nil {
+		if api.StatusOf(err) == http.StatusConflict || api.IsNotFound(err) {
+			err = fmt.Errorf("%w: %w", edge.ErrNotFound, err)
+		}
+		return edge.Sandbox{}, err
+	}
+	return r.Find(id)
 }
 
 // Each implements edge.Sandboxes.

@@ -27,6 +27,9 @@ const EnvdPort = 49983
 // ErrNotFound is in the chain of every error that says that a sandbox does not exist or does not run.
 var ErrNotFound = errors.New("sandbox not found")
 
+// ErrPaused is in the chain of Find's error for a sandbox that is paused and resumes for traffic.
+var ErrPaused = errors.New("sandbox is paused")
+
 // ErrPortClosed is in the chain of DialPort's error where nobody listens.
 var ErrPortClosed = errors.New("port is not open")
 
@@ -51,8 +54,10 @@ type Node interface {
 
 // Sandboxes finds sandboxes, in memory, whoever they belong to. It is called for every request, from many goroutines.
 type Sandboxes interface {
-	// Find returns a sandbox that runs, or an error with ErrNotFound in its chain.
+	// Find returns a sandbox that runs, or an error with ErrNotFound in its chain, or one with ErrPaused.
 	Find(id api.SandboxID) (Sandbox, error)
+	// Wake resumes a sandbox that Find said is paused, and returns when it runs. However many ask, it is resumed once.
+	Wake(ctx context.Context, id api.SandboxID) (Sandbox, error)
 	// Each calls f with every sandbox that runs and has an EnvdToken until f returns false. Node is not filled in.
 	Each(f func(Sandbox) bool)
 }
@@ -77,6 +82,7 @@ type Edge struct {
 
 const (
 	dialTimeout = 15 * time.Second
+	wakeTimeout = 60 * time.Second // until a paused sandbox runs again
 	idleTimeout = 90 * time.Second // of a connection to a server inside that nobody uses
 	maxConns    = 1024
 )
@@ -184,8 +190,21 @@ func (e *Edge) find(r *http.Request, t target) (Sandbox, error) {
 		return Sandbox{}, ErrNotFound
 	}
 	box, err := e.cfg.Sandboxes.Find(id)
+	if errors.Is(err, ErrPaused) {
+		box, err = e.wake(r, box, t.port)
+	}
 	if err != nil || t.port != EnvdPort {
 		return box, err
 	}
 	return box, e.checkLink(r, box)
+}
+
+// wake resumes a paused sandbox for a request that would be let in: a stranger's knock wakes nobody whose ports are private.
+func (e *Edge) wake(r *http.Request, box Sandbox, port int) (Sandbox, error) {
+	if port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
+		return box, nil // serve refuses it
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wakeTimeout)
+	defer cancel()
+	return e.cfg.Sandboxes.Wake(ctx, box.ID)
 }

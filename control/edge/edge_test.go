@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -100,6 +101,11 @@ func FuzzRouteOf(f *testing.F) {
 type world struct {
 	box  Sandbox
 	gone bool
+
+	mu     sync.Mutex
+	paused bool
+	woken  int
+
 	addr map[int]string // listeners by port; others are closed
 	envd http.RoundTripper
 	node string // address of the node's API
@@ -110,6 +116,11 @@ func (w *world) Find(id api.SandboxID) (Sandbox, error) {
 		return Sandbox{}, fmt.Errorf("%w: %s", ErrNotFound, id)
 	}
 	b := w.box
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.paused {
+		return b, fmt.Errorf("%w: %s", ErrPaused, id)
+	}
 	b.Node = w
 	return b, nil
 }
@@ -118,6 +129,16 @@ func (w *world) Each(f func(Sandbox) bool) {
 	if !w.gone {
 		f(w.box)
 	}
+}
+
+func (w *world) Wake(context.Context, api.SandboxID) (Sandbox, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.woken++
+	w.paused = false
+	b := w.box
+	b.Node = w
+	return b, nil
 }
 
 func (w *world) DialPort(ctx context.Context, _ api.SandboxID, port int) (net.Conn, error) {
@@ -432,4 +453,27 @@ func (s *scene) raw(t *testing.T, request string) string {
 	_, rest, _ := strings.Cut(line, " ")
 	status, _, _ := strings.Cut(rest, " ")
 	return status
+}
+
+func TestEdge_wakesThePausedForTraffic(t *testing.T) {
+	s := newScene(t, echoHeaders, nil)
+	s.paused = true
+	status, body, _ := s.get(t, 3000, "/")
+	must.Eq(t, http.StatusOK, status, must.Sprint(body))
+	must.Eq(t, 1, s.woken)
+	status, _, _ = s.get(t, 3000, "/")
+	must.Eq(t, http.StatusOK, status)
+	must.Eq(t, 1, s.woken, must.Sprint("one that runs is left alone"))
+}
+
+func TestEdge_strangersWakeNobodyWhosePortsArePrivate(t *testing.T) {
+	s := newScene(t, echoHeaders, nil)
+	s.box.TrafficToken = "secret"
+	s.paused = true
+	status, _, _ := s.get(t, 3000, "/")
+	must.Eq(t, http.StatusForbidden, status)
+	must.Eq(t, 0, s.woken)
+	status, _, _ = s.get(t, 3000, "/", trafficHeader, "secret")
+	must.Eq(t, http.StatusOK, status)
+	must.Eq(t, 1, s.woken)
 }

@@ -65,7 +65,19 @@ func (s *Service) Refresh(ctx context.Context, tenant string, id api.SandboxID, 
 
 // Connect implements API.
 func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, bool, error) {
-	sb, err := s.moveDeadline(ctx, tenant, id, d, true)
+	if err := s.checkTimeout(d); err != nil {
+		return state.Sandbox{}, false, err
+	}
+	defer s.locks.lock(id)()
+	sb, err := s.live(tenant, id)
+	if err != nil {
+		return state.Sandbox{}, false, err
+	}
+	if sb.State == state.Paused {
+		sb, err = s.resume(ctx, sb, d)
+		return sb, err == nil, err
+	}
+	sb, err = s.deadline(ctx, sb, d, true)
 	return sb, false, err
 }
 
@@ -80,10 +92,18 @@ func (s *Service) moveDeadline(ctx context.Context, tenant string, id api.Sandbo
 	if err != nil {
 		return state.Sandbox{}, err
 	}
+	return s.deadline(ctx, sb, d, extendOnly)
+}
+
+// deadline is moveDeadline for a sandbox whose lock is held.
+func (s *Service) deadline(ctx context.Context, sb state.Sandbox, d time.Duration, extendOnly bool) (state.Sandbox, error) {
+	id := sb.ID
 	if sb.State != state.Running {
 		return state.Sandbox{}, notRunning(sb)
 	}
-	r, err := s.cfg.State.Apply(ctx, &state.SandboxDeadline{ID: id, EndAt: s.cfg.Now().UTC().Add(d), ExtendOnly: extendOnly})
+	r, err := s.cfg.State.Apply(ctx, &state.SandboxDeadline{
+		ID: id, EndAt: s.cfg.Now().UTC().Add(d), Timeout: d, ExtendOnly: extendOnly,
+	})
 	if err != nil {
 		return state.Sandbox{}, stateError(id, err)
 	}

@@ -18,6 +18,9 @@ import (
 type State interface {
 	Sandbox(id api.SandboxID) (state.Sandbox, error)
 	List(f state.Filter, o state.Order, p state.Page) (state.List, error)
+	SnapshotByID(id api.SnapshotID) (state.Snapshot, error)
+	SnapshotNamed(tenant, name, tag string) (state.Snapshot, error)
+	Snapshots(tenant string) ([]state.Snapshot, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 

@@ -38,13 +38,14 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		}
 	}
 	st.done(StepValidate)
-	template, err := s.cfg.Templates.Resolve(ctx, p.Caller.Tenant, p.Template)
+	from, err := s.source(ctx, p.Caller.Tenant, p.Template)
 	if err != nil {
 		return state.Sandbox{}, st.list, err
 	}
 	st.done(StepTemplate)
-	asBuilt(&p, asked, template)
-	intent := s.intent(p, template)
+	asBuilt(&p, asked, from.template)
+	from.inherit(&p, asked)
+	intent := s.intent(p, from)
 	waiter := s.cfg.Fleet.Await(intent.ID)
 	defer waiter.Close()
 	if err := s.cfg.Crash(CrashBeforeIntent); err != nil {
@@ -65,9 +66,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, st.list, stateError(intent.ID, err)
 	}
 	st.done(StepIntent)
-	sb, err := s.start(ctx, r.Sandbox, p, st, waiter)
+	sb, err := s.start(ctx, r.Sandbox, p, from, st, waiter)
 	if err == nil {
-		if err = s.serve(ctx, sb, template); err != nil {
+		if err = s.serve(ctx, sb, from.template); err != nil {
 			err = s.abandon(ctx, sb, err)
 		}
 	}
@@ -75,7 +76,7 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 }
 
 // intent is the record of a sandbox that shall exist.
-func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
+func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 	now := s.cfg.Now().UTC()
 	id := p.ID
 	if id == "" {
@@ -90,8 +91,8 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 	}
 	return state.Sandbox{
 		EnvdToken: envd, TrafficToken: traffic,
-		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: t.Digest, State: state.Starting,
-		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime),
+		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: from.digest(), Origin: from.snapshot.ID, State: state.Starting,
+		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Owner: p.Caller.User(), Lifecycle: p.Lifecycle,
 		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, Creator: s.cfg.Run,
@@ -99,18 +100,18 @@ func (s *Service) intent(p CreateParams, t state.Template) state.Sandbox {
 }
 
 // start brings a sandbox whose intent is recorded to run, or fails and cleans it up.
-func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, st *steps, w *fleet.Waiter) (state.Sandbox, error) {
+func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, from source, st *steps, w *fleet.Waiter) (state.Sandbox, error) {
 	if err := s.cfg.Crash(CrashBeforePlace); err != nil {
 		return state.Sandbox{}, err
 	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
-	want := request(sb, p)
+	want := from.request(request(sb, p))
 	var err error
 	if want.Network, err = networkOf(sb); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
-	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want}); err != nil {
+	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want, On: from.node}); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, contextCause(within, err))
 	}
 	st.done(StepPlace)
@@ -223,11 +224,19 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 		QoS:         sb.QoS,
 		Limits:      NodeLimits(sb),
 		Deadline:    sb.EndAt,
+		OnDeadline:  onDeadline(sb.Lifecycle),
 		Main:        p.Main,
 		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
 		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template},
 		AccessToken: sb.EnvdToken,
 	}
+}
+
+func onDeadline(l state.Lifecycle) string {
+	if l.OnTimeout == state.OnTimeoutPause {
+		return nodeapi.DeadlinePause
+	}
+	return nodeapi.DeadlineStop
 }
 
 func runningCommand(f fleet.Found) *state.SandboxRunning {

@@ -82,7 +82,7 @@ func TestCreate_refusesBadParams(t *testing.T) {
 		{"huge memory", func(p *lifecycle.CreateParams) { p.MemoryMB = 1 << 62 }, 400, "memoryMB"},
 		{"negative disk", func(p *lifecycle.CreateParams) { p.DiskMB = -5 }, 400, "diskMB"},
 		{"negative pids", func(p *lifecycle.CreateParams) { p.Limits.PIDs = -5 }, 400, "pids"},
-		{"auto pause", func(p *lifecycle.CreateParams) { p.Lifecycle.OnTimeout = state.OnTimeoutPause }, 400, "autoPause"},
+		{"odd end", func(p *lifecycle.CreateParams) { p.Lifecycle.OnTimeout = "sleep" }, 400, "onTimeout"},
 		{"odd env name", func(p *lifecycle.CreateParams) { p.EnvVars = map[string]string{"A=B": ""} }, 400, "envVars"},
 		{"NUL in env", func(p *lifecycle.CreateParams) { p.EnvVars = map[string]string{"A": "\x00"} }, 400, "envVars"},
 		{"bad UTF-8 in metadata", func(p *lifecycle.CreateParams) { p.Metadata = map[string]string{"a": "\xff"} }, 400, "metadata"},

@@ -52,10 +52,15 @@ func (s *Service) Health(ctx context.Context, tenant string, id api.SandboxID) (
 }
 
 // NodeFor implements API.
-func (s *Service) NodeFor(_ context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
+func (s *Service) NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error) {
 	sb, err := s.live(tenant, id)
 	if err != nil {
 		return nil, err
+	}
+	if sb.State == state.Paused && sb.Lifecycle.AutoResume {
+		if sb, err = s.Wake(ctx, id); err != nil {
+			return nil, err
+		}
 	}
 	if sb.State != state.Running {
 		return nil, notRunning(sb)

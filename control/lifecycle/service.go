@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -29,8 +30,26 @@ type API interface {
 	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	// Refresh moves the deadline to now plus d, never to an earlier time.
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
-	// Connect is Refresh for a client that comes back; resumed tells whether the sandbox was paused.
+	// Connect is Refresh for a client that comes back. A paused sandbox is resumed, for d; resumed tells.
 	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	// Pause stops a running sandbox and keeps its processes, memory and files. One that does not run is a conflict.
+	Pause(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
+	// Resume lets a paused sandbox go on for d. One that is not paused is a conflict.
+	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	// Wake resumes a paused sandbox for traffic, for as long as it was last given to run, where it was made to do so. One that runs
+	// is returned as it is. Many calls at a time resume it once.
+	Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, error)
+	// TakeSnapshot makes a snapshot of a running or paused sandbox, which goes on as it was.
+	TakeSnapshot(ctx context.Context, p SnapshotParams) (state.Snapshot, error)
+	// Snapshot returns a snapshot by its id, its name or "name:tag".
+	Snapshot(ctx context.Context, tenant, ref string) (state.Snapshot, error)
+	// Snapshots returns those of a tenant, the newest first.
+	Snapshots(ctx context.Context, tenant string) ([]state.Snapshot, error)
+	// DeleteSnapshot removes a snapshot and its data. One that sandboxes were made from which have not ended is a conflict,
+	// unless force.
+	DeleteSnapshot(ctx context.Context, tenant, ref string, force bool) error
+	// Fork makes count copies of a sandbox, which goes on as it was. Each copy has an error of its own.
+	Fork(ctx context.Context, caller auth.Identity, id api.SandboxID, count int, d time.Duration) ([]Forked, error)
 	// SetNetwork replaces the network settings of a running sandbox: the lists, rules and proxy, and whether it may reach the internet.
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	// SetNetworkPolicy replaces the lists of a running sandbox and whether it may reach the internet, and leaves rules and proxy.
@@ -40,7 +59,8 @@ type API interface {
 	// NodeOf returns the node that a sandbox is, or was, on. One that never had a node is not running.
 	NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (Health, error)
-	// NodeFor returns the client of the node that runs the sandbox, for exec, files and events.
+	// NodeFor returns the client of the node that runs the sandbox, for exec, files and events. A paused one that resumes by itself
+	// is resumed first.
 	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 }
 

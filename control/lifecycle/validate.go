@@ -68,11 +68,8 @@ func (s *Service) validate(p *CreateParams) error {
 	if err := s.checkLimits(p.Limits, false); err != nil {
 		return err
 	}
-	if p.Lifecycle.OnTimeout != state.OnTimeoutKill {
-		return invalid("autoPause is not supported by this version: a sandbox ends at its timeout")
-	}
-	if p.Lifecycle.AutoResume {
-		return invalid("autoResume needs autoPause, which is not supported by this version")
+	if p.Lifecycle.OnTimeout != state.OnTimeoutKill && p.Lifecycle.OnTimeout != state.OnTimeoutPause {
+		return invalid("lifecycle.onTimeout %.20q is neither %s nor %s", p.Lifecycle.OnTimeout, state.OnTimeoutKill, state.OnTimeoutPause)
 	}
 	if err := checkInside(p); err != nil {
 		return err

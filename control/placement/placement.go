@@ -19,6 +19,8 @@ const OwnerKind = "control"
 type Request struct {
 	Tenant string
 	Node   nodeapi.CreateRequest // what the chosen node is to make; its ID is the idempotency key
+	// On is the one node that can make it, because only there is what it is made from. Empty: any.
+	On api.NodeID
 }
 
 // Placer puts sandboxes on nodes. Implementations are safe for concurrent use and keep these rules, which

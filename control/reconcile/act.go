@@ -30,6 +30,10 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.deadline(ctx, f, a.found)
 	case limits:
 		err = r.limits(ctx, f, a.found)
+	case pause:
+		err = r.pause(ctx, f, a.found)
+	case resume:
+		err = r.resume(ctx, f, a.found)
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
@@ -129,6 +133,45 @@ func (r *Reconciler) record(action string, sb state.Sandbox, details map[string]
 	r.cfg.Record(audit.Event{
 		Tenant: sb.Tenant, User: systemUser, Action: action, Resource: "sandbox", ResourceID: string(sb.ID), Result: audit.ResultOK, Details: details,
 	})
+}
+
+// pause records that a node has paused a sandbox by itself.
+func (r *Reconciler) pause(ctx context.Context, f facts, found fleet.Found) error {
+	at := f.now.UTC()
+	if p := found.Sandbox.Pause; p != nil && !p.At.IsZero() {
+		at = p.At.UTC()
+	}
+	_, err := r.cfg.State.Apply(ctx, &state.SandboxPaused{ID: f.id, Node: found.Node, At: at})
+	if errors.Is(err, state.ErrState) {
+		return nil // it changed meanwhile
+	}
+	if err == nil {
+		r.log.Info("sandbox paused by its node", "sandbox", f.id, "node", found.Node)
+	}
+	return err
+}
+
+// resume records that a node has resumed a sandbox, with the deadline that it has there.
+func (r *Reconciler) resume(ctx context.Context, f facts, found fleet.Found) error {
+	now := f.now.UTC()
+	end := found.Sandbox.Deadline.UTC()
+	if found.Sandbox.Deadline.IsZero() {
+		end = now.Add(f.record.Timeout)
+	}
+	maxEnd := now.Add(f.record.MaxEndAt.Sub(f.record.CreatedAt)) // the same lifetime once more, as every resume gives
+	if maxEnd.Before(end) {
+		maxEnd = end
+	}
+	_, err := r.cfg.State.Apply(ctx, &state.SandboxResumed{
+		ID: f.id, Node: found.Node, At: now, EndAt: end, MaxEnd: maxEnd, Timeout: f.record.Timeout,
+	})
+	if errors.Is(err, state.ErrState) {
+		return nil // it changed meanwhile
+	}
+	if err == nil {
+		r.log.Info("sandbox that was being resumed is recorded as running", "sandbox", f.id, "node", found.Node)
+	}
+	return err
 }
 
 // endAll records ends in one command, then lets the placer forget those sandboxes.

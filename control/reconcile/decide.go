@@ -44,6 +44,8 @@ const (
 	evict         // end copies on nodes where it does not belong
 	deadline      // tell the node its deadline
 	limits        // tell the node its limits
+	pause         // record that it is paused
+	resume        // record that it runs again
 )
 
 // deadlineSlack is how far a node's deadline may be from the recorded one.
@@ -104,6 +106,9 @@ func (c *Config) lost(f facts, m marks) action {
 		if found.Connected && found.Sandbox.State == nodeapi.StateRunning && f.now.Before(f.record.EndAt) {
 			return action{verb: adopt, found: found}
 		}
+		if found.Connected && found.Sandbox.State == nodeapi.StatePaused {
+			return action{verb: pause, found: found}
+		}
 	}
 	if f.now.After(f.record.EndAt) && (len(f.found) > 0 || f.placed != nil) {
 		return action{verb: destroy}
@@ -158,7 +163,7 @@ func (c *Config) stopping(f facts, m marks) action {
 	return action{verb: end, end: f.ended(state.Stopped, f.record.Reason)}
 }
 
-// running is as it should be where its node has it running, with the right deadline.
+// running is as it should be where its node has it as recorded: running with the right deadline, or paused.
 func (c *Config) running(f facts, m marks) action {
 	var here *fleet.Found
 	for i, found := range f.found {
@@ -181,6 +186,21 @@ func (c *Config) running(f facts, m marks) action {
 		return action{verb: end, end: f.ended(state.Lost, fmt.Sprintf("node %s no longer has it", f.record.Node))}
 	case here.Sandbox.State == nodeapi.StateStopped:
 		return action{verb: end, end: f.stopped(here.Sandbox)}
+	case here.Sandbox.State == nodeapi.StatePaused && f.record.State == state.Running:
+		// A node pauses by itself at a deadline. A report from before the last resume is of the past.
+		p := here.Sandbox.Pause
+		if (p == nil || !p.At.After(f.record.ResumedAt)) && m.age(f.id, fmt.Sprint("paused ", f.record.ModifyIndex), f.now) < c.StopGrace {
+			return action{}
+		}
+		return action{verb: pause, found: *here}
+	case here.Sandbox.State == nodeapi.StateRunning && f.record.State == state.Paused:
+		// The service died between the resume and its record, or the node's report is of the past yet.
+		if m.age(f.id, fmt.Sprint("resumed ", f.record.ModifyIndex), f.now) < c.StopGrace {
+			return action{}
+		}
+		return action{verb: resume, found: *here}
+	case f.record.State == state.Paused:
+		return c.fine(f, m)
 	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Deadline.Sub(f.record.EndAt).Abs() > deadlineSlack:
 		return action{verb: deadline, found: *here}
 	case here.Sandbox.State == nodeapi.StateRunning && differ(*f.record, here.Sandbox.Limits):
@@ -212,7 +232,7 @@ func (c *Config) nodeLost(f facts, m marks) (action, bool) {
 		}
 		return action{}, true
 	}
-	if f.now.After(f.record.EndAt.Add(c.LostAfter)) {
+	if f.record.State != state.Paused && f.now.After(f.record.EndAt.Add(c.LostAfter)) { // a paused one has no deadline
 		return action{verb: end, end: f.ended(state.Lost,
 			fmt.Sprintf("its deadline has passed and node %s does not answer: %s", f.record.Node, f.node.why))}, true
 	}

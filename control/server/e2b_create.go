@@ -76,7 +76,7 @@ func e2bParams(req api.NewSandbox, defaultTimeout int64, secured bool) (lifecycl
 	}
 	p = lifecycle.CreateParams{
 		Template: req.TemplateID, Timeout: timeout, Metadata: req.Metadata, EnvVars: req.EnvVars,
-		Lifecycle:           state.Lifecycle{OnTimeout: state.OnTimeoutKill},
+		Lifecycle:           e2bLifecycle(req),
 		AllowInternetAccess: req.AllowInternetAccess,
 	}
 	if req.SoulBox != nil {
@@ -95,6 +95,14 @@ func e2bParams(req api.NewSandbox, defaultTimeout int64, secured bool) (lifecycl
 		}
 	}
 	return p, nil
+}
+
+func e2bLifecycle(req api.NewSandbox) state.Lifecycle {
+	l := state.Lifecycle{OnTimeout: state.OnTimeoutKill, AutoResume: req.AutoResume != nil && *req.AutoResume.Enabled}
+	if req.AutoPause {
+		l.OnTimeout = state.OnTimeoutPause
+	}
+	return l
 }
 
 // e2bSeconds returns a number of seconds between low and high, or def where there is none.
@@ -116,10 +124,10 @@ func e2bRefuse(req api.NewSandbox) error {
 		return invalid("autoResume.enabled is missing")
 	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory && !req.AutoPause:
 		return invalid("autoPauseMemory is false, which only goes with autoPause")
-	case req.AutoPause:
-		return unsupported("autoPause", "sandboxes cannot be paused yet, this one would be killed at its timeout")
-	case req.AutoResume != nil && *req.AutoResume.Enabled:
-		return unsupported("autoResume", "sandboxes cannot be paused yet, so none can be resumed")
+	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory && req.AutoResume != nil && *req.AutoResume.Enabled:
+		return invalid("autoPauseMemory is false, which excludes autoResume")
+	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory:
+		return unsupported("autoPauseMemory", "a pause keeps the processes and their memory, not the files alone")
 	case given(req.MCP):
 		return unsupported("mcp", "no MCP gateway is started in sandboxes yet")
 	case req.IAM != nil && len(req.IAM.Tokens) > 0:

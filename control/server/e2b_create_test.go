@@ -70,11 +70,10 @@ func TestE2BCreate_passesEverythingOn(t *testing.T) {
 
 func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 	for field, body := range map[string]string{
-		"autoPause":    `"autoPause":true`,
-		"autoResume":   `"autoResume":{"enabled":true}`,
-		"mcp":          `"mcp":{"x":{}}`,
-		"iam":          `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
-		"volumeMounts": `"volumeMounts":[{"name":"v","path":"/v"}]`,
+		"autoPauseMemory": `"autoPause":true,"autoPauseMemory":false`,
+		"mcp":             `"mcp":{"x":{}}`,
+		"iam":             `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
+		"volumeMounts":    `"volumeMounts":[{"name":"v","path":"/v"}]`,
 	} {
 		t.Run(field, func(t *testing.T) {
 			h := newHarness(t)

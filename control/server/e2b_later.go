@@ -14,24 +14,6 @@ func later(what string) handle {
 	}
 }
 
-// laterFor is later for something of a sandbox: one that is not the caller's is not found, as everywhere.
-func (s *Server) laterFor(what string) handle {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		id, err := sandboxID(r)
-		if err != nil {
-			return err
-		}
-		sb, err := s.cfg.Lifecycle.Get(r.Context(), tenant(r), id)
-		if err != nil {
-			return err
-		}
-		if !e2bVisible(sb.State) {
-			return api.Errorf(http.StatusNotFound, api.CodeNotFound, "sandbox %s is %s", id, sb.State)
-		}
-		return later(what)(w, r)
-	}
-}
-
 // none answers a list of what does not exist yet.
 func none(w http.ResponseWriter, _ *http.Request) error {
 	writeJSON(w, http.StatusOK, []struct{}{})

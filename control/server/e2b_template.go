@@ -159,9 +159,18 @@ func (s *Server) e2bTemplate(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// e2bDeleteTemplate is DELETE /templates/{tid}.
+// e2bDeleteTemplate is DELETE /templates/{tid}: of a template, or of a snapshot, which the contract takes for one.
 func (s *Server) e2bDeleteTemplate(w http.ResponseWriter, r *http.Request) error {
-	t, err := s.e2bTemplateOf(r.Context(), tenant(r), r.PathValue("tid"))
+	ref := r.PathValue("tid")
+	if _, err := api.ParseSnapshotID(ref); err == nil {
+		return noContent(w, s.cfg.Lifecycle.DeleteSnapshot(r.Context(), tenant(r), ref, false))
+	}
+	t, err := s.e2bTemplateOf(r.Context(), tenant(r), ref)
+	if api.IsNotFound(err) { // perhaps a snapshot's name
+		if sn, snErr := s.cfg.Lifecycle.Snapshot(r.Context(), tenant(r), ref); snErr == nil {
+			return noContent(w, s.cfg.Lifecycle.DeleteSnapshot(r.Context(), tenant(r), string(sn.ID), false))
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +79,8 @@ type fakeLifecycle struct {
 	err       error // of the next call
 	panics    any   // of the next create
 	block     bool  // create waits for the end of its context
+
+	snapshots []state.Snapshot // the newest first
 
 	created  []lifecycle.CreateParams
 	lists    []listCall
@@ -186,6 +191,86 @@ func (f *fakeLifecycle) NodeOf(_ context.Context, tenant string, id api.SandboxI
 	defer f.mu.Unlock()
 	_, err := f.find(tenant, id)
 	return f.node, err
+}
+
+func (f *fakeLifecycle) Pause(_ context.Context, tenant string, id api.SandboxID) (state.Sandbox, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	sb, err := f.find(tenant, id)
+	if err == nil && sb.State != state.Running {
+		err = api.Errorf(http.StatusConflict, api.CodeNotRunning, "sandbox %s is %s", id, sb.State)
+	}
+	if err != nil {
+		return state.Sandbox{}, err
+	}
+	sb.State = state.Paused
+	f.sandboxes[id] = sb
+	return sb, nil
+}
+
+func (f *fakeLifecycle) Resume(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+	return f.timeout("resume", tenant, id, d)
+}
+
+func (f *fakeLifecycle) TakeSnapshot(_ context.Context, p lifecycle.SnapshotParams) (state.Snapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, err := f.find(p.Caller.Tenant, p.Sandbox); err != nil {
+		return state.Snapshot{}, err
+	}
+	name, tag, _ := strings.Cut(p.Name, ":")
+	sn := state.Snapshot{
+		ID: api.SnapshotID(fmt.Sprintf("s%020d", len(f.snapshots)+1)), Tenant: p.Caller.Tenant, Sandbox: p.Sandbox, Name: name, Tag: tag,
+		Description: p.Description, Labels: p.Labels, State: state.SnapshotReady, CreatedAt: testTime, ReadyAt: testTime,
+	}
+	f.snapshots = append([]state.Snapshot{sn}, f.snapshots...)
+	return sn, nil
+}
+
+func (f *fakeLifecycle) Snapshot(_ context.Context, tenant, ref string) (state.Snapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, sn := range f.snapshots {
+		if sn.Tenant == tenant && (string(sn.ID) == ref || sn.Name == ref) {
+			return sn, nil
+		}
+	}
+	return state.Snapshot{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "snapshot %s does not exist", ref)
+}
+
+func (f *fakeLifecycle) Snapshots(_ context.Context, tenant string) ([]state.Snapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []state.Snapshot
+	for _, sn := range f.snapshots {
+		if sn.Tenant == tenant {
+			out = append(out, sn)
+		}
+	}
+	return out, nil
+}
+
+func (f *fakeLifecycle) DeleteSnapshot(ctx context.Context, tenant, ref string, _ bool) error {
+	sn, err := f.Snapshot(ctx, tenant, ref)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.snapshots = slices.DeleteFunc(f.snapshots, func(o state.Snapshot) bool { return o.ID == sn.ID })
+	return f.takeErr()
+}
+
+func (f *fakeLifecycle) Fork(_ context.Context, caller auth.Identity, id api.SandboxID, count int, d time.Duration) ([]lifecycle.Forked, error) {
+	sb, err := f.timeout("fork", caller.Tenant, id, d)
+	out := make([]lifecycle.Forked, count)
+	for i := range out {
+		out[i].Sandbox = sb
+	}
+	if count > 1 {
+		out[1] = lifecycle.Forked{Err: api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "no room")}
+	}
+	return out, err
 }
 
 func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {

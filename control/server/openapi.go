@@ -40,11 +40,11 @@ var operations = map[string]operationDoc{
 	"POST /sandboxes/{id}/connect":    {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
 	"POST /v2/sandboxes/{id}/connect": {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
 	"PUT /sandboxes/{id}/network":     {summary: "Replace a sandbox's network settings", in: api.NetworkUpdate{}},
-	"POST /sandboxes/{id}/pause":      {summary: "Pause a sandbox", status: 501},
-	"POST /sandboxes/{id}/resume":     {summary: "Resume a sandbox", status: 501},
-	"POST /sandboxes/{id}/fork":       {summary: "Fork a sandbox", status: 501},
-	"POST /sandboxes/{id}/snapshots":  {summary: "Take a snapshot of a sandbox", status: 501},
-	"GET /snapshots":                  {summary: "List snapshots", query: "sandboxID name limit nextToken", out: []struct{}{}},
+	"POST /sandboxes/{id}/pause":      {summary: "Pause a sandbox: its processes, memory and files are kept", in: api.PauseRequest{}},
+	"POST /sandboxes/{id}/resume":     {summary: "Let a paused sandbox go on", in: api.ResumeRequest{}, out: api.SandboxAccess{}, status: 201},
+	"POST /sandboxes/{id}/fork":       {summary: "Make running copies of a sandbox", in: api.ForkRequest{}, out: []api.ForkResult{}, status: 201},
+	"POST /sandboxes/{id}/snapshots":  {summary: "Take a snapshot of a sandbox", in: api.NewSnapshot{}, out: api.SnapshotInfo{}, status: 201},
+	"GET /snapshots":                  {summary: "List snapshots, a page at a time", query: "sandboxID name limit nextToken", out: []api.SnapshotInfo{}},
 	"GET /sandboxes/{id}/logs":        {summary: "Log entries from a time on", query: "start limit", out: api.SandboxLogs{}},
 	"GET /v2/sandboxes/{id}/logs":     {summary: "Log entries, in either direction from a time", query: "cursor limit direction level search", out: api.SandboxLogsV2{}},
 
@@ -120,6 +120,11 @@ var operations = map[string]operationDoc{
 	"PUT /v1/sandboxes/{id}/archive":       {summary: "Unpack a tar into a folder", query: "path! user", media: "application/x-tar", status: 204},
 
 	"PUT /v1/uploads": {summary: "Upload the files of a build, for whoever has the ticket", query: "ticket!", media: "application/octet-stream", status: 200},
+
+	"POST /v1/snapshots":              {summary: "Take a snapshot of a sandbox", in: api.SnapshotRequest{}, out: api.Snapshot{}, status: 201},
+	"GET /v1/snapshots":               {summary: "List snapshots, the newest first", query: "sandbox_id name label state", out: []api.Snapshot{}},
+	"GET /v1/snapshots/{snapshot}":    {summary: "One snapshot, by id, name or name:tag", out: api.Snapshot{}},
+	"DELETE /v1/snapshots/{snapshot}": {summary: "Delete a snapshot and its data", query: "force"},
 
 	"POST /v1/terminals":             {summary: "Start a terminal", in: api.TerminalRequest{}, out: api.Terminal{}, status: 201},
 	"GET /v1/terminals":              {summary: "List a sandbox's terminals", query: "sandbox_id!", out: []api.Terminal{}},

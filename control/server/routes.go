@@ -46,11 +46,11 @@ func (s *Server) routes() []route {
 		{pattern: "POST /v2/sandboxes/{id}/connect", handle: s.e2bConnectV2, needs: can(rbac.Sandbox, rbac.Connect)},
 
 		{pattern: "PUT /sandboxes/{id}/network", handle: s.e2bNetwork, needs: can(rbac.Network, rbac.Update)},
-		{pattern: "POST /sandboxes/{id}/pause", handle: s.laterFor("pausing is"), needs: can(rbac.Sandbox, rbac.Update)},
-		{pattern: "POST /sandboxes/{id}/resume", handle: s.laterFor("resuming is"), needs: can(rbac.Sandbox, rbac.Update)},
-		{pattern: "POST /sandboxes/{id}/fork", handle: s.laterFor("forking is"), needs: can(rbac.Sandbox, rbac.Create)},
-		{pattern: "POST /sandboxes/{id}/snapshots", handle: s.laterFor("snapshots are"), needs: can(rbac.Snapshot, rbac.Create)},
-		{pattern: "GET /snapshots", handle: none, needs: can(rbac.Snapshot, rbac.Read)},
+		{pattern: "POST /sandboxes/{id}/pause", handle: s.e2bPause, needs: can(rbac.Sandbox, rbac.Update)},
+		{pattern: "POST /sandboxes/{id}/resume", handle: s.e2bResume, needs: can(rbac.Sandbox, rbac.Update)},
+		{pattern: "POST /sandboxes/{id}/fork", handle: s.e2bFork, needs: can(rbac.Sandbox, rbac.Create)},
+		{pattern: "POST /sandboxes/{id}/snapshots", handle: s.e2bSnapshot, needs: can(rbac.Snapshot, rbac.Create)},
+		{pattern: "GET /snapshots", handle: s.e2bSnapshots, needs: can(rbac.Snapshot, rbac.Read)},
 		{pattern: "GET /sandboxes/{id}/logs", handle: s.e2bLogsV1, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v2/sandboxes/{id}/logs", handle: s.e2bLogsV2, needs: can(rbac.Sandbox, rbac.Read)},
 
@@ -130,6 +130,11 @@ func (s *Server) routes() []route {
 		{pattern: "PUT /v1/sandboxes/{id}/archive", handle: s.writeArchive, stream: true, needs: can(rbac.File, rbac.Update)},
 
 		{pattern: "PUT /v1/uploads", handle: s.uploadBuildFiles, tickets: true, stream: true, needs: can(rbac.Template, rbac.Create)},
+
+		{pattern: "POST /v1/snapshots", handle: s.takeSnapshot, needs: can(rbac.Snapshot, rbac.Create)},
+		{pattern: "GET /v1/snapshots", handle: s.snapshots, needs: can(rbac.Snapshot, rbac.Read)},
+		{pattern: "GET /v1/snapshots/{snapshot}", handle: s.snapshot, needs: can(rbac.Snapshot, rbac.Read)},
+		{pattern: "DELETE /v1/snapshots/{snapshot}", handle: s.deleteSnapshot, needs: can(rbac.Snapshot, rbac.Delete)},
 
 		{pattern: "POST /v1/terminals", handle: s.createTerminal, each: true, needs: can(rbac.Sandbox, rbac.Execute)},
 		{pattern: "GET /v1/terminals", handle: s.listTerminals, each: true, needs: can(rbac.Sandbox, rbac.Read)},

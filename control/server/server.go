@@ -35,6 +35,13 @@ type Lifecycle interface {
 	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
+	Pause(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
+	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	TakeSnapshot(ctx context.Context, p lifecycle.SnapshotParams) (state.Snapshot, error)
+	Snapshot(ctx context.Context, tenant, ref string) (state.Snapshot, error)
+	Snapshots(ctx context.Context, tenant string) ([]state.Snapshot, error)
+	DeleteSnapshot(ctx context.Context, tenant, ref string, force bool) error
+	Fork(ctx context.Context, caller auth.Identity, id api.SandboxID, count int, d time.Duration) ([]lifecycle.Forked, error)
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error)

@@ -121,7 +121,7 @@ func (c *SandboxDeadline) apply(tx *writeTx) (Result, error) {
 	if end.Equal(s.EndAt) || (c.ExtendOnly && end.Before(s.EndAt)) {
 		return Result{Sandbox: s}, nil
 	}
-	s.EndAt = end
+	s.EndAt, s.Timeout = end, c.Timeout
 	return changed(s, tx.putSandbox(&s))
 }
 

@@ -33,7 +33,7 @@ func (c *SandboxResumed) apply(tx *writeTx) (Result, error) {
 	if s.State != Paused {
 		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
 	}
-	s.State, s.Node, s.PausedAt = Running, c.Node, time.Time{}
+	s.State, s.Node, s.PausedAt, s.ResumedAt = Running, c.Node, time.Time{}, c.At
 	s.EndAt, s.MaxEndAt, s.Timeout = c.EndAt, c.MaxEnd, c.Timeout
 	return changed(s, tx.putSandbox(&s))
 }

@@ -136,6 +136,7 @@ type End struct {
 type SandboxDeadline struct {
 	ID         api.SandboxID `codec:"id"`
 	EndAt      time.Time     `codec:"end_at"`
+	Timeout    time.Duration `codec:"timeout"`     // that EndAt came from
 	ExtendOnly bool          `codec:"extend_only"` // an earlier deadline than the current one changes nothing
 }
 

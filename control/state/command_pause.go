@@ -17,6 +17,7 @@ type SandboxPaused struct {
 type SandboxResumed struct {
 	ID      api.SandboxID `codec:"id"`
 	Node    api.NodeID    `codec:"node"` // that has it now: it may be another one than before
+	At      time.Time     `codec:"at"`
 	EndAt   time.Time     `codec:"end_at"`
 	MaxEnd  time.Time     `codec:"max_end_at"`
 	Timeout time.Duration `codec:"timeout"` // that EndAt came from
@@ -39,7 +40,7 @@ func (c *SandboxResumed) check() error {
 	switch {
 	case c.Node == "":
 		return limitErrorf("node", "is missing")
-	case c.EndAt.IsZero() || c.MaxEnd.IsZero():
+	case c.At.IsZero() || c.EndAt.IsZero() || c.MaxEnd.IsZero():
 		return limitErrorf("resume", "lacks one of its times")
 	case c.EndAt.After(c.MaxEnd):
 		return limitErrorf("timeout", "lies beyond the maximum lifetime")

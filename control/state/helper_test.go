@@ -88,7 +88,7 @@ func script() []Command {
 		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(2)}, // refused
 		&SnapshotDelete{Tenant: "another", ID: snapID(3)},     // refused
 		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(3)},
-		&SandboxResumed{ID: id(1), Node: "n2", EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
+		&SandboxResumed{ID: id(1), Node: "n2", At: at(20), EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
 		&TemplatePublish{Tenant: DefaultTenant, Name: "base", Public: true},
 	}
 	list = append(list, identityScript(len(list))...)

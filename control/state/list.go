@@ -19,6 +19,7 @@ type Filter struct {
 	States       []SandboxState    // empty: every state but the ended ones
 	Template     string            // as requested, or its digest
 	StartedAfter time.Time
+	Origin       api.SnapshotID // made from this snapshot
 }
 
 // Order is the order of a list, by time of creation.
@@ -138,6 +139,9 @@ func (f *Filter) state(s SandboxState) bool {
 // match reports whether s matches everything but the states.
 func (f *Filter) match(s *Sandbox) bool {
 	if f.Template != "" && f.Template != s.Template && f.Template != s.Digest {
+		return false
+	}
+	if f.Origin != "" && f.Origin != s.Origin {
 		return false
 	}
 	if !f.StartedAfter.IsZero() && !s.began().After(f.StartedAfter) {

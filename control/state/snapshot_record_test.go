@@ -18,13 +18,13 @@ func TestSandboxPaused_keepsToTheNodeAndTheState(t *testing.T) {
 	f := replay(t, script()[:9]) // sandbox 1 runs on n1
 	must.ErrorIs(t, refusal(t, f, &SandboxPaused{ID: id(1), Node: "n2", At: at(1)}), ErrConflict)
 	must.ErrorIs(t, refusal(t, f, &SandboxPaused{ID: id(7), Node: "n1", At: at(1)}), ErrNotFound)
-	must.ErrorIs(t, refusal(t, f, &SandboxResumed{ID: id(1), Node: "n1", EndAt: at(1), MaxEnd: at(2)}), ErrState)
+	must.ErrorIs(t, refusal(t, f, &SandboxResumed{ID: id(1), Node: "n1", At: at(1), EndAt: at(1), MaxEnd: at(2)}), ErrState)
 	must.NoError(t, refusal(t, f, &SandboxPaused{ID: id(1), Node: "n1", At: at(1)}))
 	r, err := f.store.apply(1001, &SandboxPaused{ID: id(1), Node: "n1", At: at(5)})
 	must.NoError(t, err)
 	must.Eq(t, 0, r.Changed, must.Sprint("a repeated report changes nothing"))
 	must.True(t, r.Sandbox.PausedAt.Equal(at(1)))
-	must.NoError(t, refusal(t, f, &SandboxResumed{ID: id(1), Node: "n3", EndAt: at(100), MaxEnd: at(200)}))
+	must.NoError(t, refusal(t, f, &SandboxResumed{ID: id(1), Node: "n3", At: at(9), EndAt: at(100), MaxEnd: at(200)}))
 	sb, err := f.store.Sandbox(id(1))
 	must.NoError(t, err)
 	must.Eq(t, Running, sb.State)
@@ -34,7 +34,7 @@ func TestSandboxPaused_keepsToTheNodeAndTheState(t *testing.T) {
 
 func TestSnapshot_nameBelongsToTheLastOneReady(t *testing.T) {
 	f := replay(t, script())
-	first, err := f.store.Snapshot(snapID(1))
+	first, err := f.store.SnapshotByID(snapID(1))
 	must.NoError(t, err)
 	must.Eq(t, "", first.Name)
 	named, err := f.store.SnapshotNamed(DefaultTenant, "warm", "default")
@@ -53,6 +53,6 @@ func TestSnapshotDelete_refusesWhileSandboxesNeedIt(t *testing.T) {
 	must.ErrorContains(t, err, string(id(5)))
 	must.NoError(t, refusal(t, f, &SandboxEnd{Ends: []End{{ID: id(5), State: Stopped, At: at(50)}}}))
 	must.NoError(t, refusal(t, f, &SnapshotDelete{Tenant: DefaultTenant, ID: snapID(2)}))
-	_, err = f.store.Snapshot(snapID(2))
+	_, err = f.store.SnapshotByID(snapID(2))
 	must.True(t, errors.Is(err, ErrNotFound))
 }

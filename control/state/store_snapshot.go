@@ -7,8 +7,8 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 )
 
-// Snapshot returns a snapshot by its id.
-func (s *Store) Snapshot(id api.SnapshotID) (Snapshot, error) {
+// SnapshotByID returns a snapshot by its id.
+func (s *Store) SnapshotByID(id api.SnapshotID) (Snapshot, error) {
 	row, err := first[Snapshot](s.read(), tableSnapshot, string(id))
 	if err != nil {
 		return Snapshot{}, err

@@ -73,6 +73,8 @@ type Sandbox struct {
 	Timeout time.Duration `codec:"timeout"`
 	// PausedAt is when it was paused; zero while it is not.
 	PausedAt time.Time `codec:"paused_at"`
+	// ResumedAt is when it was resumed last; zero where it never was.
+	ResumedAt time.Time `codec:"resumed_at"`
 	// Origin is the snapshot that it was made from; empty: from its template.
 	Origin api.SnapshotID `codec:"origin"`
 

@@ -27,6 +27,11 @@ func (n *Node) handler() http.Handler {
 			Uptime: time.Since(r.StartedAt), InitVersion: Version,
 		}
 	}))
+	mux.HandleFunc("POST /v1/sandboxes/{id}/pause", n.postPause)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/resume", n.postResume)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/snapshot", n.postSnapshot)
+	mux.HandleFunc("GET /v1/snapshots/{id}", n.getSnapshot)
+	mux.HandleFunc("DELETE /v1/snapshots/{id}", n.deleteSnapshot)
 	mux.HandleFunc("GET /v1/templates", n.listTemplates)
 	mux.HandleFunc("GET /v1/templates/{name}", n.getTemplate)
 	for _, method := range []string{"PUT", "POST"} {
@@ -129,6 +134,13 @@ func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 		defer n.mu.Unlock()
 		fail(w, errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %q is not on this node", req.Template))
 		return
+	}
+	if req.Restore != nil {
+		if _, ok := n.snapshots[req.Restore.Snapshot]; !ok {
+			defer n.mu.Unlock()
+			fail(w, errorf(http.StatusNotFound, api.CodeNotFound, "snapshot %s is not in the store", req.Restore.Snapshot))
+			return
+		}
 	}
 	n.begin(req)
 	hooks := n.hooks

@@ -42,7 +42,9 @@ type Node struct {
 	hooks     Hooks
 	sandboxes map[api.SandboxID]*record
 	created   map[api.SandboxID]int // how often a sandbox of that id was made
+	resumed   map[api.SandboxID]int // how often one was resumed
 	templates map[string]nodeapi.Template
+	snapshots map[api.SnapshotID]nodeapi.Snapshot
 	archives  map[string][]byte // by digest
 	events    []nodeapi.Event
 	seq       uint64
@@ -70,7 +72,9 @@ func New(t testing.TB) *Node {
 		Beat:      5 * time.Second,
 		sandboxes: map[api.SandboxID]*record{},
 		created:   map[api.SandboxID]int{},
+		resumed:   map[api.SandboxID]int{},
 		templates: map[string]nodeapi.Template{},
+		snapshots: map[api.SnapshotID]nodeapi.Snapshot{},
 		archives:  map[string][]byte{},
 		changed:   make(chan struct{}),
 		self: nodeapi.Node{
@@ -238,7 +242,7 @@ func (n *Node) emitSandbox(t nodeapi.EventType, r *record) {
 func (n *Node) begin(req nodeapi.CreateRequest) {
 	r := &record{Sandbox: nodeapi.Sandbox{
 		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template),
-		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, CreatedAt: time.Now(),
+		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, CreatedAt: time.Now(),
 	}}
 	n.sandboxes[req.ID] = r
 	n.emitSandbox(nodeapi.EventCreated, r)
@@ -261,6 +265,12 @@ func (n *Node) arm(r *record) {
 	}
 	id := r.ID
 	r.timer = time.AfterFunc(time.Until(r.Deadline), func() {
+		if r.OnDeadline == nodeapi.DeadlinePause {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.pause(id)
+			return
+		}
 		n.End(id, nodeapi.Exit{Reason: nodeapi.ExitDeadline})
 	})
 }

@@ -164,7 +164,7 @@ func TestPlacer(t *testing.T) {
 	t.Run("PurgedParent", func(t *testing.T) {
 		p := c.placer(t, sleepScript)
 		must.NoError(t, p.Place(t.Context(), request(16)))
-		_, _, err := p.client.Jobs().Deregister(classOf(request(16).Node.Limits).jobID(p.cfg.Prefix), true, nil)
+		_, _, err := p.client.Jobs().Deregister(classOf(request(16).Node.Limits, "").jobID(p.cfg.Prefix), true, nil)
 		must.NoError(t, err)
 		must.NoError(t, p.Place(t.Context(), request(16)))
 	})

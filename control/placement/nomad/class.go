@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/bits"
 
+	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -13,6 +14,7 @@ import (
 type class struct {
 	cpuMillis int64
 	memoryMB  int64
+	node      api.NodeID // the only one that will do; empty: any
 }
 
 const (
@@ -23,8 +25,9 @@ const (
 	minMemoryMB      = 16
 )
 
-// classOf returns the class that holds l. A limit of zero, the node's default, counts as one core and 512 MiB.
-func classOf(l nodeapi.Limits) class {
+// classOf returns the class that holds l on the node on, or on any. A limit of zero, the node's default, counts as one core and
+// 512 MiB.
+func classOf(l nodeapi.Limits, on api.NodeID) class {
 	cpu, mem := l.CPUMillis, (l.MemoryBytes+mib-1)/mib
 	if cpu <= 0 {
 		cpu = defaultCPUMillis
@@ -32,12 +35,12 @@ func classOf(l nodeapi.Limits) class {
 	if mem <= 0 {
 		mem = defaultMemoryMB
 	}
-	return class{cpuMillis: roundCPU(cpu), memoryMB: roundMemory(mem)}
+	return class{cpuMillis: roundCPU(cpu), memoryMB: roundMemory(mem), node: on}
 }
 
 // Reserved implements placement.Reserver: what Nomad counts for a sandbox is the class that it was placed in.
 func (*Placer) Reserved(asked nodeapi.Limits) nodeapi.Limits {
-	c := classOf(asked)
+	c := classOf(asked, "")
 	return nodeapi.Limits{CPUMillis: c.cpuMillis, MemoryBytes: c.memoryMB * mib}
 }
 
@@ -65,5 +68,9 @@ func roundUp(n, step int64) int64 { return (n + step - 1) / step * step }
 
 // jobID names the class's parent job.
 func (c class) jobID(prefix string) string {
-	return fmt.Sprintf("%s-%dc-%dm", prefix, c.cpuMillis, c.memoryMB)
+	id := fmt.Sprintf("%s-%dc-%dm", prefix, c.cpuMillis, c.memoryMB)
+	if c.node != "" {
+		id += "-on-" + string(c.node)
+	}
+	return id
 }

@@ -60,6 +60,9 @@ func (p *Placer) parent(c class) *nomadapi.Job {
 			LostAfter: new(lostAfter), Replace: new(false), Reconcile: new(nomadapi.ReconcileOptionKeepOriginal),
 		},
 	}
+	if c.node != "" { // a node has the id of its Nomad client
+		group.Constraints = []*nomadapi.Constraint{nomadapi.NewConstraint("${node.unique.id}", "=", string(c.node))}
+	}
 	return &nomadapi.Job{
 		ID: &id, Name: &id,
 		Region: optional(p.cfg.Region), Namespace: optional(p.cfg.Namespace), NodePool: optional(p.cfg.NodePool),

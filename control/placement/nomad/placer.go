@@ -101,7 +101,7 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 	if err != nil {
 		return err
 	}
-	d := p.begin(ctx, id, classOf(req.Node.Limits), payload)
+	d := p.begin(ctx, id, classOf(req.Node.Limits, req.On), payload)
 	select {
 	case <-d.done:
 		return d.err

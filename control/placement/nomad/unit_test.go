@@ -30,14 +30,14 @@ func TestClassOf_roundsUpToFewSizes(t *testing.T) {
 		{"a big one", nodeapi.Limits{CPUMillis: 4001, MemoryBytes: 65 << 30}, "p-5000c-73728m"},
 	}
 	for _, tc := range tests {
-		t.Run(tc.name, func(t *testing.T) { must.Eq(t, tc.want, classOf(tc.limits).jobID("p")) })
+		t.Run(tc.name, func(t *testing.T) { must.Eq(t, tc.want, classOf(tc.limits, "").jobID("p")) })
 	}
 }
 
 func TestClassOf_neverReservesLess(t *testing.T) {
 	seen := map[class]bool{}
 	for n := int64(1); n < 70_000; n += 7 {
-		c := classOf(nodeapi.Limits{CPUMillis: n, MemoryBytes: n * mib})
+		c := classOf(nodeapi.Limits{CPUMillis: n, MemoryBytes: n * mib}, "")
 		must.GreaterEq(t, n, c.cpuMillis)
 		must.GreaterEq(t, n, c.memoryMB)
 		must.LessEq(t, max(n+n/8+1, minMemoryMB), c.memoryMB)

@@ -38,6 +38,12 @@ const (
 	DepthCheckpointed Depth = "checkpointed"
 )
 
+// What a node does with a sandbox at its deadline: CreateRequest.OnDeadline.
+const (
+	DeadlineStop  = "stop"  // ends it; where empty, too
+	DeadlinePause = "pause" // pauses it; one that cannot be checkpointed is kept frozen
+)
+
 // PauseRequest is POST /v1/sandboxes/{id}/pause, answered with Sandbox once its processes stand still. Of a sandbox that is paused
 // already it can deepen the pause. What cannot be checkpointed is 409 with CodeUncheckpointable before anything stops.
 type PauseRequest struct {

@@ -56,10 +56,12 @@ type CreateRequest struct {
 	QoS      string            `json:"qos,omitempty"`     // guaranteed, burstable (where empty) or best_effort
 	Limits   Limits            `json:"limits"`
 	Deadline time.Time         `json:"deadline,omitzero"` // when the node ends it by itself; zero: never
-	Main     *guest.Start      `json:"main,omitempty"`    // its own command; the sandbox ends with it
-	Logs     *LogTargets       `json:"logs,omitempty"`
-	Owner    Owner             `json:"owner"`
-	Metadata map[string]string `json:"metadata,omitempty"`
+	// OnDeadline is DeadlineStop where empty, or DeadlinePause.
+	OnDeadline string            `json:"on_deadline,omitempty"`
+	Main       *guest.Start      `json:"main,omitempty"` // its own command; the sandbox ends with it
+	Logs       *LogTargets       `json:"logs,omitempty"`
+	Owner      Owner             `json:"owner"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
 	// AccessToken is what clients of envd must show; empty: nothing. No answer of the node has it.
 	AccessToken string `json:"access_token,omitempty"`
 	// Network is what it may reach; nil: what the platform allows everybody.
@@ -111,26 +113,27 @@ type LimitsRequest struct {
 
 // Sandbox is what a node knows of a sandbox.
 type Sandbox struct {
-	ID        api.SandboxID     `json:"id"`
-	State     State             `json:"state"`
-	Template  string            `json:"template"`        // as requested
-	Digest    string            `json:"template_digest"` // as resolved
-	Hostname  string            `json:"hostname"`
-	Limits    Limits            `json:"limits"` // as enforced
-	User      string            `json:"user,omitempty"`
-	Profile   string            `json:"profile"`
-	QoS       string            `json:"qos,omitempty"`
-	Deadline  time.Time         `json:"deadline,omitzero"`
-	Owner     Owner             `json:"owner"`
-	Metadata  map[string]string `json:"metadata,omitempty"`
-	CreatedAt time.Time         `json:"created_at"`
-	StartedAt time.Time         `json:"started_at,omitzero"`
-	EndedAt   time.Time         `json:"ended_at,omitzero"`
-	PID       int               `json:"pid,omitempty"`   // of its PID 1 on the host
-	Main      guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
-	Exit      *Exit             `json:"exit,omitempty"`  // where stopped
-	Pause     *Pause            `json:"pause,omitempty"` // where paused
-	Steps     []guest.Step      `json:"steps,omitempty"`
+	ID         api.SandboxID     `json:"id"`
+	State      State             `json:"state"`
+	Template   string            `json:"template"`        // as requested
+	Digest     string            `json:"template_digest"` // as resolved
+	Hostname   string            `json:"hostname"`
+	Limits     Limits            `json:"limits"` // as enforced
+	User       string            `json:"user,omitempty"`
+	Profile    string            `json:"profile"`
+	QoS        string            `json:"qos,omitempty"`
+	Deadline   time.Time         `json:"deadline,omitzero"`
+	OnDeadline string            `json:"on_deadline,omitempty"`
+	Owner      Owner             `json:"owner"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+	CreatedAt  time.Time         `json:"created_at"`
+	StartedAt  time.Time         `json:"started_at,omitzero"`
+	EndedAt    time.Time         `json:"ended_at,omitzero"`
+	PID        int               `json:"pid,omitempty"`   // of its PID 1 on the host
+	Main       guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
+	Exit       *Exit             `json:"exit,omitempty"`  // where stopped
+	Pause      *Pause            `json:"pause,omitempty"` // where paused
+	Steps      []guest.Step      `json:"steps,omitempty"`
 }
 
 // Exit says how a sandbox ended.

@@ -1,0 +1,149 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// resumeTime is how long a sandbox that is resumed, or a copy, lives where nobody says otherwise.
+const resumeTime = 5 * time.Minute
+
+func sandboxPauseCommand(env *Env) *command {
+	return &command{
+		synopsis: "Pause sandboxes",
+		usage:    "<id>...",
+		about: `
+Pauses sandboxes. Their processes stand still at once, and are then kept on
+disk with their memory and files, so that a paused sandbox costs no memory. A
+paused sandbox does not end by itself.
+
+    $ soulbox sandbox pause <id>
+    $ soulbox sandbox resume <id>`,
+		remote: true,
+		args:   sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 0)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, id := range ids {
+				if err := client.PauseSandbox(ctx, id); err != nil {
+					failed = append(failed, fmt.Errorf("pause sandbox %s: %w", id, err))
+					continue
+				}
+				fmt.Fprintf(env.Stdout, "Paused sandbox %s\n", id)
+			}
+			return errors.Join(failed...)
+		},
+	}
+}
+
+func sandboxResumeCommand(env *Env) *command {
+	timeout := resumeTime
+	return &command{
+		synopsis: "Resume paused sandboxes",
+		usage:    "[options] <id>...",
+		about: `
+Lets paused sandboxes go on where they were: the same processes with the same
+memory, files and terminals.`,
+		remote: true,
+		flags: func(o *options) {
+			o.Duration(&timeout, "timeout", "<duration>", "How long they live from now on.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 0)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, id := range ids {
+				if _, err := client.ResumeSandbox(ctx, id, timeout); err != nil {
+					failed = append(failed, fmt.Errorf("resume sandbox %s: %w", id, err))
+					continue
+				}
+				fmt.Fprintf(env.Stdout, "Resumed sandbox %s\n", id)
+			}
+			return errors.Join(failed...)
+		},
+	}
+}
+
+func sandboxForkCommand(env *Env) *command {
+	timeout := resumeTime
+	count := int64(1)
+	var asJSON, quiet bool
+	return &command{
+		synopsis: "Make running copies of a sandbox",
+		usage:    "[options] <id>",
+		about: `
+Makes copies of a running or paused sandbox, with its processes, memory and
+files as they are at this moment. The sandbox goes on. Each copy has an id, a
+machine id and tokens of its own.
+
+    $ soulbox sandbox fork -count=10 <id>`,
+		remote: true,
+		flags: func(o *options) {
+			o.Int(&count, "count", "<n>", "How many copies, at most 100.", 1)
+			o.Duration(&timeout, "timeout", "<duration>", "How long each lives.")
+			o.Switch(&quiet, "quiet", "Print the ids only.")
+			o.alias("q", &quiet)
+			o.Switch(&asJSON, "json", "Print the copies as JSON.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 1)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			forks, err := client.ForkSandbox(ctx, ids[0], int(count), timeout)
+			if err != nil {
+				return fmt.Errorf("fork sandbox %s: %w", ids[0], err)
+			}
+			if asJSON {
+				return printJSON(env.Stdout, forks)
+			}
+			return printForks(env, forks, quiet, time.Since(start))
+		},
+	}
+}
+
+// printForks names the copies; those that could not be made are the error.
+func printForks(env *Env, forks []api.ForkResult, quiet bool, took time.Duration) error {
+	var failed []error
+	made := 0
+	for i, f := range forks {
+		if f.Sandbox == nil {
+			err := errors.New("no sandbox and no reason")
+			if f.Error != nil {
+				err = f.Error
+			}
+			failed = append(failed, fmt.Errorf("copy %d: %w", i+1, err))
+			continue
+		}
+		made++
+		fmt.Fprintln(env.Stdout, f.Sandbox.SandboxID)
+	}
+	if !quiet {
+		fmt.Fprintf(env.Stderr, "%d of %d copies in %s\n", made, len(forks), short(took))
+	}
+	return errors.Join(failed...)
+}

@@ -1,0 +1,88 @@
+package lifecycle
+
+import (
+	"context"
+	"net/http"
+	"regexp"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// nameForm is the form of a snapshot's name, and of its tag.
+var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
+
+// source is what a sandbox is made from: a template, or a snapshot of another sandbox.
+type source struct {
+	template state.Template // zero where it is a snapshot
+	snapshot state.Snapshot // its ID is empty where it is a template
+	node     api.NodeID     // the only one that has it; empty: any
+}
+
+// digest returns that of the template that is below everything.
+func (f source) digest() string {
+	if f.snapshot.ID != "" {
+		return f.snapshot.Digest
+	}
+	return f.template.Digest
+}
+
+// source finds what ref stands for: a snapshot by its id, a template, or a snapshot by its name.
+func (s *Service) source(ctx context.Context, tenant, ref string) (source, error) {
+	if _, err := api.ParseSnapshotID(ref); err == nil {
+		sn, err := s.Snapshot(ctx, tenant, ref)
+		if err != nil {
+			return source{}, err
+		}
+		return fromSnapshot(sn)
+	}
+	t, err := s.cfg.Templates.Resolve(ctx, tenant, ref)
+	if err == nil {
+		return source{template: t}, nil
+	}
+	if api.IsNotFound(err) {
+		if sn, snErr := s.Snapshot(ctx, tenant, ref); snErr == nil {
+			return fromSnapshot(sn)
+		}
+	}
+	return source{}, err
+}
+
+func fromSnapshot(sn state.Snapshot) (source, error) {
+	if sn.State != state.SnapshotReady {
+		return source{}, api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is %s %s", sn.ID, sn.State, sn.Reason)
+	}
+	return source{snapshot: sn, node: sn.Node}, nil
+}
+
+// inherit gives a copy of a sandbox the size of that sandbox where the create does not ask for another, and its environment.
+func (f source) inherit(p *CreateParams, asked CreateParams) {
+	sn := f.snapshot
+	if sn.ID == "" {
+		return
+	}
+	for _, v := range []struct {
+		to    *int64
+		asked int64
+		has   int64
+	}{
+		{&p.CPUMillis, asked.CPUMillis, sn.CPUMillis}, {&p.MemoryMB, asked.MemoryMB, sn.MemoryMB}, {&p.DiskMB, asked.DiskMB, sn.DiskMB},
+	} {
+		if v.asked == 0 && v.has > 0 {
+			*v.to = v.has
+		}
+	}
+	if len(p.EnvVars) == 0 {
+		p.EnvVars = sn.EnvVars
+	}
+}
+
+// request completes what the node is asked for.
+func (f source) request(r nodeapi.CreateRequest) nodeapi.CreateRequest {
+	if f.snapshot.ID == "" {
+		return r
+	}
+	r.Restore = &nodeapi.Restore{Snapshot: f.snapshot.ID, Tenant: f.snapshot.Tenant}
+	return r
+}

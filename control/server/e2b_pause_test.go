@@ -1,0 +1,58 @@
+package server
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestE2BPause_answersAsTheContract(t *testing.T) {
+	h := newHarness(t)
+	h.life.sandboxes[testID] = sandbox(testID)
+	must.Eq(t, http.StatusNoContent, h.do("POST", "/sandboxes/"+string(testID)+"/pause", "").status)
+	h.do("POST", "/sandboxes/"+string(testID)+"/pause", `{}`).mustFail(t, http.StatusConflict, "sandbox_not_running")
+	h.do("POST", "/sandboxes/"+string(testID)+"/pause", `{"memory":false}`).mustFail(t, http.StatusBadRequest, "unsupported")
+	h.do("POST", "/sandboxes/"+string(otherID)+"/pause", `{}`).mustFail(t, http.StatusNotFound, "not_found")
+
+	a := h.do("POST", "/sandboxes/"+string(testID)+"/resume", `{}`)
+	must.Eq(t, http.StatusCreated, a.status)
+	must.Eq(t, timeoutCall{"resume", testID, 15 * time.Second}, h.life.timeouts[0])
+	h.do("POST", "/sandboxes/"+string(testID)+"/resume", `{"timeout":-1}`).mustFail(t, http.StatusBadRequest, "invalid_argument")
+}
+
+func TestE2BFork_tellsEachCopysFate(t *testing.T) {
+	h := newHarness(t)
+	h.life.sandboxes[testID] = sandbox(testID)
+	a := h.do("POST", "/sandboxes/"+string(testID)+"/fork", `{"count":2,"timeout":30}`)
+	must.Eq(t, http.StatusCreated, a.status)
+	must.StrContains(t, a.body, `[{"sandbox":{"templateID":`)
+	must.StrContains(t, a.body, `{"error":{"code":503,"message":"no room"`)
+	must.Eq(t, 30*time.Second, h.life.timeouts[0].D)
+	for _, body := range []string{`{"count":0}`, `{"count":101}`, `{"count":1.5}`, `{"timeout":0}`} {
+		h.do("POST", "/sandboxes/"+string(testID)+"/fork", body).mustFail(t, http.StatusBadRequest, "invalid_argument")
+	}
+}
+
+func TestE2BSnapshots_pageByPage(t *testing.T) {
+	h := newHarness(t)
+	h.life.sandboxes[testID] = sandbox(testID)
+	for _, body := range []string{`{"name":"a:v1"}`, `{}`, `{"name":"b:default"}`} {
+		must.Eq(t, http.StatusCreated, h.do("POST", "/sandboxes/"+string(testID)+"/snapshots", body).status)
+	}
+	a := h.do("GET", "/snapshots?limit=2", "")
+	must.Eq(t, `[{"snapshotID":"s00000000000000000003","names":["b:default"]},{"snapshotID":"s00000000000000000002","names":[]}]`+"\n", a.body)
+	next := a.header.Get("X-Next-Token")
+	must.NotEq(t, "", next)
+	a = h.do("GET", "/snapshots?limit=2&nextToken="+next, "")
+	must.Eq(t, `[{"snapshotID":"s00000000000000000001","names":["a:v1"]}]`+"\n", a.body)
+	must.Eq(t, "", a.header.Get("X-Next-Token"))
+	must.StrContains(t, h.do("GET", "/snapshots?name=a", "").body, "0001")
+	must.Eq(t, "[]\n", h.do("GET", "/snapshots?sandboxID="+string(otherID), "").body)
+	h.do("GET", "/snapshots?limit=101", "").mustFail(t, http.StatusBadRequest, "invalid_argument")
+	h.do("GET", "/snapshots?nextToken=none", "").mustFail(t, http.StatusBadRequest, "invalid_argument")
+	must.Eq(t, http.StatusNoContent, h.do("DELETE", "/templates/s00000000000000000001", "").status)
+	must.Eq(t, http.StatusNotFound, h.do("GET", "/v1/snapshots/s00000000000000000001", "").status)
+	must.Eq(t, http.StatusOK, h.do("GET", "/v1/snapshots/s00000000000000000002", "").status)
+}
