@@ -84,6 +84,7 @@ type SandboxExit struct {
 	Signal  int    `json:"signal,omitempty"`
 	OOM     bool   `json:"oom,omitempty"`        // the kernel's out-of-memory killer ended a process of it
 	PIDs    bool   `json:"pids_limit,omitempty"` // processes or threads were refused at its limit of them
+	Disk    bool   `json:"disk_full,omitempty"`  // its disk limit, bytes or files, was used up at its end
 	Message string `json:"message,omitempty"`
 }
 

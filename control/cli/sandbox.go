@@ -148,6 +148,9 @@ func exitText(e api.SandboxExit) string {
 	if e.PIDs {
 		text += ", met its limit of processes"
 	}
+	if e.Disk {
+		text += ", had used up its disk limit"
+	}
 	if e.Message != "" {
 		text += ": " + e.Message
 	}

@@ -251,7 +251,7 @@ func (f facts) stopped(sb nodeapi.Sandbox) state.End {
 	}
 	if x := sb.Exit; x != nil {
 		e.Reason = x.Reason
-		e.Exit = &state.Exit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Message: x.Message}
+		e.Exit = &state.Exit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Disk: x.Disk, Message: x.Message}
 		if x.Reason == nodeapi.ExitLost {
 			e.State = state.Lost
 		}

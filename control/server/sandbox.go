@@ -152,7 +152,7 @@ func sandboxView(sb state.Sandbox) api.Sandbox {
 		out.OnTimeout = string(state.OnTimeoutKill)
 	}
 	if x := sb.Exit; x != nil {
-		out.Exit = &api.SandboxExit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Message: x.Message}
+		out.Exit = &api.SandboxExit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Disk: x.Disk, Message: x.Message}
 	}
 	return out
 }

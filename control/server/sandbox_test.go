@@ -95,7 +95,7 @@ func TestGet_showsAllFieldsButTheEnvironment(t *testing.T) {
 	h := newHarness(t)
 	sb := sandbox(testID)
 	sb.State, sb.Reason, sb.EndedAt = state.Stopped, "its command ended", testTime.Add(2*time.Second)
-	sb.Exit = &state.Exit{Reason: "main_exited", Code: 137, Signal: 9, OOM: true, PIDs: true, Message: "m"}
+	sb.Exit = &state.Exit{Reason: "main_exited", Code: 137, Signal: 9, OOM: true, PIDs: true, Disk: true, Message: "m"}
 	sb.QoS, sb.Limits = api.QoSBestEffort, state.Limits{PIDs: 64, DiskBytes: 1 << 30, DiskInodes: 5, IOReadBytes: 1, IOWriteBytes: 2, IOReadOps: 3, IOWriteOps: 4}
 	h.life.sandboxes[testID] = sb
 	h.do("GET", "/sandboxes/"+string(testID), "").mustFail(t, 404, api.CodeNotFound) // the contract has no word for it
@@ -108,7 +108,7 @@ func TestGet_showsAllFieldsButTheEnvironment(t *testing.T) {
 		"end_at": "2026-11-23T20:01:00Z", "max_end_at": "2026-11-23T21:00:00Z", "ended_at": "2026-11-23T20:00:02Z",
 		"cpu_millis": 1500.0, "memory_mb": 512.0, "disk_mb": 1024.0, "metadata": map[string]any{"k": "v"},
 		"key_id": "00000000000000aa", "on_timeout": "kill", "auto_resume": false, "allow_internet_access": true,
-		"exit": map[string]any{"reason": "main_exited", "code": 137.0, "signal": 9.0, "oom": true, "pids_limit": true, "message": "m"},
+		"exit": map[string]any{"reason": "main_exited", "code": 137.0, "signal": 9.0, "oom": true, "pids_limit": true, "disk_full": true, "message": "m"},
 	}), a.object(t)["soulbox"])
 	must.StrNotContains(t, a.body, "hunter2")
 	_, err := h.client().GetSandbox(t.Context(), otherID)

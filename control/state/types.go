@@ -117,6 +117,7 @@ type Exit struct {
 	Signal  int    `codec:"signal"`
 	OOM     bool   `codec:"oom"`
 	PIDs    bool   `codec:"pids_limit"` // it met its limit of processes
+	Disk    bool   `codec:"disk_full"`  // it had used up its disk limit
 	Message string `codec:"message"`
 }
 

@@ -24,6 +24,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/placement/local"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/control/template"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -41,22 +42,18 @@ type stack struct {
 }
 
 // templates is the template service as the server wants it.
-type templates struct{ *core.Core }
+type templates struct{ *template.Service }
 
 func (t templates) Import(ctx context.Context, who auth.Identity, name, source string, r io.Reader) (state.Template, error) {
-	return t.Templates.Import(ctx, who.Tenant, name, source, r)
+	return t.Service.Import(ctx, who.Tenant, name, source, r)
 }
 
 func (t templates) List(_ context.Context, tenant string) ([]state.Template, error) {
-	return t.Templates.List(tenant)
+	return t.Service.List(tenant)
 }
 
 func (t templates) Get(ctx context.Context, tenant, name string) (state.Template, error) {
-	return t.Templates.Resolve(ctx, tenant, name)
-}
-
-func (t templates) Delete(ctx context.Context, tenant, name string) error {
-	return t.Templates.Delete(ctx, tenant, name)
+	return t.Service.Resolve(ctx, tenant, name)
 }
 
 // newStack starts all of it in folders and control groups of its own. At the end nothing of it may be left on the machine.

@@ -59,7 +59,7 @@ func TestFileSystem(t *testing.T) {
 		"exchange a template's directory with an own one": {"": "contained: EXDEV|contained: ok"},
 	})
 	a.attempts(t, "F18", "attributes that steer the overlay, and capabilities on files", "root", nil, map[string]answers{
-		"setxattr security.selinux":                      {"": "EPERM|EOPNOTSUPP|ok"}, // a label of an own file, for the host's policy to judge
+		"setxattr security.selinux":                      {"": "EPERM|EOPNOTSUPP|ok"}, // a label of an own file: for SELinux to judge, and where it is not loaded some kernels let it pass; nothing reads it
 		"setxattr user.overlay.redirect, without effect": {"": "then: ENOENT|EOPNOTSUPP"},
 		"capabilities of the host on a file":             {"": "asked for: ok|asked for: EPERM"},
 	})

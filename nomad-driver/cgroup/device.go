@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,15 @@ type device struct {
 }
 
 const anyMinor = -1
+
+// line is the device in a list of v1.
+func (d device) line() string {
+	minor := "*"
+	if d.minor != anyMinor {
+		minor = strconv.Itoa(int(d.minor))
+	}
+	return fmt.Sprintf("c %d:%s rw", d.major, minor)
+}
 
 // devices are all of them: null, zero, full, random, urandom, tty, ptmx and the terminals of devpts. There is nothing in
 // a sandbox's /dev besides; this is the second wall.

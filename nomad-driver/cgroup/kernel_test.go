@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,6 +113,44 @@ func TestManager_guardsDevicesOfItsGroups(t *testing.T) {
 	}
 	if want := map[int]string{1: "devices controller", 2: "bpf"}[m.Version()]; how != want {
 		t.Errorf("devices are guarded by %q, want %q", how, want)
+	}
+}
+
+// TestV1_groupsTakeOverTheDevicesOfTheParent reads the lists of groups below a new parent, one that is found again, and one that had
+// groups before.
+func TestV1_groupsTakeOverTheDevicesOfTheParent(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		before  func(t *testing.T, dir string)
+		guarded bool
+	}{
+		{"new", func(*testing.T, string) {}, true},
+		{"found again", func(t *testing.T, dir string) {
+			must.NoError(t, os.Mkdir(dir, 0o755))
+			must.NoError(t, errors.Join(write(dir, "devices.deny", "a"), allowDevices(dir)))
+			must.NoError(t, os.Mkdir(dir+"/before", 0o755))
+		}, true},
+		{"with less than the list", func(t *testing.T, dir string) {
+			must.NoError(t, os.Mkdir(dir, 0o755))
+			must.NoError(t, write(dir, "devices.deny", "a"))
+		}, true},
+		{"with groups of all devices", func(t *testing.T, dir string) { must.NoError(t, os.MkdirAll(dir+"/before", 0o755)) }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newKernel(t)
+			h, ok := m.h.(*v1)
+			if !ok || h.dirs["devices"] == "" {
+				t.Skip("no devices controller of v1: one program guards all groups of v2")
+			}
+			dir := filepath.Join(h.dirs["devices"], m.parent)
+			c.before(t, dir)
+			t.Cleanup(func() { _ = os.Remove(dir + "/before") })
+			g := newGroup(t, m, Limits{})
+			list, err := read(filepath.Join(h.dirs["devices"], g.rel), "devices.list")
+			must.NoError(t, err)
+			must.True(t, onlyDevices(string(list)), must.Sprint(string(list)))
+			must.Eq(t, c.guarded, h.guarded.Load())
+		})
 	}
 }
 

@@ -6,7 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,8 @@ import (
 type v1 struct {
 	dirs map[string]string // controller → root of its hierarchy
 	all  []string          // the roots, each once; that of the freezer first
+
+	guarded atomic.Bool // the parent has the list of devices, which new groups take over
 }
 
 var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio"}
@@ -49,6 +52,9 @@ func (h *v1) version() int    { return 1 }
 func (h *v1) roots() []string { return h.all }
 
 func (h *v1) prepareParent(parent string) error {
+	if err := h.guardParent(parent); err != nil {
+		return err
+	}
 	if h.dirs["memory"] == "" {
 		return nil
 	}
@@ -185,21 +191,63 @@ func v1Memory(dir string, limit int64) error {
 	return err
 }
 
-// guardDevices is for new groups: in between its writes there are no devices at all.
-func (h *v1) guardDevices(group string) error {
-	dir, err := h.dir("devices", group)
+// guardParent gives the parent the list of devices: a new group begins with that of its parent, and pays nothing. A parent that
+// has groups already, of a version that guarded each by itself, takes no list any more; then that goes on.
+func (h *v1) guardParent(parent string) error {
+	dir, err := h.dir("devices", parent)
 	if err != nil {
 		return nil //nolint:nilerr // the second wall only: /dev holds nothing else
+	}
+	list, err := read(dir, "devices.list")
+	if err != nil {
+		return err
+	}
+	if !onlyDevices(string(list)) {
+		if err := write(dir, "devices.deny", "a"); errors.Is(err, unix.EINVAL) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := allowDevices(dir); err != nil {
+			return err
+		}
+	}
+	h.guarded.Store(true)
+	return nil
+}
+
+// onlyDevices reports whether a list is that of a sandbox, all of it.
+func onlyDevices(list string) bool {
+	lines := strings.Split(strings.TrimSpace(list), "\n")
+	if len(lines) != len(devices) {
+		return false
+	}
+	for _, d := range devices {
+		if !slices.Contains(lines, d.line()) {
+			return false
+		}
+	}
+	return true
+}
+
+// guardDevices is for new groups: in between its writes there are no devices at all.
+func (h *v1) guardDevices(group string) error {
+	if h.guarded.Load() {
+		return nil
+	}
+	dir, err := h.dir("devices", group)
+	if err != nil {
+		return nil //nolint:nilerr // see guardParent
 	}
 	if err := write(dir, "devices.deny", "a"); err != nil {
 		return err
 	}
+	return allowDevices(dir)
+}
+
+func allowDevices(dir string) error {
 	for _, d := range devices {
-		minor := "*"
-		if d.minor != anyMinor {
-			minor = strconv.Itoa(int(d.minor))
-		}
-		if err := write(dir, "devices.allow", fmt.Sprintf("c %d:%s rw", d.major, minor)); err != nil {
+		if err := write(dir, "devices.allow", d.line()); err != nil {
 			return err
 		}
 	}

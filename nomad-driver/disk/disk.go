@@ -22,6 +22,13 @@ type Usage struct {
 	Limits        Limits // as enforced; Limits.Bytes is the size of the whole file system for image and tmpfs
 }
 
+// Full reports whether a limit is used up: all inodes, or 99 % of the bytes, since a file system keeps some for itself and a write
+// that does not fit leaves a rest.
+func (u Usage) Full() bool {
+	l := u.Limits
+	return l.Bytes > 0 && u.Bytes >= l.Bytes-l.Bytes/100 || l.Inodes > 0 && u.Inodes >= l.Inodes
+}
+
 // Limiter bounds folders. One limiter serves many folders at once; calls for one folder come one after another. A call may
 // take as long as the disk does (an image: some ten milliseconds).
 //

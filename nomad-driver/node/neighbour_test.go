@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -35,6 +36,10 @@ var attacks = []attack{
 	{"deaf", `trap '' $(seq 1 64); while :; do :; done`, nil},
 }
 
+// only chooses one attack, for a profile of the machine under it: go test -run=^$ -bench=Neighbour -benchtime=1x -attack=descriptors,
+// with perf record -a -g beside it.
+var only = flag.String("attack", "", "the one attack of BenchmarkNeighbour to wage")
+
 const (
 	neighbourExecs  = 400
 	neighbourRhythm = 10 * time.Millisecond // between the starts of two execs: a neighbour that works, not one that floods
@@ -52,6 +57,9 @@ func BenchmarkNeighbour(b *testing.B) {
 	neighbour := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
 	for b.Loop() {
 		for _, a := range attacks {
+			if *only != "" && a.name != *only {
+				continue
+			}
 			a.measure(b, d, neighbour, program)
 		}
 	}

@@ -301,7 +301,7 @@ func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
 	oom := e.OOM && stop == nil && e.Record != nil && e.Record.Signal == int(unix.SIGKILL)
 	switch {
 	case e.Record != nil && !oom:
-		x := &nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: e.Record.Code, Signal: e.Record.Signal, OOM: e.OOM, PIDs: e.PIDLimit}
+		x := &nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: e.Record.Code, Signal: e.Record.Signal, OOM: e.OOM, PIDs: e.PIDLimit, Disk: e.DiskFull}
 		if e.Record.Reason == guest.ReasonShutdown {
 			x.Reason = nodeapi.ExitStopped
 			if stop != nil {
@@ -312,7 +312,7 @@ func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
 	case e.Rebooted:
 		return &nodeapi.Exit{Reason: nodeapi.ExitLost, Code: -1, Message: "the machine restarted under it"}
 	}
-	x := &nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: e.OOM, PIDs: e.PIDLimit}
+	x := &nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: e.OOM, PIDs: e.PIDLimit, Disk: e.DiskFull}
 	if e.Waited {
 		x.Code, x.Signal = e.Code, e.Signal
 		if e.Signal != 0 {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
 )
 
 // State of a Finding.
@@ -66,11 +68,16 @@ func Look(o Options) (Report, error) {
 		o.Release, o.VersionLine = unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:])
 	}
 	r := Report{Version: o.Version, Time: time.Now().UTC(), Host: unix.ByteSliceToString(u.Nodename[:]), Kernel: o.Release}
+	abi, err := boot.LandlockVersion()
+	if err != nil {
+		return Report{}, err
+	}
 	for _, name := range []string{"default", "strict"} {
 		p, err := profile(name)
 		if err != nil {
 			return Report{}, err
 		}
+		p.Landlock = landlock(abi)
 		r.Profiles = append(r.Profiles, p)
 	}
 	host := hostFiles{root: o.Root}
@@ -79,7 +86,7 @@ func Look(o Options) (Report, error) {
 		r.Upstream = v.String()
 	}
 	r.Kernels = weaknesses(v, known, host, r.Profiles)
-	r.Settings = settings(o, host)
+	r.Settings = append(settings(o, host), landlockFinding(abi))
 	return r, nil
 }
 

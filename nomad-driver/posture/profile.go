@@ -28,6 +28,7 @@ type Profile struct {
 	ReadOnly     []string `json:"read_only"`
 	Devices      []string `json:"devices"`
 	Limits       []Item   `json:"resource_limits"`
+	Landlock     []Item   `json:"landlock"` // what this kernel's Landlock holds of it, behind the other walls
 
 	program []byte
 }

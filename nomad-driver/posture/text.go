@@ -57,6 +57,7 @@ func (p Profile) text(b *strings.Builder) {
 	for _, m := range p.Mounts {
 		fmt.Fprintf(b, "    %-12s %-8s %-22s %s\n", m.Path, m.Type, m.Flags, m.Why)
 	}
+	items("Landlock, behind the other walls", p.Landlock)
 	fmt.Fprintf(b, "\n  Masked      %s\n", orNone(p.Masked))
 	fmt.Fprintf(b, "  Read-only   %s\n", orNone(p.ReadOnly))
 	fmt.Fprintf(b, "  Devices     %s\n", strings.Join(p.Devices, " "))

@@ -24,6 +24,10 @@ import (
 // cleanupTime bounds the removal of what a failed Create has made.
 const cleanupTime = 30 * time.Second
 
+// bootMillis is what a sandbox has of processor at least until its PID 1 serves: a few milliseconds of work, which a small quota
+// would spread over many of the scheduler's periods. Nothing of the user's runs before but the start of Boot.Main.
+const bootMillis = 1000
+
 // Create makes a sandbox and returns when its PID 1 serves and Boot.Main, if any, runs. On error nothing is left behind.
 // An error that PID 1 reported has a *frame.ErrorBody in its chain, whose Code is one of guest.Code* or boot.CodeBoot.
 func Create(ctx context.Context, c Config) (*Sandbox, error) {
@@ -50,6 +54,7 @@ type builder struct {
 	lis   int // descriptor of the listening socket, or 0
 	init  *os.File
 	made  struct{ state, run bool }
+	quota int64        // of processor, where it comes to hold only after the boot
 	disk  disk.Limiter // of the writable layer, where one was asked to bound it
 	steps []guest.Step
 	last  time.Time
@@ -102,6 +107,12 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	b.step("init")
+	if b.quota > 0 {
+		if err := b.group.SetLimits(cgroup.Limits{CPUMillis: b.quota}); err != nil {
+			return nil, err
+		}
+		b.step("quota")
+	}
 	start, err := startTime(b.child.pid)
 	if err != nil {
 		return nil, fmt.Errorf("identify PID 1: %w", err)
@@ -134,6 +145,9 @@ func (b *builder) makeChild() (err error) {
 	limits, err := b.c.Limits.group(b.c.QoS, b.c.StateDir)
 	if err != nil {
 		return err
+	}
+	if q := limits.CPUMillis; 0 < q && q < bootMillis {
+		b.quota, limits.CPUMillis = q, bootMillis
 	}
 	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), limits); err != nil {
 		return err

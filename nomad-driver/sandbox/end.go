@@ -51,6 +51,9 @@ func (s *Sandbox) ended() {
 	if denied, err := s.group.ForksDenied(); err == nil {
 		s.exit.PIDLimit = denied > 0
 	}
+	if u, err := s.diskCounted(); err == nil && u != nil {
+		s.exit.DiskFull = u.Full()
+	}
 	close(s.done)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -298,4 +299,21 @@ func TestDiskLimit_isFoundAgain(t *testing.T) {
 	c.Limits.DiskBytes = 32 * mib
 	_, err := sandbox.Create(t.Context(), c)
 	must.ErrorContains(t, err, "disk limiter")
+}
+
+// TestCreate_smallQuotaHoldsAfterTheBoot reads the quota of a running sandbox from its group: while PID 1 boots it is larger.
+func TestCreate_smallQuotaHoldsAfterTheBoot(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	for _, millis := range []int64{sandbox.MinCPUMillis, 50, 999, 1000, 1500} {
+		c := h.Config()
+		c.Limits.CPUMillis = millis
+		s := h.Create(t, c)
+		quota := strconv.FormatInt(millis*100, 10)
+		want := quota + " 100000"
+		if h.Cgroups.Version() == 1 {
+			want = quota
+		}
+		must.Eq(t, want, groupFile(t, h, c.ID, "cpu/cpu.cfs_quota_us", "cpu.max"))
+		must.Eq(t, millis < 1000, slices.ContainsFunc(s.Steps(), func(st guest.Step) bool { return st.Name == "quota" }))
+	}
 }

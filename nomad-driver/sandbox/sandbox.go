@@ -114,6 +114,8 @@ type Exit struct {
 	OOM bool
 	// PIDLimit tells that processes or threads were refused at Limits.PIDs at some time.
 	PIDLimit bool
+	// DiskFull tells that its disk limit, in bytes or inodes, was used up at its end.
+	DiskFull bool
 	// Rebooted tells that the machine restarted under the sandbox.
 	Rebooted bool
 }

@@ -121,9 +121,9 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		return nil, errors.Join(fmt.Errorf("make status pipe: %w", err), unix.Close(sp[0]))
 	}
 	defer func() { err = errors.Join(err, unix.Close(pipe[1])) }()
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := openNull()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open /dev/null: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+		return nil, errors.Join(err, unix.Close(sp[0]), unix.Close(pipe[0]))
 	}
 	defer func() { err = errors.Join(err, unix.Close(null)) }()
 
@@ -196,6 +196,23 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		return c, fmt.Errorf("prepare descriptors: %w", nerr)
 	}
 	return c, nil
+}
+
+// openNull opens /dev/null of the host, for PID 1 to have as stdio, and makes sure that it is no other file by that name.
+func openNull() (int, error) {
+	fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/null: %w", err)
+	}
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3)) {
+		err = errors.New("it is another file")
+	}
+	if err != nil {
+		return -1, errors.Join(fmt.Errorf("open /dev/null: %w", err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // fork clones and, in the child, execs. Between the two the child must not grow its stack, allocate, lock or schedule:

@@ -2,6 +2,7 @@ package sandbox_test
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -115,17 +116,43 @@ func TestStrict_isComplete(t *testing.T) {
 	}
 }
 
-// TestInit_isReadOnlyInside looks from the host at the mount that PID 1 runs from.
-func TestInit_isReadOnlyInside(t *testing.T) {
+// TestInit_isReadOnlyAndTellsNothing looks from the host at the mounts of PID 1.
+func TestInit_isReadOnlyAndTellsNothing(t *testing.T) {
 	h := sandboxtest.NewHost(t)
 	s := h.Create(t, h.Config())
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(s.Ref().PID) + "/mountinfo")
 	must.NoError(t, err)
+	must.StrNotContains(t, string(b), "soulbox-init", must.Sprint("the binary's path on the host"))
 	for line := range strings.Lines(string(b)) {
 		if f := strings.Fields(line); f[4] == guest.InitPath {
+			must.Eq(t, "/init", f[3])
 			must.StrHasPrefix(t, "ro", f[5])
+			must.StrContains(t, line, " - tmpfs soulbox ro", must.Sprint("of a file system that is read-only as a whole"))
 			return
 		}
 	}
 	t.Error("the init binary is not mounted")
+}
+
+func TestInit_copyOutlivesTheFileAndNobodyElseSeesIt(t *testing.T) {
+	h := sandboxtest.NewHost(t)
+	path := filepath.Join(t.TempDir(), "soulbox-init")
+	must.NoError(t, sandboxtest.CopyFile(sandboxtest.Init(t), path, 0o755))
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	must.NoError(t, err)
+	init, err := sandbox.OpenInit(path)
+	must.NoError(t, err)
+	after, err := os.ReadFile("/proc/self/mountinfo")
+	must.NoError(t, err)
+	must.Eq(t, string(before), string(after))
+	must.NoError(t, os.Remove(path))
+	c := h.Config()
+	c.Init = init
+	s := h.Create(t, c)
+	must.NoError(t, init.Close())
+	must.Eq(t, "goes on\n", sandboxtest.Shell(t, s, "", "echo goes on"))
+	c = h.Config()
+	c.Init = init
+	_, err = sandbox.Create(t.Context(), c)
+	must.ErrorIs(t, err, os.ErrClosed)
 }

@@ -51,12 +51,24 @@ func (s *starter) Do(f func() (int, error)) (n int, err error) {
 	return n, err
 }
 
-// Versions of Landlock: with the first, files cannot be moved between directories at all.
+// Versions of Landlock from which on a sandbox has parts of it. With the first one, files cannot be moved between directories at all.
 const (
-	minABI    = 2
-	ioctlABI  = 5
-	scopesABI = 6
+	LandlockABI       = 2 // mounts and device nodes
+	LandlockIoctlABI  = 5 // ioctls of devices
+	LandlockScopesABI = 6 // signals
 )
+
+// LandlockVersion returns the version of the kernel's Landlock; 0 where it has none.
+func LandlockVersion() (int, error) {
+	abi, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	switch errno {
+	case 0:
+		return int(abi), nil
+	case unix.ENOSYS, unix.EOPNOTSUPP:
+		return 0, nil
+	}
+	return 0, fmt.Errorf("landlock version: %w", errno)
+}
 
 // restrictFiles puts the calling thread, and what it starts, into a Landlock domain: no mount is made, moved, changed or
 // removed any more, whatever capability somebody may come by; device nodes are made nowhere; devices outside /dev take no
@@ -64,20 +76,17 @@ const (
 //
 // What is mounted read-only or masked cannot be said in its terms, in which a right over / is one over all below it.
 func restrictFiles() error {
-	abi, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno == unix.ENOSYS || errno == unix.EOPNOTSUPP || errno == 0 && abi < minABI {
-		return nil
-	}
-	if errno != 0 {
-		return fmt.Errorf("landlock version: %w", errno)
+	abi, err := LandlockVersion()
+	if err != nil || abi < LandlockABI {
+		return err
 	}
 	handled := uint64(unix.LANDLOCK_ACCESS_FS_REFER | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK)
 	device := uint64(0)
-	if abi >= ioctlABI {
+	if abi >= LandlockIoctlABI {
 		device = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 	}
 	attr := unix.LandlockRulesetAttr{Access_fs: handled | device} // a field that a version does not know must be 0
-	if abi >= scopesABI {
+	if abi >= LandlockScopesABI {
 		// Abstract sockets are those of the own network namespace already; and a checkpoint must reach the processes through one.
 		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL
 	}
@@ -85,7 +94,7 @@ func restrictFiles() error {
 	if errno != 0 {
 		return fmt.Errorf("make landlock rules: %w", errno)
 	}
-	err := allow(int(set), "/", unix.LANDLOCK_ACCESS_FS_REFER)
+	err = allow(int(set), "/", unix.LANDLOCK_ACCESS_FS_REFER)
 	if err == nil && device != 0 {
 		err = allow(int(set), "/dev", device)
 	}

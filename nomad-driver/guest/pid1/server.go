@@ -15,6 +15,9 @@ import (
 const (
 	// maxConns is how many conversations go on at the same time; further ones are told to come back.
 	maxConns = 1024
+	// maxListeners is how many more there may be that only listen along: the log has one for each process, and shall not take the
+	// places of those who work with the processes.
+	maxListeners = 1024
 	// requestWait is how long a connection may take to say what it wants.
 	requestWait = 10 * time.Second
 )
@@ -58,10 +61,12 @@ type server struct {
 	idle  func() // called when the last conversation has ended
 	mu    sync.Mutex
 	left  *sync.Cond // conns has become smaller
-	conns int
+	conns int        // of every kind, and those that have not said yet what they want
 	open  map[*conn]struct{}
 	lis   *os.File // listened on
 	bare  bool     // PID 1 lets itself be looked at, for a checkpoint
+
+	talks, listeners int
 }
 
 func newServer(b backend, idle func()) *server {
@@ -130,8 +135,8 @@ func (s *server) converse(c *conn, n int) {
 			s.idle()
 		}
 	}()
-	if n > maxConns {
-		c.fail(fail(guest.CodeLimit, "more than %d conversations with this guest", maxConns))
+	if n > maxConns+maxListeners {
+		c.fail(tooMany())
 		return
 	}
 	c.f.SetDeadline(time.Now().Add(requestWait))
@@ -145,7 +150,33 @@ func (s *server) converse(c *conn, n int) {
 		c.fail(failBody(err))
 		return
 	}
+	leave, ok := s.admit(&req)
+	defer leave()
+	if !ok {
+		c.fail(tooMany())
+		return
+	}
 	s.dispatch(c, &req)
+}
+
+// admit counts a conversation whose request is known among its kind, until leave is called, and reports whether there is a place.
+func (s *server) admit(req *guest.Request) (leave func(), ok bool) {
+	count, most := &s.talks, maxConns
+	if req.Op == guest.OpAttach && req.Attach.Lossy {
+		count, most = &s.listeners, maxListeners
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*count++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		*count--
+	}, *count <= most
+}
+
+func tooMany() *frame.ErrorBody {
+	return fail(guest.CodeLimit, "more than %d conversations with this guest, or %d that listen along", maxConns, maxListeners)
 }
 
 // drainConns waits until no conversation is left, at most for d.

@@ -143,6 +143,7 @@ type Exit struct {
 	Signal  int    `json:"signal,omitempty"`
 	OOM     bool   `json:"oom,omitempty"`        // the kernel's out-of-memory killer ended a process of it
 	PIDs    bool   `json:"pids_limit,omitempty"` // processes or threads were refused at limits.pids at some time
+	Disk    bool   `json:"disk_full,omitempty"`  // its disk limit, bytes or inodes, was used up at its end
 	Message string `json:"message,omitempty"`
 }
 
