@@ -228,7 +228,11 @@ func makeExit(path string) (int, error) {
 
 // makeSocket makes the guest socket in the child's network namespace: a checkpoint could not hold one of another.
 func (b *builder) makeSocket() error {
-	fd, err := socketIn(b.child.pidfd, unix.AF_UNIX)
+	in := b.child.pidfd
+	if b.c.Network != nil { // which the child enters only later
+		in = b.c.Network
+	}
+	fd, err := socketIn(in, unix.AF_UNIX)
 	if err != nil {
 		return fmt.Errorf("make guest socket: %w", err)
 	}
