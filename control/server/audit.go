@@ -9,18 +9,25 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/audit"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
-// scope returns the tenant whose records a caller may see: his own, or all ("") for the tenant that runs the service.
-func scope(r *http.Request) string {
-	if t := tenant(r); t != state.DefaultTenant {
-		return t
+// within returns the tenant that a caller's permission for the route is bounded by: the one he acts in, or "" where he has it in
+// all tenants.
+func (s *Server) within(r *http.Request) (string, error) {
+	req := requestOf(r)
+	d, err := s.cfg.Access.Decide(rbac.Request{
+		Who: req.access.who, Permission: req.needs, Tenant: state.Everywhere, Source: req.access.source, Now: time.Now(),
+	})
+	if err != nil || d.Allowed && !d.Filter {
+		return "", err
 	}
-	return ""
+	return tenant(r), nil
 }
 
 func (s *Server) needAudit() error {
@@ -33,7 +40,7 @@ func (s *Server) needAudit() error {
 const maxAuditWord = 512 // bytes of a parameter
 
 // auditQuery reads what selects events. A tenant that may see itself alone gets itself alone, whatever it asks for.
-func auditQuery(r *http.Request) (*query, audit.Query, error) {
+func (s *Server) auditQuery(r *http.Request) (*query, audit.Query, error) {
 	q, err := parseQuery(r)
 	if err != nil {
 		return nil, audit.Query{}, err
@@ -43,7 +50,11 @@ func auditQuery(r *http.Request) (*query, audit.Query, error) {
 		Action: q.str("action", maxAuditWord), Resource: q.str("resource", maxAuditWord), Result: q.str("result", maxAuditWord),
 		Request: q.str("request", maxAuditWord),
 	}
-	if own := scope(r); own != "" {
+	own, err := s.within(r)
+	if err != nil {
+		return nil, audit.Query{}, err
+	}
+	if own != "" {
 		if aq.Tenant != "" && aq.Tenant != own {
 			q.fail(api.Errorf(http.StatusNotFound, api.CodeNotFound, "tenant %.80q does not exist", aq.Tenant))
 		}
@@ -57,7 +68,7 @@ func (s *Server) auditEvents(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needAudit(); err != nil {
 		return err
 	}
-	q, aq, err := auditQuery(r)
+	q, aq, err := s.auditQuery(r)
 	if err != nil {
 		return err
 	}
@@ -86,7 +97,7 @@ func (s *Server) auditStream(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needAudit(); err != nil {
 		return err
 	}
-	q, aq, err := auditQuery(r)
+	q, aq, err := s.auditQuery(r)
 	if err != nil {
 		return err
 	}

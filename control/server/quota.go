@@ -24,7 +24,11 @@ func (s *Server) quotaTenant(r *http.Request) (string, error) {
 		return "", api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service has no quotas")
 	}
 	t := r.PathValue("tenant")
-	if own := scope(r); own != "" && t != own {
+	own, err := s.within(r)
+	if err != nil {
+		return "", err
+	}
+	if own != "" && t != own {
 		return "", api.Errorf(http.StatusNotFound, api.CodeNotFound, "tenant %.80q does not exist", t)
 	}
 	if t != state.Everywhere {
@@ -70,7 +74,9 @@ func (s *Server) putQuota(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if scope(r) != "" {
+	if own, err := s.within(r); err != nil {
+		return err
+	} else if own != "" {
 		return api.Errorf(http.StatusForbidden, "forbidden", "a tenant may not change its own quota")
 	}
 	var req api.QuotaRequest

@@ -16,6 +16,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -149,13 +150,13 @@ func TestRecord_whatLastsHasAStartAndAnEnd(t *testing.T) {
 	must.Eq(t, "200", got[3].Details["status"])
 }
 
-// operator is fakeAuth whose tenant a runs the service.
+// operator is fakeAuth whose key of tenant a is good in all tenants.
 type operator struct{ fakeAuth }
 
-func (o operator) Verify(key string) (auth.Identity, error) {
-	who, err := o.fakeAuth.Verify(key)
+func (o operator) Authenticate(ctx context.Context, c auth.Credentials) (auth.Identity, error) {
+	who, err := o.fakeAuth.Authenticate(ctx, c)
 	if who.Tenant == "a" {
-		who.Tenant = state.DefaultTenant
+		who.Tenant, who.Roles, who.Scope = state.DefaultTenant, []string{rbac.RoleAdmin}, state.Everywhere
 	}
 	return who, err
 }

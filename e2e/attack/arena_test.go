@@ -137,7 +137,7 @@ func newArena(t *testing.T) *arena {
 	defer cancel()
 	must.NoError(t, a.core.ConnectNodes(wait, 1))
 	srv, err := server.New(server.Config{
-		Lifecycle: a.core.Sandboxes, Auth: auth.NewChain(a.core.Auth), Access: a.core.Access, Tenants: a.core.State, Policy: a.core.State, Templates: templates{a.core}, Fleet: a.core.Fleet, Watcher: a.core.State,
+		Lifecycle: a.core.Sandboxes, Auth: auth.NewChain(a.core.Auth), Access: a.core.Access, Tenants: a.core.State, Policy: a.core.State, Templates: templates{a.core.Templates}, Fleet: a.core.Fleet, Watcher: a.core.State,
 		Logger: log.Named("http"),
 	})
 	must.NoError(t, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -170,7 +171,7 @@ func (a *arena) saysWhatHappened(t *testing.T) {
 
 func diskProbe(mb *int64) api.CreateRequest {
 	timeout := int64(60)
-	return api.CreateRequest{Template: "base", Timeout: &timeout, DiskMB: mb, Command: []string{"/bin/true"}}
+	return api.CreateRequest{Template: "base", Timeout: &timeout, CreateOptions: api.CreateOptions{DiskMB: mb, Command: []string{"/bin/true"}}}
 }
 
 // The file API of a sandbox at /v1 and of the node, by hand: requests that no client of ours makes.
@@ -211,7 +212,7 @@ func TestFileAPI(t *testing.T) {
 		defer j.end()
 		// A server of its own, which is less patient: what is tried is that it gives up, not how long it waits.
 		srv, err := server.New(server.Config{
-			Lifecycle: a.core.Sandboxes, Auth: a.core.Auth, Templates: templates{a.core.Templates}, Fleet: a.core.Fleet, Watcher: a.core.State,
+			Lifecycle: a.core.Sandboxes, Auth: auth.NewChain(a.core.Auth), Access: a.core.Access, Tenants: a.core.State, Policy: a.core.State, Templates: templates{a.core.Templates}, Fleet: a.core.Fleet, Watcher: a.core.State,
 			BodyTimeout: 300 * time.Millisecond,
 		})
 		must.NoError(t, err)

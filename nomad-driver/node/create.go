@@ -129,7 +129,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 		Request: hash, IDBase: base, Logs: req.Logs, Token: req.AccessToken, Env: req.Env, Cwd: req.Cwd,
 		Sandbox: nodeapi.Sandbox{
 			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
-			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, Owner: req.Owner,
+			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Owner: req.Owner,
 			Metadata: req.Metadata, CreatedAt: now.UTC().Round(0),
 		},
 	})

@@ -24,7 +24,7 @@ func connect(d *daemon, sb nodeapi.Sandbox, host string, port int) (string, bool
 	return from, code == 0
 }
 
-func only(allow ...string) *nodeapi.Network {
+func allowing(allow ...string) *nodeapi.Network {
 	return &nodeapi.Network{Layers: []nodeapi.NetworkLayer{{Name: "sandbox", NetworkPolicy: api.NetworkPolicy{Allow: allow, Deny: []string{policy.Everything}}}}}
 }
 
@@ -36,7 +36,7 @@ func TestRealNetwork_aSandboxReachesWhatItMay(t *testing.T) {
 	networktest.Serve(t, w.Host, "0.0.0.0:4646")
 	d := startDaemonIn(t, w.Host, "-network", "on")
 	open := d.create()
-	narrow := d.create(func(r *nodeapi.CreateRequest) { r.Network = only("198.51.100.1") })
+	narrow := d.create(func(r *nodeapi.CreateRequest) { r.Network = allowing("198.51.100.1") })
 
 	from, ok := connect(d, open, networktest.OutsideAddr, 80)
 	must.True(t, ok)
@@ -91,7 +91,7 @@ func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {
 	sb := d.create()
 	_, ok := connect(d, sb, "198.51.100.2", 80)
 	must.True(t, ok)
-	st, err := d.client.SetNetwork(t.Context(), sb.ID, *only("198.51.100.1"))
+	st, err := d.client.SetNetwork(t.Context(), sb.ID, *allowing("198.51.100.1"))
 	must.NoError(t, err)
 	must.Len(t, 1, st.Layers)
 	_, ok = connect(d, sb, "198.51.100.2", 80)
@@ -109,7 +109,7 @@ func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {
 	_, ok = connect(d, sb, "198.51.100.2", 80)
 	must.True(t, ok)
 
-	_, err = d.client.SetNetwork(t.Context(), sb.ID, *only("exa mple"))
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, *allowing("exa mple"))
 	must.EqOp(t, http.StatusBadRequest, api.StatusOf(err))
 	must.ErrorContains(t, err, `network.layers[0].allow: entry "exa mple"`)
 

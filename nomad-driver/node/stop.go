@@ -163,9 +163,29 @@ func (n *Node) endCheckpointed(b *box, intent stopIntent) {
 
 // expire ends a sandbox whose deadline has come.
 func (n *Node) expire(id api.SandboxID) {
-	if b, err := n.box(id); err == nil {
+	b, err := n.box(id)
+	switch {
+	case err != nil:
+	case b.view().OnDeadline == nodeapi.DeadlinePause:
+		n.wg.Go(func() { n.pauseDue(b) })
+	default:
 		n.beginStop(b, stopIntent{Reason: nodeapi.ExitDeadline, Signal: int(unix.SIGTERM), KillAt: time.Now().Add(n.cfg.DeadlineGrace).UTC().Round(0)})
 	}
+}
+
+// pauseDue pauses a sandbox whose deadline has passed: checkpointed where that can be, else frozen. One that can be neither is ended,
+// since nobody may have it beyond its time.
+func (n *Node) pauseDue(b *box) {
+	_, err := n.Pause(n.ctx, b.id, nodeapi.PauseRequest{})
+	if err != nil && b.view().State == nodeapi.StateRunning {
+		n.log.Debug("sandbox is paused without a checkpoint", "sandbox", b.id, "reason", err)
+		_, err = n.Pause(n.ctx, b.id, nodeapi.PauseRequest{Depth: nodeapi.DepthFrozen})
+	}
+	if err == nil || n.ctx.Err() != nil || b.view().State != nodeapi.StateRunning {
+		return
+	}
+	n.log.Error("sandbox cannot be paused at its deadline and is ended", "sandbox", b.id, "error", err)
+	n.beginStop(b, stopIntent{Reason: nodeapi.ExitDeadline, Signal: int(unix.SIGTERM), KillAt: time.Now().Add(n.cfg.DeadlineGrace).UTC().Round(0)})
 }
 
 // watch waits for the end of a sandbox, tells of it, and removes what is left of it.

@@ -89,6 +89,11 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 	if req.Profile != profileDefault && req.Profile != profileStrict {
 		return invalid("profile: %.40q is neither %s nor %s", req.Profile, profileDefault, profileStrict)
 	}
+	switch req.OnDeadline {
+	case "", nodeapi.DeadlineStop, nodeapi.DeadlinePause:
+	default:
+		return invalid("on_deadline: %.40q is neither %s nor %s", req.OnDeadline, nodeapi.DeadlineStop, nodeapi.DeadlinePause)
+	}
 	if err := checkEnv(req.Env); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/placement/local"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
 // Start starts the node's daemon and a control server in this process and returns once the two are connected. It needs root.
@@ -25,9 +26,10 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	name, slot := identity(cfg.StateDir)
 	socket := filepath.Join(cfg.StateDir, "run", "node.sock")
+	criu, _ := stack.Find("criu") // without it a pause keeps processes in memory, and says so
 	n, err := node.New(node.Config{
 		StateDir: filepath.Join(cfg.StateDir, "node"), RunDir: filepath.Dir(socket), Socket: socket, InitPath: cfg.InitPath,
-		CgroupParent: name, IDRangeBase: slot, Version: version.Version, Logger: cfg.Logger.Named("node"),
+		CRIUPath: criu, CgroupParent: name, IDRangeBase: slot, Version: version.Version, Logger: cfg.Logger.Named("node"),
 	})
 	if err != nil {
 		return nil, err
