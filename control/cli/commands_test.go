@@ -42,7 +42,12 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"link", "link create",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
 		"quota", "quota get", "quota set", "quota usage",
-		"sandbox limits", "network", "network show", "network set", "network test",
+		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",
+		"snapshot", "snapshot create", "snapshot list", "snapshot info", "snapshot restore", "snapshot delete",
+		"network", "network show", "network set", "network test",
+		"auth", "auth whoami", "auth can-i", "key", "key list", "key create", "key revoke",
+		"role", "role list", "role show", "role put", "role delete", "binding", "binding list", "binding create", "binding delete",
+		"tenant", "tenant list", "tenant create", "tenant suspend", "tenant resume", "tenant delete",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -17,8 +17,8 @@ func snapshotCommand(*Env) *command {
 		synopsis: "Take, find and use snapshots of sandboxes",
 		usage:    "<subcommand> [options] [args]",
 		about: `
-Groups the commands for snapshots: the processes, memory and files of a sandbox
-at one moment, from which sandboxes can be made.
+Groups the commands for snapshots: the processes, memory and files of a
+sandbox at one moment, from which sandboxes can be made.
 
     $ soulbox snapshot create -name=warm <sandbox>
     $ soulbox snapshot restore warm
