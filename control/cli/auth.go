@@ -27,7 +27,7 @@ func authWhoamiCommand(env *Env) *command {
 	return &command{
 		synopsis: "Show who you are for the service",
 		usage:    "[options]",
-		about:    "\nShows what the service knows of the caller: tenant, roles, and what has authenticated him.",
+		about:    "\nShows what the service knows of the caller: tenant and roles.",
 		remote:   true,
 		flags:    func(o *options) { o.Switch(&asJSON, "json", "Print it as JSON.") },
 		run: func(ctx context.Context, conn *connection, args []string) error {

@@ -37,7 +37,7 @@ var (
 func rights(env *Env, synopsis, usage, about string, least, most int, flags func(*options), do func(context.Context, *api.Client, []string) (any, [][]string, error)) *command {
 	var asJSON bool
 	return &command{
-		synopsis: synopsis, usage: usage, about: "\n" + about, remote: true,
+		synopsis: synopsis, usage: usage, about: "\n" + wrap(strings.ReplaceAll(about, "\n", " "), "", 76), remote: true,
 		flags: func(o *options) {
 			o.Switch(&asJSON, "json", "Print the answer as JSON.")
 			if flags != nil {
