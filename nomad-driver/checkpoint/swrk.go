@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
 // request is one call of CRIU. go-criu's own client cannot be given up half-way, hands every inheritable descriptor of the process to
@@ -126,7 +127,7 @@ func start(cmd *exec.Cmd, mounts func() error) error {
 		return cmd.Start()
 	}
 	done := make(chan error, 1)
-	go throwAway(func() {
+	go osthread.ThrowAway(func() {
 		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 			done <- fmt.Errorf("unshare mounts: %w", err)
 			return
@@ -142,22 +143,6 @@ func start(cmd *exec.Cmd, mounts func() error) error {
 		done <- cmd.Start()
 	})
 	return <-done
-}
-
-// throwAway runs f on a thread that ends with it. The main thread cannot end, and is what others see of this process.
-func throwAway(f func()) {
-	runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
-	if unix.Gettid() != unix.Getpid() {
-		f()
-		return
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		throwAway(f) // on another thread, since this one is taken
-	}()
-	<-done
-	runtime.UnlockOSThread()
 }
 
 // converse sends the request and answers notifications until the answer comes.

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
 // initName is the copy's name in its file system.
@@ -51,13 +52,14 @@ func OpenInit(path string) (*InitBinary, error) {
 	ready := make(chan error, 1)
 	go func() {
 		defer close(b.ended)
-		// Never unlocked: the thread ends with this function, and its mount namespace and the copy with it.
-		runtime.LockOSThread()
-		err := b.shelter(src, size)
-		ready <- err
-		if err == nil {
-			b.serve()
-		}
+		// With its thread its mount namespace ends, and the copy with it.
+		osthread.ThrowAway(func() {
+			err := b.shelter(src, size)
+			ready <- err
+			if err == nil {
+				b.serve()
+			}
+		})
 	}()
 	if err := <-ready; err != nil {
 		<-b.ended

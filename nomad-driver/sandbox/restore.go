@@ -85,11 +85,20 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, listener.Close(), exit.Close()) }()
+	program, err := b.c.Init.mount()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, program.Close()) }()
 	r.pid, err = r.c.Engine.Restore(ctx, checkpoint.RestoreOptions{
 		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: b.c.Init.path, IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
 			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 				return fmt.Errorf("attach root to %s: %w", restoreRoot, err)
+			}
+			// What PID 1 runs from is the copy, as in a sandbox that was never away: it shows no path of the host inside.
+			if err := unix.MoveMount(int(program.Fd()), "", unix.AT_FDCWD, b.c.Init.path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				return fmt.Errorf("attach init to %s: %w", b.c.Init.path, err)
 			}
 			return nil
 		},
