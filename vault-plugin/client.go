@@ -21,10 +21,12 @@ type service interface {
 
 // apiKey is an API key of the control service.
 type apiKey struct {
-	ID      string
-	Tenant  string
-	Name    string
-	Roles   []string
-	Expires time.Time // zero: never
-	Secret  string    // sb_<id>_<secret>; empty where it is not known
+	ID     string
+	Tenant string
+	Name   string
+	Roles  []string
+	// Everywhere says that the roles hold in all tenants and for the system.
+	Everywhere bool
+	Expires    time.Time // zero: never
+	Secret     string    // sb_<id>_<secret>; empty where it is not known
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -14,8 +15,11 @@ import (
 
 // remote is the control service over its API.
 type remote struct {
-	client *api.Client
-	self   string // id of the client's own key
+	cfg       config
+	transport *http.Transport
+
+	mu      sync.Mutex
+	clients map[string]*api.Client // by the tenant that they act in; "": the key's own
 }
 
 var _ service = (*remote)(nil)
@@ -33,52 +37,83 @@ func dialService(c *config) (service, error) {
 		}
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	}
-	client, err := api.New(api.Config{
-		Address: c.Address, APIKey: c.APIKey, UserAgent: "vault-plugin-secrets-soulbox", HTTPClient: &http.Client{Transport: transport},
+	r := &remote{cfg: *c, transport: transport, clients: map[string]*api.Client{}}
+	_, err := r.in("")
+	return r, err
+}
+
+// in returns the client that acts in a tenant.
+func (r *remote) in(tenant string) (*api.Client, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c, ok := r.clients[tenant]; ok {
+		return c, nil
+	}
+	c, err := api.New(api.Config{
+		Address: r.cfg.Address, APIKey: r.cfg.APIKey, UserAgent: "vault-plugin-secrets-soulbox",
+		HTTPClient: &http.Client{Transport: inTenant{r.transport, tenant}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &remote{client: client, self: keyID(c.APIKey)}, nil
+	r.clients[tenant] = c
+	return c, nil
+}
+
+// inTenant names the tenant of every request.
+type inTenant struct {
+	transport *http.Transport
+	tenant    string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t inTenant) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.tenant != "" {
+		req = req.Clone(req.Context())
+		req.Header.Set(api.TenantHeader, t.tenant)
+	}
+	return t.transport.RoundTrip(req)
 }
 
 // Self implements service.
 func (r *remote) Self(ctx context.Context) (apiKey, error) {
-	teams, err := r.client.Tenants(ctx)
+	c, err := r.in("")
 	if err != nil {
-		return apiKey{}, fmt.Errorf("tenant of the engine's key: %w", err)
+		return apiKey{}, err
 	}
-	if len(teams) == 0 {
-		return apiKey{}, errors.New("the engine's key acts in no tenant")
+	who, err := c.Whoami(ctx)
+	if err != nil {
+		return apiKey{}, fmt.Errorf("the engine's key: %w", err)
 	}
-	return apiKey{ID: r.self, Tenant: teams[0].TeamID}, nil
+	return apiKey{ID: who.KeyID, Tenant: who.Tenant, Roles: who.Roles, Everywhere: who.Scope == api.Everywhere}, nil
 }
 
 // CreateKey implements service.
 func (r *remote) CreateKey(ctx context.Context, k apiKey) (apiKey, error) {
-	own, err := r.Self(ctx)
+	c, err := r.in(k.Tenant)
 	if err != nil {
 		return apiKey{}, err
 	}
-	if k.Tenant != own.Tenant {
-		return apiKey{}, api.Errorf(http.StatusForbidden, api.CodeInvalid, "the engine's key makes keys of tenant %s only, not of %s", own.Tenant, k.Tenant)
-	}
-	made, err := r.client.CreateAPIKey(ctx, api.NewAPIKey{Name: k.Name})
+	made, err := c.CreateKey(ctx, api.NewKey{Name: k.Name, Roles: k.Roles, Everywhere: k.Everywhere, ExpiresAt: k.Expires})
 	if err != nil {
 		return apiKey{}, fmt.Errorf("create API key %s: %w", k.Name, err)
 	}
-	k.ID, k.Secret = keyID(made.Key), ownSpelling(made.Key)
-	if k.ID == "" {
+	k.ID, k.Secret = made.ID, made.Secret
+	if k.ID == "" || keyID(k.Secret) != k.ID {
 		return apiKey{}, fmt.Errorf("create API key %s: the answer holds no key", k.Name)
 	}
 	return k, nil
 }
 
 // FindKeys implements service.
-func (r *remote) FindKeys(ctx context.Context, _, name string) ([]string, error) {
-	list, err := r.client.APIKeys(ctx)
+func (r *remote) FindKeys(ctx context.Context, tenant, name string) ([]string, error) {
+	c, err := r.in(tenant)
 	if err != nil {
-		return nil, fmt.Errorf("list API keys: %w", err)
+		return nil, err
+	}
+	list, err := c.Keys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list API keys of tenant %s: %w", tenant, err)
 	}
 	var ids []string
 	for _, k := range list {
@@ -90,12 +125,16 @@ func (r *remote) FindKeys(ctx context.Context, _, name string) ([]string, error)
 }
 
 // DeleteKey implements service.
-func (r *remote) DeleteKey(ctx context.Context, _, id string) error {
-	if err := r.client.DeleteAPIKey(ctx, id); err != nil && api.StatusOf(err) != http.StatusNotFound {
+func (r *remote) DeleteKey(ctx context.Context, tenant, id string) error {
+	c, err := r.in(tenant)
+	if err != nil {
+		return err
+	}
+	if err := c.DeleteKey(ctx, id); err != nil && api.StatusOf(err) != http.StatusNotFound {
 		return fmt.Errorf("delete API key %s: %w", id, err)
 	}
 	return nil
 }
 
 // Close implements service.
-func (r *remote) Close() { r.client.Close() }
+func (r *remote) Close() { r.transport.CloseIdleConnections() }

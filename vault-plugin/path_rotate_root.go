@@ -28,7 +28,7 @@ func (b *backend) rotateRoot(ctx context.Context, req *logical.Request, _ *frame
 	if err != nil {
 		return nil, fmt.Errorf("the engine's own key: %w", err)
 	}
-	want := apiKey{Tenant: old.Tenant, Name: keyName("root"), Roles: old.Roles}
+	want := apiKey{Tenant: old.Tenant, Name: keyName("root"), Roles: old.Roles, Everywhere: old.Everywhere}
 	wal, err := framework.PutWAL(ctx, req.Storage, walRoot, walEntry{Tenant: want.Tenant, Name: want.Name, Old: old.ID})
 	if err != nil {
 		return nil, fmt.Errorf("write-ahead log: %w", err)

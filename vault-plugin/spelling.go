@@ -32,12 +32,3 @@ func e2bSpelling(key string) string {
 	}
 	return "e2b_" + id + key[len(key)-secretDigits:]
 }
-
-// ownSpelling returns a key as SoulBox writes it.
-func ownSpelling(key string) string {
-	id := keyID(key)
-	if id == "" {
-		return key
-	}
-	return "sb_" + id + "_" + key[len(key)-secretDigits:]
-}

@@ -86,7 +86,7 @@ func TestEngine_killedWhileItMakesAKeyTakesTheKeyBack(t *testing.T) {
 	h := hold(t, c.Address())
 	enabled(t, s, h.address, c.key)
 	count := func() int {
-		list, err := c.client.APIKeys(t.Context())
+		list, err := c.client.Keys(t.Context())
 		must.NoError(t, err)
 		n := 0
 		for _, k := range list {

@@ -181,7 +181,7 @@ func TestPlugin_saysWhatItIs(t *testing.T) {
 // made counts the keys that the role dev has made and that are there.
 func (c *control) made(t *testing.T) int {
 	t.Helper()
-	list, err := c.client.APIKeys(t.Context())
+	list, err := c.client.Keys(t.Context())
 	must.NoError(t, err)
 	n := 0
 	for _, k := range list {

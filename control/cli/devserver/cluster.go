@@ -147,19 +147,19 @@ func (s *Server) configureEngine(ctx context.Context, c *dev.Cluster) error {
 const engineKeyName = "vault-engine"
 
 func engineKey(ctx context.Context, client *api.Client) (string, error) {
-	list, err := client.APIKeys(ctx)
+	list, err := client.Keys(ctx)
 	if err != nil {
 		return "", err
 	}
 	for _, k := range list {
 		if k.Name == engineKeyName {
-			if err := client.DeleteAPIKey(ctx, k.ID); err != nil {
+			if err := client.DeleteKey(ctx, k.ID); err != nil {
 				return "", err
 			}
 		}
 	}
-	made, err := client.CreateAPIKey(ctx, api.NewAPIKey{Name: engineKeyName})
-	return made.Key, err
+	made, err := client.CreateKey(ctx, api.NewKey{Name: engineKeyName, Roles: []string{"admin"}, Everywhere: true})
+	return made.Secret, err
 }
 
 // beside finds a program of the project: beside this one, or where an installation puts it.
