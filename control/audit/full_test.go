@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -71,7 +70,7 @@ func TestLog_onAFullDisk(t *testing.T) {
 	r := verify(t, dir, VerifyOptions{})
 	must.Nil(t, r.Bad)
 	must.Eq(t, uint64(stored+1), r.SignedTo)
-	t.Log(fmt.Sprintf("%d events in all, %d of them in the reserve", stored, vital))
+	t.Logf("%d events in all, %d of them in the reserve", stored, vital)
 }
 
 // fillDisk writes until nothing fits any more.
