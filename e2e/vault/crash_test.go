@@ -97,13 +97,18 @@ func TestEngine_killedWhileItMakesAKeyTakesTheKeyBack(t *testing.T) {
 		return n
 	}
 	h.hold <- struct{}{}
-	failed := make(chan error, 1)
+	answered := make(chan int, 1) // keys that somebody was given
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	client := s.client()
 	go func() {
-		_, err := client.Logical().ReadWithContext(ctx, "soulbox/creds/dev")
-		failed <- err
+		// Vault may ask a new process when the one that it asked has died: then there is a second key, which is the caller's.
+		secret, err := client.Logical().ReadWithContext(ctx, "soulbox/creds/dev")
+		if err == nil && secret != nil {
+			answered <- 1
+			return
+		}
+		answered <- 0
 	}()
 	<-h.made
 	must.Eq(t, 1, count(), must.Sprint("the key is made, and nobody has it"))
@@ -111,11 +116,11 @@ func TestEngine_killedWhileItMakesAKeyTakesTheKeyBack(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 	close(h.release)
-	must.Error(t, <-failed)
+	given := <-answered
 	begin := time.Now()
 	agenttest.Eventually(t, 3*time.Minute, func() error {
-		if n := count(); n != 0 {
-			return fmt.Errorf("%d keys that no lease has are there", n)
+		if n := count(); n != given {
+			return fmt.Errorf("%d keys are there, %d of them with a lease", n, given)
 		}
 		return nil
 	})
