@@ -4,24 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	goruntime "runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
 // inNetNS runs do on a thread in a new network namespace, which ends with the thread.
-func inNetNS(do func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread, and the namespace with it, ends with this goroutine
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("unshare: %w", err)
+func inNetNS(do func() error) (err error) {
+	osthread.ThrowAway(func() {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			err = fmt.Errorf("unshare: %w", err)
 			return
 		}
-		result <- do()
-	}()
-	return <-result
+		err = do()
+	})
+	return err
 }
 
 func checkVeth(context.Context, Options) (string, error) {

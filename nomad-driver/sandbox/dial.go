@@ -16,8 +16,8 @@ import (
 // ErrPortClosed is in the chain of Dial's error where nobody listens on the port, neither on 127.0.0.1 nor on ::1.
 var ErrPortClosed = errors.New("nobody listens on the port")
 
-// hostNet is this process's own network namespace.
-var hostNet = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/self/ns/net") })
+// hostNet is the network namespace that this process runs in. The main thread, which /proc/self is about, may have gone elsewhere.
+var hostNet = sync.OnceValues(func() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") })
 
 // Dial connects to a TCP port on the sandbox's own loopback, as a process inside would. The socket is made inside its network
 // namespace, which a socket keeps for its life, so no address of the host is involved. It ends with ctx.

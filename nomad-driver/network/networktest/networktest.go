@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -17,26 +16,26 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
 // In runs do on a thread in the network namespace ns, or in a new one where ns is nil. Processes that it starts are there, too.
-func In(ns *os.File, do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_FS)
+func In(ns *os.File, do func() error) (err error) {
+	osthread.ThrowAway(func() {
+		err = unix.Unshare(unix.CLONE_FS)
 		if err == nil && ns == nil {
 			err = unix.Unshare(unix.CLONE_NEWNET)
 		} else if err == nil {
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
 		if err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
+			err = fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
-		done <- do()
-	}()
-	return <-done
+		err = do()
+	})
+	return err
 }
 
 // World is a machine of the test's own and what is outside it, both network namespaces: nothing that a test sends leaves them.
