@@ -147,7 +147,7 @@ func (a *arena) saysWhatHappened(t *testing.T) {
 	j.host(pids.PIDs && !pids.OOM && !pids.Disk, "the API says: limit of processes")
 
 	full := func(r *api.CreateRequest) {
-		r.DiskMB, r.Command = n(16), []string{"/bin/bash", "-c", "dd if=/dev/zero of=/big bs=64k; exit 4"}
+		r.DiskMB, r.Command = n(16), []string{"/bin/bash", "-c", "dd if=/dev/zero of=/home/user/big bs=64k; exit 4"}
 	}
 	if _, err := a.api.CreateSandbox(t.Context(), diskProbe(n(16))); api.StatusOf(err) == http.StatusNotImplemented {
 		j.host(true, "this machine has no disk limits, and says so: %v", err)

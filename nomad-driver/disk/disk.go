@@ -22,11 +22,11 @@ type Usage struct {
 	Limits        Limits // as enforced; Limits.Bytes is the size of the whole file system for image and tmpfs
 }
 
-// Full reports whether a limit is used up: all inodes, or 99 % of the bytes, since a file system keeps some for itself and a write
-// that does not fit leaves a rest.
+// Full reports whether a limit is used up: all inodes, or all bytes but a part in 32, since a file system keeps some for itself (ext4 a
+// part in 50, for what it allocates late) and a write that does not fit leaves a rest.
 func (u Usage) Full() bool {
 	l := u.Limits
-	return l.Bytes > 0 && u.Bytes >= l.Bytes-l.Bytes/100 || l.Inodes > 0 && u.Inodes >= l.Inodes
+	return l.Bytes > 0 && u.Bytes >= l.Bytes-l.Bytes/32 || l.Inodes > 0 && u.Inodes >= l.Inodes
 }
 
 // Limiter bounds folders. One limiter serves many folders at once; calls for one folder come one after another. A call may

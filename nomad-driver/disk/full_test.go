@@ -14,8 +14,8 @@ func TestUsage_full(t *testing.T) {
 	}{
 		{"no limit", Usage{Bytes: 1 << 40, Inodes: 1 << 30}, false},
 		{"half", Usage{Bytes: 50, Inodes: 5, Limits: Limits{Bytes: 100, Inodes: 10}}, false},
-		{"98 of 100 bytes", Usage{Bytes: 98, Limits: Limits{Bytes: 100}}, false},
-		{"99 of 100 bytes", Usage{Bytes: 99, Limits: Limits{Bytes: 100}}, true},
+		{"96 of 100 bytes", Usage{Bytes: 96, Limits: Limits{Bytes: 100}}, false},
+		{"97 of 100 bytes", Usage{Bytes: 97, Limits: Limits{Bytes: 100}}, true},
 		{"all inodes", Usage{Inodes: 10, Limits: Limits{Inodes: 10}}, true},
 		{"inodes without a limit of them", Usage{Inodes: 10, Limits: Limits{Bytes: 100}}, false},
 	} {
