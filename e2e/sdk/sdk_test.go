@@ -23,6 +23,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
+	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
 const (
@@ -122,7 +123,9 @@ func serve(t *testing.T) []string {
 	home := filepath.Join(dir, "home")
 	must.NoError(t, os.Mkdir(home, 0o700))
 	cmd := exec.Command(binaries.Path(t, "soulbox"), "dev", "-state-dir", filepath.Join(dir, "state"), "-listen", listen, "-base", tar)
-	cmd.Env = append(os.Environ(), "HOME="+home)
+	programs, err := stack.Dir() // this machine's, for CRIU
+	must.NoError(t, err)
+	cmd.Env = append(os.Environ(), "HOME="+home, stack.Env+"="+programs)
 	cmd.Stdout, cmd.Stderr = log, log
 	must.NoError(t, cmd.Start())
 	done := make(chan error, 1)
