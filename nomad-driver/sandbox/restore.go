@@ -131,7 +131,7 @@ func (r *restorer) mountRoot() (*os.File, error) {
 		return nil, err
 	}
 	b.made.run = true
-	userns, err := mappedNamespace(b.c.Init.path, b.c.IDBase)
+	userns, err := mappedNamespace(b.c.IDBase)
 	if err != nil {
 		return nil, err
 	}
@@ -145,9 +145,10 @@ func (r *restorer) mountRoot() (*os.File, error) {
 
 // mappedNamespace makes a user namespace with a sandbox's ids. The process that it is made with is stopped before its first
 // instruction, and ends before this returns.
-func mappedNamespace(program string, base uint32) (_ *os.File, err error) {
+func mappedNamespace(base uint32) (_ *os.File, err error) {
 	ids := []syscall.SysProcIDMap{{HostID: int(base), Size: IDRange}}
-	cmd := exec.Command(program)
+	// Whatever it is: this program, which the ids need no way to.
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = []string{}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
