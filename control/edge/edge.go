@@ -119,6 +119,9 @@ func (e *Edge) Close() {
 func (e *Edge) Wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		t, err := routeOf(r)
+		if err == nil && (t.id != "" || t.signed) {
+			err = checkLength(r)
+		}
 		switch {
 		case err != nil:
 			writeError(w, http.StatusBadRequest, err.Error())

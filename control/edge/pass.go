@@ -42,6 +42,20 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
+// checkLength refuses a content-length that HTTP/1 would refuse. Over HTTP/2 the body ends by its frames, so the server takes
+// one that it cannot read for 0, breaks the stream at the first byte, and the request may be on its way by then, without its body.
+func checkLength(r *http.Request) error {
+	lengths := r.Header["Content-Length"]
+	if r.ProtoMajor < 2 || len(lengths) == 0 {
+		return nil // the server took it off and checked it
+	}
+	n, err := strconv.ParseUint(lengths[0], 10, 63)
+	if err != nil || len(lengths) > 1 || (r.ContentLength >= 0 && uint64(r.ContentLength) != n) {
+		return fmt.Errorf("content-length %q: must be one decimal number", strings.Join(lengths, ", "))
+	}
+	return nil
+}
+
 // ownPrefix begins the headers that only the edge may send to a node.
 const ownPrefix = "Soulbox-"
 

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"os"
 	"testing"
+	"time"
 )
 
 const fuzzID = "iabcdefghijklmnopqrst"
@@ -91,6 +92,47 @@ func TestFork_namesTheStepThatFailed(t *testing.T) {
 	}
 	if got := b.whyDied(os.ErrInvalid).Error(); got != "child: exec init: permission denied" {
 		t.Errorf("error is %q", got)
+	}
+	if err := b.undo(); err != nil {
+		t.Error(err)
+	}
+}
+
+// While it waits for its ids, what was forked holds no descriptor of the node but what it needs: else it keeps connections of a
+// node that died open, and, together with another that was forked at that moment, for ever.
+func TestFork_waitsWithoutTheNodesDescriptors(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	for range 50 { // descriptors of the node, below and above those of the fork
+		if _, w, err := os.Pipe(); err != nil {
+			t.Fatal(err)
+		} else {
+			defer w.Close()
+		}
+	}
+	c, err := forkInit(exe, 100000, []*os.File{exe}, -1, nil, Capabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &builder{child: c}
+	open := func() int {
+		fds, err := os.ReadDir(procPath(c.pid, "fd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	for end := time.Now().Add(10 * time.Second); open() != 5 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if n := open(); n != 5 {
+		t.Errorf("it has %d descriptors open, 5 are needed", n)
 	}
 	if err := b.undo(); err != nil {
 		t.Error(err)

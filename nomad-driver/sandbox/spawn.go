@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -46,26 +47,27 @@ const maxTasksFiles = 16
 
 // forkSpec is everything that the child reads. It is made before the fork: the child allocates nothing.
 type forkSpec struct {
-	clone    cloneArgs
-	pidfd    int32
-	boot     int // the child's end of the boot socket
-	bootPeer int // our end, which the child closes to see us die
-	status   int // write end of the pipe for forkFailure
-	null     int // /dev/null of the host, for stdio until PID 1 has its own
-	exec     int // the init binary
-	tasks    [maxTasksFiles]int
-	ntasks   int
-	owner    uintptr // host id that the user namespace belongs to
-	netns    int     // network namespace that the child is born in, or -1: a new one
-	home     int     // the node's own network namespace, where netns is not -1
-	capHdr   capHeader
-	capFull  capData
-	capOwn   capData // the node's own
-	keep     uint64  // bounding set
-	lastCap  uintptr
-	argv     []*byte
-	envv     []*byte
-	empty    *byte
+	clone   cloneArgs
+	pidfd   int32
+	boot    int                        // the child's end of the boot socket
+	kept    [maxTasksFiles + 4]uintptr // descriptors that the child needs, ascending; it closes all others
+	nkept   int
+	status  int // write end of the pipe for forkFailure
+	null    int // /dev/null of the host, for stdio until PID 1 has its own
+	exec    int // the init binary
+	tasks   [maxTasksFiles]int
+	ntasks  int
+	owner   uintptr // host id that the user namespace belongs to
+	netns   int     // network namespace that the child is born in, or -1: a new one
+	home    int     // the node's own network namespace, where netns is not -1
+	capHdr  capHeader
+	capFull capData
+	capOwn  capData // the node's own
+	keep    uint64  // bounding set
+	lastCap uintptr
+	argv    []*byte
+	envv    []*byte
+	empty   *byte
 }
 
 // forkFailure is what a child that could not exec writes into the status pipe.
@@ -76,7 +78,8 @@ type forkFailure struct {
 
 // What a forkFailure's step was.
 const (
-	forkWait uint32 = iota
+	forkForget uint32 = iota
+	forkWait
 	forkJoin
 	forkIDs
 	forkCgroupNS
@@ -89,7 +92,7 @@ const (
 )
 
 var forkStepNames = [...]string{
-	"wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
+	"close the node's descriptors", "wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
 	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
 }
 
@@ -149,7 +152,7 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 	defer func() { err = errors.Join(err, unix.Close(status)) }()
 
 	s := &forkSpec{
-		boot: sp[1], bootPeer: sp[0], status: status, null: null, exec: exec, ntasks: len(tasks), owner: uintptr(owner),
+		boot: sp[1], status: status, null: null, exec: exec, ntasks: len(tasks), owner: uintptr(owner),
 		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
 		argv: argv, envv: envv, empty: new(byte), netns: -1, home: -1,
 	}
@@ -177,6 +180,7 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 	for i, f := range tasks {
 		s.tasks[i] = int(f.Fd())
 	}
+	s.keepFiles()
 	s.clone = cloneArgs{flags: flags, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
 	if cgroupFD >= 0 {
 		s.clone.flags |= unix.CLONE_INTO_CGROUP
@@ -196,6 +200,16 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		return c, fmt.Errorf("prepare descriptors: %w", nerr)
 	}
 	return c, nil
+}
+
+// keepFiles lists the descriptors that the child needs until its exec.
+func (s *forkSpec) keepFiles() {
+	kept := []uintptr{uintptr(s.boot), uintptr(s.status), uintptr(s.null), uintptr(s.exec)}
+	for _, fd := range s.tasks[:s.ntasks] {
+		kept = append(kept, uintptr(fd))
+	}
+	slices.Sort(kept)
+	s.nkept = copy(s.kept[:], slices.Compact(kept))
 }
 
 // openNull opens /dev/null of the host, for PID 1 to have as stdio, and makes sure that it is no other file by that name.
@@ -261,9 +275,26 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 	}
 	runtimeAfterForkInChild()
 
-	// Our end is closed here, so that the read ends when the parent dies.
+	// Nothing of the node's stays open in who waits: not our end of the boot socket, so that the read ends when the node dies,
+	// nor that of a sandbox forked at the same time. Two that held each other's would wait for ever, with the node's
+	// connections open.
+	fail.step = forkForget
+	for i := 0; i <= s.nkept; i++ {
+		first, last := uintptr(0), ^uintptr(0)>>32
+		if i > 0 {
+			first = s.kept[i-1] + 1
+		}
+		if i < s.nkept {
+			last = s.kept[i] - 1
+		}
+		if i < s.nkept && s.kept[i] == 0 || first > last {
+			continue
+		}
+		if _, _, e = syscall.RawSyscall(unix.SYS_CLOSE_RANGE, first, last, 0); e != 0 {
+			goto failed
+		}
+	}
 	fail.step = forkWait
-	syscall.RawSyscall(unix.SYS_CLOSE, uintptr(s.bootPeer), 0, 0)
 	for {
 		n, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(s.boot), uintptr(unsafe.Pointer(&one)), 1)
 		if e != syscall.EINTR {
