@@ -2,6 +2,7 @@ package sandbox_test
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -30,12 +31,14 @@ func TestCheckpoint_restoreGoesOnWhereItWas(t *testing.T) {
 	e := engine(t)
 	h := sandboxtest.NewHost(t)
 	c := h.Config()
+	// A folder that is closed to the sandbox's ids, as an operator's may be.
+	c.Init = closedInit(t)
 	c.NodeOwned = !sandbox.CanDump()
 	s, err := sandbox.Create(t.Context(), c)
 	must.NoError(t, err)
 	defer func() { sandboxtest.Release(t, s) }()
 	sandboxtest.Shell(t, s, "", "echo kept > /var/file; echo tmp > /tmp/file")
-	p, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", "n=0; while :; do n=$((n+1)); echo $n > /var/n; sleep 0.01; done"}})
+	p, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", "n=0; while :; do n=$((n+1)); echo $n >> /var/n; sleep 0.01; done"}})
 	must.NoError(t, err)
 
 	// Twice: what is restored must itself be one that can be checkpointed.
@@ -46,14 +49,30 @@ func TestCheckpoint_restoreGoesOnWhereItWas(t *testing.T) {
 		info, err := s.Guest().Info(t.Context())
 		must.NoError(t, err)
 		must.Eq(t, string(c.ID), info.SandboxID)
-		before := sandboxtest.Shell(t, s, "", "cat /var/n")
-		must.Eq(t, "", sandboxtest.Shell(t, s, "", "for i in $(seq 500); do [ \"$(cat /var/n)\" -gt "+strings.TrimSpace(before)+" ] && exit; sleep 0.01; done; echo stands still"))
+		before := sandboxtest.Shell(t, s, "", "tail -n1 /var/n")
+		must.Eq(t, "", sandboxtest.Shell(t, s, "", "for i in $(seq 500); do [ \"$(tail -n1 /var/n)\" -gt "+strings.TrimSpace(before)+" ] && exit; sleep 0.01; done; echo stands still"))
 	}
 	list, err := s.Guest().List(t.Context())
 	must.NoError(t, err)
 	i := slices.IndexFunc(list, func(i guest.ProcessInfo) bool { return i.PID == p.PID })
 	must.NonNegative(t, i)
 	must.Nil(t, list[i].Exit)
+}
+
+// closedInit opens an init binary in a folder that only root may search.
+func closedInit(t *testing.T) *sandbox.InitBinary {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "closed")
+	must.NoError(t, os.Mkdir(dir, 0o700))
+	b, err := os.ReadFile(sandboxtest.Init(t))
+	must.NoError(t, err)
+	path := filepath.Join(dir, "soulbox-init")
+	must.NoError(t, os.WriteFile(path, b, 0o755))
+	must.NoError(t, os.Chmod(path, 0o755))
+	init, err := sandbox.OpenInit(path)
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, init.Close()) })
+	return init
 }
 
 // roundTrip takes a sandbox to disk and back.

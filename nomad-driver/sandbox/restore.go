@@ -29,9 +29,13 @@ type RestoreConfig struct {
 	Network func(netns *os.File) error
 }
 
-// restoreRoot is a directory that every kernel has, everybody may search, and CRIU does not look into. The root is mounted there,
-// in a mount namespace of CRIU's own: the node's directories are closed to the sandbox's ids.
-const restoreRoot = "/sys/bus"
+// Directories that every kernel has, everybody may search, and CRIU does not look into: in a mount namespace of CRIU's own the root
+// and the copy of the init binary are mounted there. Processes that come back open both with the sandbox's ids, to which the node's
+// directories, and perhaps the one of the init binary, are closed.
+const (
+	restoreRoot = "/sys/bus"
+	restoreInit = "/sys/class"
+)
 
 // renewTimeout bounds how long a restored PID 1 may take to answer.
 const renewTimeout = 30 * time.Second
@@ -91,16 +95,12 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	defer func() { err = errors.Join(err, program.Close()) }()
 	r.pid, err = r.c.Engine.Restore(ctx, checkpoint.RestoreOptions{
-		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: b.c.Init.path, IDBase: b.c.IDBase, Root: restoreRoot,
+		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: filepath.Join(restoreInit, initName), IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
 			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 				return fmt.Errorf("attach root to %s: %w", restoreRoot, err)
 			}
-			// What PID 1 runs from is the copy, as in a sandbox that was never away: it shows no path of the host inside.
-			if err := unix.MoveMount(int(program.Fd()), "", unix.AT_FDCWD, b.c.Init.path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-				return fmt.Errorf("attach init to %s: %w", b.c.Init.path, err)
-			}
-			return nil
+			return attachInit(program)
 		},
 		Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started,
 	})
@@ -109,6 +109,22 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	b.step("criu")
 	return r.adopt()
+}
+
+// attachInit puts the mount of the init binary where processes with any ids find it. What PID 1 runs from is the copy, as in a
+// sandbox that was never away: it shows no path of the host inside.
+func attachInit(program *os.File) error {
+	if err := unix.Mount("soulbox", restoreInit, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=4096,nr_inodes=2"); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", restoreInit, err)
+	}
+	at := filepath.Join(restoreInit, initName)
+	if err := os.WriteFile(at, nil, 0o444); err != nil {
+		return err
+	}
+	if err := unix.MoveMount(int(program.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach init to %s: %w", at, err)
+	}
+	return nil
 }
 
 // mountRoot mounts the overlay on the writable layer.
