@@ -3,7 +3,6 @@ package node
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
@@ -31,22 +31,23 @@ func say(t *testing.T, s *nodeapi.Stream, text, mark string) {
 	}
 }
 
+// importPython imports the base template, which has a Python, as "python". On a new machine it is made here.
+func (d *daemon) importPython() {
+	d.t.Helper()
+	path, err := base.Build(d.t.Context(), base.Options{Progress: os.Stderr})
+	must.NoError(d.t, err)
+	tar, err := os.Open(path)
+	must.NoError(d.t, err)
+	defer tar.Close()
+	_, err = d.client.ImportTemplate(d.t.Context(), "python", tar)
+	must.NoError(d.t, err)
+}
+
 // A Python with a variable, an open file, a child, a server socket and a terminal goes to disk, its daemon is killed, and all is there.
 func TestReal_pausePython(t *testing.T) {
 	criu := sandboxtest.CRIU(t)
-	cache, err := os.UserCacheDir()
-	must.NoError(t, err)
-	tars, err := filepath.Glob(filepath.Join(cache, "soulbox", "base", "base-*.tar"))
-	must.NoError(t, err)
-	if len(tars) == 0 {
-		t.Skip("no base template: run \"make dev\" once")
-	}
 	d := startDaemon(t, "-criu", criu)
-	base, err := os.Open(tars[0])
-	must.NoError(t, err)
-	defer base.Close()
-	_, err = d.client.ImportTemplate(t.Context(), "python", base)
-	must.NoError(t, err)
+	d.importPython()
 	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
 	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
 	must.NoError(t, err)
