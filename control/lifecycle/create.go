@@ -89,8 +89,9 @@ func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 	if p.PrivateTraffic {
 		traffic = newToken()
 	}
+	shown := from.shown(p)
 	return state.Sandbox{
-		EnvdToken: envd, TrafficToken: traffic,
+		EnvdToken: envd, TrafficToken: traffic, TemplateID: shown.id, Alias: shown.alias,
 		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: from.digest(), Origin: from.snapshot.ID, State: state.Starting,
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
@@ -227,7 +228,7 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 		OnDeadline:  onDeadline(sb.Lifecycle),
 		Main:        p.Main,
 		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
-		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template},
+		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template, nodeapi.MetaTemplateID: sb.TemplateID},
 		AccessToken: sb.EnvdToken,
 	}
 }

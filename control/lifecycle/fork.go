@@ -48,7 +48,7 @@ func (s *Service) Fork(ctx context.Context, caller auth.Identity, id api.Sandbox
 			out[i].Sandbox, _, out[i].Err = s.Create(ctx, CreateParams{
 				Caller: caller, Template: string(sn.ID), Timeout: d, Metadata: parent.Metadata, Lifecycle: parent.Lifecycle,
 				Open: parent.EnvdToken == "", PrivateTraffic: parent.TrafficToken != "",
-				AllowInternetAccess: parent.AllowInternetAccess, Network: parent.Network,
+				AllowInternetAccess: parent.AllowInternetAccess, Network: parent.Network, copyOf: &parent,
 			})
 			return nil
 		})

@@ -39,6 +39,8 @@ type CreateParams struct {
 
 	AllowInternetAccess *bool
 	Network             json.RawMessage // kept as it is
+
+	copyOf *state.Sandbox // where a fork makes it: clients are told of this one's template
 }
 
 // Health is what is known of a sandbox's health at this moment.

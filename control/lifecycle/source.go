@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"regexp"
+	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -54,6 +55,20 @@ func fromSnapshot(sn state.Snapshot) (source, error) {
 		return source{}, api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is %s %s", sn.ID, sn.State, sn.Reason)
 	}
 	return source{snapshot: sn, node: sn.Node}, nil
+}
+
+// shown is what clients are told of where a sandbox comes from: an id that makes another one like it, and a name for people.
+type shown struct{ id, alias string }
+
+func (f source) shown(p CreateParams) shown {
+	switch {
+	case p.copyOf != nil:
+		return shown{id: p.copyOf.TemplateID, alias: p.copyOf.Alias}
+	case f.snapshot.ID != "":
+		return shown{id: string(f.snapshot.ID), alias: f.snapshot.Name}
+	}
+	name, _, _ := strings.Cut(f.template.Name, ":")
+	return shown{id: f.template.TemplateID, alias: name}
 }
 
 // inherit gives a copy of a sandbox the size of that sandbox where the create does not ask for another, and its environment.

@@ -20,7 +20,7 @@ func e2bVisible(st state.SandboxState) bool { return st == state.Running || st =
 
 func e2bAccess(sb state.Sandbox) api.SandboxAccess {
 	a := api.SandboxAccess{
-		TemplateID: sb.Template, SandboxID: sb.ID, ClientID: clientID, EnvdVersion: envdVersion, Alias: alias(sb),
+		TemplateID: templateID(sb), SandboxID: sb.ID, ClientID: clientID, EnvdVersion: envdVersion, Alias: alias(sb),
 		EnvdAccessToken: sb.EnvdToken,
 	}
 	if sb.TrafficToken != "" {
@@ -31,7 +31,7 @@ func e2bAccess(sb state.Sandbox) api.SandboxAccess {
 
 func e2bListed(sb state.Sandbox) api.ListedSandbox {
 	return api.ListedSandbox{
-		TemplateID: sb.Template, Alias: alias(sb), SandboxID: sb.ID, ClientID: clientID,
+		TemplateID: templateID(sb), Alias: alias(sb), SandboxID: sb.ID, ClientID: clientID,
 		StartedAt: startOf(sb), EndAt: sb.EndAt.UTC(),
 		CPUCount: sb.CPUCount(), MemoryMB: sb.MemoryMB, DiskSizeMB: sb.DiskMB,
 		Metadata: sb.Metadata, State: string(sb.State), EnvdVersion: envdVersion,
@@ -52,8 +52,19 @@ func e2bDetail(sb state.Sandbox) api.SandboxDetail {
 	}
 }
 
-// alias is the template's name, where it was asked for by name.
+// templateID is the id of the template, or of the snapshot.
+func templateID(sb state.Sandbox) string {
+	if sb.TemplateID == "" {
+		return sb.Template
+	}
+	return sb.TemplateID
+}
+
+// alias is the template's name, or the snapshot's.
 func alias(sb state.Sandbox) string {
+	if sb.TemplateID != "" {
+		return sb.Alias
+	}
 	if strings.HasPrefix(sb.Template, "sha256:") {
 		return ""
 	}

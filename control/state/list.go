@@ -17,7 +17,7 @@ type Filter struct {
 	Tenant       string            // required
 	Metadata     map[string]string // all pairs must be equal
 	States       []SandboxState    // empty: every state but the ended ones
-	Template     string            // as requested, or its digest
+	Template     string            // as requested, or its digest, id or name
 	StartedAfter time.Time
 	Origin       api.SnapshotID // made from this snapshot
 }
@@ -138,7 +138,7 @@ func (f *Filter) state(s SandboxState) bool {
 
 // match reports whether s matches everything but the states.
 func (f *Filter) match(s *Sandbox) bool {
-	if f.Template != "" && f.Template != s.Template && f.Template != s.Digest {
+	if f.Template != "" && !slices.Contains([]string{s.Template, s.Digest, s.TemplateID, s.Alias}, f.Template) {
 		return false
 	}
 	if f.Origin != "" && f.Origin != s.Origin {

@@ -59,9 +59,14 @@ type Sandbox struct {
 	Tenant   string        `codec:"tenant"`
 	Template string        `codec:"template"` // as requested
 	Digest   string        `codec:"digest"`   // as resolved: sha256:<hex>
-	Node     api.NodeID    `codec:"node"`     // empty until a node has reported it
-	State    SandboxState  `codec:"state"`
-	Reason   string        `codec:"reason"` // why it ended, or is about to; for people
+	// TemplateID and Alias are what clients of the contract are told of the template: its id and its name, or those of the
+	// snapshot. A copy has its parent's. TemplateID is empty in records from before: what was requested is told instead.
+	TemplateID string `codec:"template_id"`
+	Alias      string `codec:"alias"`
+
+	Node   api.NodeID   `codec:"node"` // empty until a node has reported it
+	State  SandboxState `codec:"state"`
+	Reason string       `codec:"reason"` // why it ended, or is about to; for people
 
 	CreatedAt time.Time `codec:"created_at"` // when the create call was accepted
 	StartedAt time.Time `codec:"started_at"` // when the node had it running

@@ -83,7 +83,7 @@ const (
 	reportGap  = 2 * time.Millisecond
 )
 
-// Resolve returns the template that name, or digest, stands for. It exists, and a connected node has it: else the error
+// Resolve returns the template that name, or digest, stands for, with its id. It exists, and a connected node has it: else the error
 // is template_not_found, or unavailable where a node that is away may have it. A template that was just imported is found,
 // although its node reports it after the import has returned.
 func (s *Service) Resolve(ctx context.Context, tenant, name string) (state.Template, error) {
@@ -94,7 +94,11 @@ func (s *Service) Resolve(ctx context.Context, tenant, name string) (state.Templ
 	var late <-chan time.Time
 	for {
 		t, unreported, err := s.resolve(tenant, name)
-		if err == nil || !unreported {
+		if err == nil {
+			t.TemplateID = ID(t)
+			return t, nil
+		}
+		if !unreported {
 			return t, err
 		}
 		if late == nil {

@@ -236,8 +236,9 @@ type Info struct {
 type ProcessInfo struct {
 	PID       ProcessID       `json:"pid"`
 	Argv      []string        `json:"argv"`
-	Env       []string        `json:"env,omitempty"`
+	Env       []string        `json:"env,omitempty"` // what its start named, not what it has besides
 	Cwd       string          `json:"cwd"`
+	AskedCwd  string          `json:"asked_cwd,omitempty"` // as its start named it
 	User      string          `json:"user"`
 	Tag       string          `json:"tag,omitempty"`
 	TTY       bool            `json:"tty,omitempty"`

@@ -292,7 +292,7 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
 		req.Main = &main
 	}
 	var facts []guest.BootFile
-	for _, f := range scope.Facts(b.id, templateName(b.rec.Sandbox)) {
+	for _, f := range scope.Facts(b.id, templateID(b.rec.Sandbox)) {
 		facts = append(facts, guest.BootFile{Path: scope.FactsDir + "/." + f[0], Content: f[1]})
 	}
 	return sandbox.Config{

@@ -59,7 +59,7 @@ func (n *Node) scope(id string) (scope.Sandbox, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return scope.Sandbox{
-		ID: b.id, Template: templateName(b.rec.Sandbox), AccessToken: b.rec.Token, Env: b.rec.Env, User: b.rec.Sandbox.User, Cwd: b.rec.Cwd,
+		ID: b.id, Template: templateID(b.rec.Sandbox), AccessToken: b.rec.Token, Env: b.rec.Env, User: b.rec.Sandbox.User, Cwd: b.rec.Cwd,
 		Guest: g, Ended: b.stopped,
 	}, true
 }
@@ -92,10 +92,12 @@ func (n *Node) usage(_ context.Context, s scope.Sandbox) (envd.Usage, error) {
 	}, nil
 }
 
-// templateName is what the client asked for. A control service asks for a digest, and says so.
-func templateName(sb nodeapi.Sandbox) string {
-	if name := sb.Metadata["template"]; name != "" {
-		return name
+// templateID is the id of the template, as the client is told it. A control service asks for a digest, and says what id that is.
+func templateID(sb nodeapi.Sandbox) string {
+	for _, key := range []string{nodeapi.MetaTemplateID, "template"} {
+		if id := sb.Metadata[key]; id != "" {
+			return id
+		}
 	}
 	return sb.Template
 }

@@ -101,18 +101,18 @@ func (s *service) SendSignal(ctx context.Context, req *connect.Request[wire.Send
 	return connect.NewResponse(&wire.SendSignalResponse{}), nil
 }
 
-// describe says what a client may know of a process.
+// describe says what a client may know of a process: its configuration as its start had it.
 func describe(p guest.ProcessInfo) *wire.ProcessInfo {
 	c := &wire.ProcessConfig{Envs: map[string]string{}}
 	if len(p.Argv) > 0 {
 		c.Cmd, c.Args = valid(p.Argv[0]), validAll(p.Argv[1:])
 	}
-	for _, e := range p.Env {
+	for _, e := range scope.Own(p.Env) {
 		k, v := cut(e)
 		c.Envs[valid(k)] = valid(v)
 	}
-	if p.Cwd != "" {
-		cwd := valid(p.Cwd)
+	if p.AskedCwd != "" {
+		cwd := valid(p.AskedCwd)
 		c.Cwd = &cwd
 	}
 	info := &wire.ProcessInfo{Config: c, Pid: uint32(p.PID)}

@@ -173,7 +173,8 @@ func TestReal_inputReachesTheProcess(t *testing.T) {
 	s := start(t)
 	c := client(s)
 	tag := "the cat"
-	st, err := c.Start(t.Context(), connect.NewRequest(&wire.StartRequest{Process: &wire.ProcessConfig{Cmd: "cat"}, Tag: &tag})) // stdin is there where nothing is said
+	cwd, envs := "/", map[string]string{"A": "b"}
+	st, err := c.Start(t.Context(), connect.NewRequest(&wire.StartRequest{Process: &wire.ProcessConfig{Cmd: "cat", Cwd: &cwd, Envs: envs}, Tag: &tag})) // stdin is there where nothing is said
 	must.NoError(t, err)
 	pid := pidOf(t, st)
 	byTag := &wire.ProcessSelector{Selector: &wire.ProcessSelector_Tag{Tag: tag}}
@@ -191,6 +192,8 @@ func TestReal_inputReachesTheProcess(t *testing.T) {
 	must.Eq(t, 1, len(list.Msg.GetProcesses()))
 	must.Eq(t, "cat", list.Msg.GetProcesses()[0].GetConfig().GetCmd())
 	must.Eq(t, tag, list.Msg.GetProcesses()[0].GetTag())
+	must.Eq(t, envs, list.Msg.GetProcesses()[0].GetConfig().GetEnvs()) // as asked for, without what all processes have
+	must.Eq(t, cwd, list.Msg.GetProcesses()[0].GetConfig().GetCwd())
 	_, err = c.CloseStdin(t.Context(), connect.NewRequest(&wire.CloseStdinRequest{Process: byPID(pid)}))
 	must.NoError(t, err)
 	echoed := ""
@@ -241,7 +244,7 @@ func TestReal_processesOutliveTheirClients(t *testing.T) {
 	s := start(t)
 	c := client(s)
 	ctx, leave := context.WithCancel(t.Context())
-	st, err := c.Start(ctx, connect.NewRequest(shell("echo first; read -t 0.5 x < <(sleep 5); echo last; exit 7")))
+	st, err := c.Start(ctx, connect.NewRequest(shell("echo first; read x; echo last; exit 7")))
 	must.NoError(t, err)
 	pid := pidOf(t, st)
 	must.True(t, st.Receive())
@@ -255,7 +258,13 @@ func TestReal_processesOutliveTheirClients(t *testing.T) {
 		}
 		at, err := c.Connect(t.Context(), req)
 		must.NoError(t, err)
-		got, err := follow(t, at, func() *wire.ProcessEvent { return at.Msg().GetEvent() })
+		got, err := follow(t, at, func() *wire.ProcessEvent {
+			if at.Msg().GetEvent().GetStart() != nil && offset == "" { // it goes on once somebody listens
+				_, err := c.SendInput(t.Context(), connect.NewRequest(&wire.SendInputRequest{Process: byPID(pid), Input: stdin("go on\n")}))
+				must.NoError(t, err)
+			}
+			return at.Msg().GetEvent()
+		})
 		must.NoError(t, err)
 		return got, at.ResponseHeader()
 	}

@@ -6,6 +6,7 @@ package scope
 import (
 	"context"
 	"os"
+	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -40,7 +41,7 @@ type Guest interface {
 // Sandbox is the sandbox that a request is about.
 type Sandbox struct {
 	ID          api.SandboxID
-	Template    string            // as it was asked for
+	Template    string            // its id
 	AccessToken string            // what a request must show; empty: nothing
 	Env         map[string]string // of every process
 	User        string            // default user; empty: the template's, which PID 1 knows
@@ -50,9 +51,25 @@ type Sandbox struct {
 	Ended <-chan struct{}
 }
 
+// eventsAddress is where the contract's platform takes events from programs. It is the sandbox's gateway, which refuses the connection
+// here: what programs print is in the sandbox's log anyway.
+const eventsAddress = "http://10.255.255.1"
+
 // Facts are the variables by which programs know that they are in a sandbox, and in which.
 func Facts(id api.SandboxID, template string) [][2]string {
-	return [][2]string{{"E2B_SANDBOX", "true"}, {"E2B_SANDBOX_ID", string(id)}, {"E2B_TEMPLATE_ID", template}}
+	return [][2]string{
+		{"E2B_SANDBOX", "true"}, {"E2B_SANDBOX_ID", string(id)}, {"E2B_TEMPLATE_ID", template}, {"E2B_EVENTS_ADDRESS", eventsAddress},
+	}
+}
+
+// Own returns the variables of env that are not Facts, which a process is started with before its own.
+func Own(env []string) []string {
+	for _, f := range Facts("", "") {
+		if len(env) > 0 && strings.HasPrefix(env[0], f[0]+"=") {
+			env = env[1:]
+		}
+	}
+	return env
 }
 
 // FactsDir holds the same as files, whose names are those of the variables behind a dot.

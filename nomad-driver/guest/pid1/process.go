@@ -18,6 +18,7 @@ type process struct {
 	argv    []string
 	env     []string
 	cwd     string
+	asked   string // the working directory as its start named it
 	user    string
 	tag     string
 	tty     bool
@@ -92,7 +93,7 @@ func (p *process) info(withEnv bool) guest.ProcessInfo {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	i := guest.ProcessInfo{
-		PID: p.id, Argv: p.argv, Cwd: p.cwd, User: p.user, Tag: p.tag, TTY: p.tty,
+		PID: p.id, Argv: p.argv, Cwd: p.cwd, AskedCwd: p.asked, User: p.user, Tag: p.tag, TTY: p.tty,
 		StartedAt: p.started, EndedAt: p.ended, Exit: p.exit,
 	}
 	if withEnv {

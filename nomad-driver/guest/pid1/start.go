@@ -167,7 +167,7 @@ func (s *supervisor) launch(pl *plan, before func(*process)) (*process, error) {
 		},
 	}
 	p := newProcess()
-	p.argv, p.env, p.cwd, p.user = shown(st.Argv), shown(pl.env), pl.cwd, pl.user.Name
+	p.argv, p.env, p.cwd, p.asked, p.user = shown(st.Argv), shown(st.Env), pl.cwd, st.Cwd, pl.user.Name
 	p.tag, p.tty = st.Tag, st.TTY
 	types := []frame.Type{frame.Stdout, frame.Stderr}
 	if st.TTY {

@@ -111,6 +111,9 @@ type LimitsRequest struct {
 	Limits Limits `json:"limits"`
 }
 
+// MetaTemplateID is the entry of a sandbox's metadata with the id of its template, which programs inside are told.
+const MetaTemplateID = "template_id"
+
 // Sandbox is what a node knows of a sandbox.
 type Sandbox struct {
 	ID         api.SandboxID     `json:"id"`
