@@ -34,6 +34,27 @@ type NetworkStatus struct {
 	Notes   []string       `json:"notes,omitempty"` // entries without effect
 	Counts  NetworkCounts  `json:"counts"`
 	Denied  []NetworkDeny  `json:"denied,omitempty"` // of the last ten minutes, latest first
+	Names   NetworkNames   `json:"names"`
+}
+
+// NetworkNames is what a sandbox asked the name server for, since the node's daemon started.
+type NetworkNames struct {
+	Queries uint64        `json:"queries"`
+	Denied  uint64        `json:"denied"`         // by a policy
+	Refused uint64        `json:"refused"`        // answers with addresses that no sandbox may have
+	Limited uint64        `json:"limited"`        // too many
+	Failed  uint64        `json:"failed"`         // no server had an answer
+	Last    []NetworkName `json:"last,omitempty"` // latest first, at most 256
+}
+
+// NetworkName is a name that a sandbox asked for, and what was decided the last time.
+type NetworkName struct {
+	Name  string    `json:"name"`
+	Last  time.Time `json:"last"`
+	Count uint64    `json:"count"`
+	Allow bool      `json:"allow"`
+	Layer string    `json:"layer"`
+	Rule  string    `json:"rule,omitempty"`
 }
 
 // NetworkCounts are the kernel's counters of a sandbox's interface, and its connections.

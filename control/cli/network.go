@@ -95,6 +95,13 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 		}
 		pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s://%s by %s: %s", d.Last.Local().Format(time.TimeOnly), d.Proto, to, d.Layer, d.Rule)})
 	}
+	n := st.Names
+	pairs = append(pairs, []string{"Names", fmt.Sprintf("%d asked for, %d denied, %d out of reach, %d too many, %d failed", n.Queries, n.Denied, n.Refused, n.Limited, n.Failed)})
+	for _, l := range n.Last {
+		if !l.Allow {
+			pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s by %s: %s", l.Last.Local().Format(time.TimeOnly), l.Name, l.Layer, l.Rule)})
+		}
+	}
 	return printPairs(env.Stdout, pairs)
 }
 

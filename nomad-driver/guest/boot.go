@@ -41,6 +41,8 @@ type Rlimit struct {
 type BootFile struct {
 	Path    string `json:"path"` // absolute and clean; directories that are missing are made
 	Content string `json:"content"`
+	// Replace takes away what stands there and is no regular file, a link for example. Otherwise that is left alone.
+	Replace bool `json:"replace,omitempty"`
 }
 
 // Bounds of Boot.Files.

@@ -31,6 +31,10 @@ var (
 	Gateway = netip.MustParseAddr("10.255.255.1")
 )
 
+// ProxyPort is the TCP port of the node's own address where the proxy listens. It is fixed, so that the rules of a daemon that is gone
+// lead nowhere, and not past the next one.
+const ProxyPort = 15001
+
 // InnerLink is the name of a sandbox's interface.
 const InnerLink = "eth0"
 

@@ -170,9 +170,13 @@ func (p *Pool) Apply(s *Slot, pol *policy.Policy) (cut int, err error) {
 	if err := p.fw.Apply(fw, pol); err != nil {
 		return 0, err
 	}
-	return p.fw.Cut(fw, func(f policy.Flow) bool {
+	return p.fw.Cut(fw, func(c firewall.Connection) bool {
+		f := c.Flow
 		if f.Addr == p.self {
 			return false // the platform's own services
+		}
+		if through := pol.Proxied().Carries(f); through || c.Proxied {
+			return through != c.Proxied // what the proxy has is its own to end
 		}
 		f.Names = p.fw.Names(fw, f.Addr)
 		return !pol.Decide(f).Allow

@@ -12,6 +12,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -62,9 +63,10 @@ type box struct {
 	err      error              // of the creation
 	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
 	inst     instance
-	slot     *network.Slot // nil where it has its loopback only
-	deleting bool          // the record goes with the sandbox: writing it once more is not worth it
-	pumped   chan struct{} // closed when the log pump has ended; nil where there is none
+	slot     *network.Slot    // nil where it has its loopback only
+	asker    *resolver.Client // with slot
+	deleting bool             // the record goes with the sandbox: writing it once more is not worth it
+	pumped   chan struct{}    // closed when the log pump has ended; nil where there is none
 }
 
 func newBox(rec record) *box {

@@ -14,6 +14,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -32,6 +33,9 @@ type Network struct {
 	Open  []netip.Prefix // private ranges that sandboxes may reach all the same, as far as their policies allow
 	// Limits of each sandbox; zero values are package firewall's defaults.
 	Limits firewall.Limits
+	// Resolvers are the name servers that know names for sandboxes; none: those of the machine's resolv.conf.
+	Resolvers []netip.AddrPort
+	Names     resolver.Limits // of each sandbox's questions; zero values are package resolver's defaults
 }
 
 // openNetwork makes the pool of network slots. It is taken into use by startNetwork, once recovery is through.
@@ -47,15 +51,18 @@ func (n *Node) openNetwork() error {
 		Max: n.cfg.MaxSandboxes + max(n.cfg.Network.Ahead, network.DefaultAhead), Open: n.cfg.Network.Open, Limits: n.cfg.Network.Limits,
 		Logger: n.log.Named("network"),
 	})
+	if err == nil {
+		n.network = p
+		n.closers = append(n.closers, func() error { return closeNetwork(p) })
+		err = n.openNames()
+	}
 	switch {
 	case err == nil:
-		n.network = p
-		n.closers = append(n.closers, n.closeNetwork)
 		n.log.Info("network of sandboxes", "range", p.Range(), "own_address", p.Self())
 	case n.cfg.Network.Mode == NetworkOn:
 		return err
 	default:
-		n.noNetwork = err.Error()
+		n.network, n.noNetwork = nil, err.Error() // what was opened is closed at the end
 		n.log.Warn("sandboxes have their loopback only", "error", err)
 	}
 	return nil
@@ -75,11 +82,11 @@ func (n *Node) startNetwork() {
 }
 
 // closeNetwork lets go of the slots. Where no sandbox has one, nothing of the network stays on the machine.
-func (n *Node) closeNetwork() error {
-	_, used, _ := n.network.Counts()
-	err := n.network.Close()
+func closeNetwork(p *network.Pool) error {
+	_, used, _ := p.Counts()
+	err := p.Close()
 	if used == 0 {
-		err = errors.Join(err, n.network.Remove())
+		err = errors.Join(err, p.Remove())
 	}
 	return err
 }
@@ -138,18 +145,21 @@ func (n *Node) takeSlot(ctx context.Context, b *box, want *nodeapi.Network) erro
 
 // holdSlot gives a box its slot, with its policy. The slot is given back on error.
 func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
-	if want != nil && len(want.Layers) > 0 {
-		pol, err := n.compile(want.Layers)
-		if err == nil {
-			_, err = n.network.Apply(s, pol)
-		}
-		if err != nil {
-			return errors.Join(err, n.network.Give(s))
-		}
+	var layers []nodeapi.NetworkLayer
+	if want != nil {
+		layers = want.Layers
 	}
+	pol, err := n.compile(layers)
+	if err == nil && len(layers) > 0 {
+		_, err = n.network.Apply(s, pol)
+	}
+	if err != nil {
+		return errors.Join(err, n.network.Give(s))
+	}
+	asker := n.attachNames(b.id, s, pol)
 	ref := s.Ref()
 	b.mu.Lock()
-	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
+	b.slot, b.asker, b.rec.Network, b.rec.Slot = s, asker, want, &ref
 	b.mu.Unlock()
 	return nil
 }
@@ -160,11 +170,12 @@ func (n *Node) giveSlot(b *box) {
 	defer b.networking.Unlock()
 	b.mu.Lock()
 	s := b.slot
-	b.slot = nil
+	b.slot, b.asker = nil, nil
 	b.mu.Unlock()
 	if s == nil {
 		return
 	}
+	n.resolver.Detach(s.Addr)
 	if err := n.network.Give(s); err != nil {
 		n.log.Error("network slot cannot be given back", "sandbox", b.id, "slot", s.Number, "error", err)
 	}
@@ -196,8 +207,10 @@ func (n *Node) recoverSlot(b *box) {
 		_, err = n.network.Apply(s, pol)
 	}
 	if err != nil {
-		n.log.Error("sandbox keeps the network rules it had", "sandbox", b.id, "error", err)
+		n.log.Error("sandbox keeps the network rules it had, and looks up no names", "sandbox", b.id, "error", err)
+		return
 	}
+	b.asker = n.attachNames(b.id, s, pol)
 }
 
 // slotOf returns the slot of a running sandbox, and its policy.
@@ -253,13 +266,20 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 	if err != nil {
 		return nodeapi.NetworkStatus{}, fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
+	b.mu.Lock()
+	if b.asker != nil {
+		b.asker.SetPolicy(pol)
+	} else {
+		b.asker = n.attachNames(id, s, pol)
+	}
+	b.mu.Unlock()
 	n.log.Info("network policy changed", "sandbox", id, "layers", len(want.Layers), "connections_ended", cut)
 	return n.NetworkStatus(id)
 }
 
 // NetworkStatus says what a sandbox's network is and does.
 func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
-	_, s, pol, layers, err := n.slotOf(id)
+	b, s, pol, layers, err := n.slotOf(id)
 	if err != nil {
 		return nodeapi.NetworkStatus{}, err
 	}
@@ -289,6 +309,12 @@ func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
 	}
 	for _, d := range denied {
 		st.Denied = append(st.Denied, n.explain(s, pol, d))
+	}
+	b.mu.Lock()
+	asker := b.asker
+	b.mu.Unlock()
+	if asker != nil {
+		st.Names = namesOf(asker)
 	}
 	return st, nil
 }

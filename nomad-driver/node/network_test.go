@@ -3,6 +3,8 @@ package node
 import (
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -81,6 +83,73 @@ func hostOf(d *daemon, sb nodeapi.Sandbox) string {
 	st, err := d.client.Network(d.t.Context(), sb.ID)
 	must.NoError(d.t, err)
 	return st.Host.String()
+}
+
+// configFile writes a configuration file of the daemon.
+func configFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "node.hcl")
+	must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+func TestRealNetwork_namesOpenTheWayToTheirAddresses(t *testing.T) {
+	w := networktest.New(t)
+	for _, a := range []string{"198.51.100.1", "198.51.100.2", "10.9.9.9"} {
+		networktest.Serve(t, w.Outside, a+":8080")
+	}
+	zone := []string{
+		"www.example.com. 60 IN A 198.51.100.1", "other.example.org. 60 IN A 198.51.100.2", "rebind.example.com. 0 IN A 198.51.100.1",
+		"inside.example.com. 60 IN A 10.9.9.9",
+	}
+	names := networktest.ServeNames(t, w.Outside, networktest.OutsideAddr+":53", zone...)
+	d := startDaemonIn(t, w.Host, "-network", "on", "-config", configFile(t, `network { resolvers = ["`+networktest.OutsideAddr+`"] }`))
+	open := d.create()
+	narrow := d.create(func(r *nodeapi.CreateRequest) { r.Network = allowing("*.example.com") })
+
+	out, code := d.exec(open, "cat", "/etc/resolv.conf")
+	must.EqOp(t, 0, code)
+	must.StrContains(t, out, "nameserver 10.255.255.1\n")
+	for _, c := range []struct {
+		sb   nodeapi.Sandbox
+		name string
+		want bool
+	}{
+		{open, "www.example.com", true}, {open, "other.example.org", true}, {open, "inside.example.com", false}, {open, "none.example.com", false},
+		{narrow, "198.51.100.1", false}, {narrow, "www.example.com", true}, {narrow, "198.51.100.1", true}, {narrow, "other.example.org", false},
+		{narrow, "198.51.100.2", false}, {narrow, "inside.example.com", false}, {narrow, "rebind.example.com", true},
+	} {
+		_, ok := connect(d, c.sb, c.name, 8080)
+		must.EqOp(t, c.want, ok, must.Sprint(c.name))
+	}
+	// The name now leads inside: the next connection does not follow it.
+	names.Set(t, append(zone[:2:2], "rebind.example.com. 0 IN A 10.9.9.9")...)
+	_, ok := connect(d, narrow, "rebind.example.com", 8080)
+	must.False(t, ok)
+	st, err := d.client.Network(t.Context(), narrow.ID)
+	must.NoError(t, err)
+	must.Positive(t, st.Names.Denied)
+	must.Positive(t, st.Names.Refused)
+	denied := map[string]string{}
+	for _, n := range st.Names.Last {
+		if !n.Allow {
+			denied[n.Name] = n.Layer + ": " + n.Rule
+		}
+	}
+	must.EqOp(t, "sandbox: deny 0.0.0.0/0", denied["other.example.org"])
+	must.StrContains(t, denied["rebind.example.com"], "platform: ")
+
+	// What was pinned outlives the daemon, and the next one answers.
+	d.kill()
+	_, ok = connect(d, narrow, "198.51.100.1", 8080)
+	must.True(t, ok)
+	_, ok = connect(d, narrow, "www.example.com", 8080)
+	must.False(t, ok)
+	d.start()
+	_, ok = connect(d, narrow, "www.example.com", 8080)
+	must.True(t, ok)
+	_, ok = connect(d, narrow, "other.example.org", 8080)
+	must.False(t, ok)
 }
 
 func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {

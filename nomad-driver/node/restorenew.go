@@ -126,6 +126,7 @@ func (n *Node) instantiate(ctx context.Context, b *box, req nodeapi.CreateReques
 	}
 	if b.slot != nil {
 		cfg.Network = b.slot.Namespace()
+		cfg.Boot.Files = append(cfg.Boot.Files, nameServerFile)
 	}
 	return n.runtime.Create(ctx, cfg)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -86,12 +88,29 @@ type networkBlock struct {
 	Connections    uint32   `hcl:"max_connections,optional"`
 	NewConnections uint64   `hcl:"new_connections_per_second,optional"`
 	Packets        uint64   `hcl:"packets_per_second,optional"`
+	Resolvers      []string `hcl:"resolvers,optional"`
+	NameQueries    int      `hcl:"name_queries_per_second,optional"`
+	NameBytes      int      `hcl:"name_bytes_per_second,optional"`
 }
 
 func (b *networkBlock) config() (node.Network, error) {
 	n := node.Network{Mode: b.Mode, Ahead: b.Ahead, Limits: firewall.Limits{
 		Connections: b.Connections, NewConnections: b.NewConnections, Packets: b.Packets,
 	}}
+	if b.NameQueries < 0 || b.NameBytes < 0 {
+		return n, errors.New("network name_queries_per_second and name_bytes_per_second must not be negative")
+	}
+	n.Names = resolver.Limits{Queries: b.NameQueries, Bytes: b.NameBytes}
+	for _, s := range b.Resolvers {
+		p, err := netip.ParseAddrPort(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			p, err = netip.AddrPortFrom(a, 53), nil
+		}
+		if err != nil || p.Port() == 0 {
+			return n, fmt.Errorf("network resolvers: %.80q is neither an address nor address:port", s)
+		}
+		n.Resolvers = append(n.Resolvers, p)
+	}
 	if b.Range != "" {
 		p, err := policy.ParsePrefix(b.Range)
 		if err != nil {

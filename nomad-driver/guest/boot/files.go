@@ -14,6 +14,13 @@ func writeFiles(files []guest.BootFile) error {
 		if err := os.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 			return fmt.Errorf("write %s: %w", f.Path, err)
 		}
+		if f.Replace {
+			if st, err := os.Lstat(f.Path); err == nil && !st.Mode().IsRegular() {
+				if err := os.Remove(f.Path); err != nil {
+					return fmt.Errorf("write %s: %w", f.Path, err)
+				}
+			}
+		}
 		if err := rewrite(f.Path, func([]byte, bool) []byte { return []byte(f.Content) }); err != nil {
 			return err
 		}

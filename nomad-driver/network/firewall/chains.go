@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"time"
@@ -20,6 +21,7 @@ const (
 	chainForward = "forward" // hook
 	chainInput   = "input"   // hook
 	chainSource  = "source"  // hook: address translation of what leaves the node
+	chainProxy   = "proxy"   // hook: redirects connections to the proxy
 	chainFrom    = "from-sandbox"
 	chainTo      = "to-sandbox"
 	chainHost    = "to-host"
@@ -77,6 +79,10 @@ func (f *Firewall) declare() {
 		return f.set(nftables.Set{Name: name, Dynamic: true, HasTimeout: true, Timeout: denyTime, Size: slotsSize, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
 	}
 	s.packets, s.fresh, s.noise = perSlot("packet-rate"), perSlot("connection-rate"), perSlot("denial-rate")
+	perLink := func(name string) *nftables.Set {
+		return f.set(nftables.Set{Name: name, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
+	}
+	s.web, s.all = perLink("proxied-web"), perLink("proxied-all")
 	// An element with a connection count goes when its last connection does.
 	s.conns = f.set(nftables.Set{Name: "connections", Dynamic: true, Size: slotsSize, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
 	s.denied = f.set(nftables.Set{
@@ -91,7 +97,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	c.AddTable(f.table)
 	s := &f.sets
 	var errs []error
-	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied} {
+	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all} {
 		errs = append(errs, c.AddSet(set, nil))
 	}
 	c.FlushSet(s.open)
@@ -118,6 +124,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	f.add(c, hook(chainInput, nftables.ChainTypeFilter, nftables.ChainHookInput, 0), rule(f.fromSlot(), goTo(chainHost)))
 	f.add(c, hook(chainSource, nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100),
 		rule(isIPv4(), within(offSource, f.cfg.Range), notPrefix(f.toSlot()), match{&expr.Masq{}}))
+	f.proxyRules(c, hook(chainProxy, nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -100))
 	f.sandboxRules(c)
 	return errors.Join(errs...)
 }
@@ -185,6 +192,39 @@ func (f *Firewall) leaveRules(c *nftables.Conn, ch *nftables.Chain) error {
 	return err
 }
 
+// proxyRules send connections of some sandboxes to the proxy, whatever their destination: it decides in the place of the policy's chains,
+// and where it does not run they are refused.
+func (f *Firewall) proxyRules(c *nftables.Conn, ch *nftables.Chain) {
+	if f.cfg.Proxy == 0 {
+		return
+	}
+	to := match{
+		load(f.cfg.Self, unix.NFT_REG_1), &expr.Immediate{Register: unix.NFT_REG_2, Data: binary.BigEndian.AppendUint16(nil, f.cfg.Proxy)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: unix.NFT_REG_1, RegProtoMin: unix.NFT_REG_2},
+	}
+	elsewhere := append(isIPv4(), address(offDestination, expr.CmpOpNeq, f.cfg.Self)...)
+	for _, port := range []uint16{80, 443} {
+		f.add(c, ch, rule(fromSet(f.sets.web), elsewhere, proto(policy.TCP), portRange(policy.Ports{From: port, To: port}), to))
+	}
+	f.add(c, ch, rule(fromSet(f.sets.all), elsewhere, proto(policy.TCP), to))
+}
+
+// redirect queues what a sandbox sends to the proxy from now on.
+func (f *Firewall) redirect(c *nftables.Conn, s Slot, what policy.Proxied) error {
+	elem := []nftables.SetElement{{Key: ifKey(s.Index)}}
+	var errs []error
+	for _, set := range []struct {
+		set *nftables.Set
+		in  bool
+	}{{f.sets.web, what == policy.ProxyWeb}, {f.sets.all, what == policy.ProxyAll}} {
+		errs = append(errs, c.SetAddElements(set.set, elem))
+		if !set.in { // it was added so that there is one to remove
+			errs = append(errs, c.SetDeleteElements(set.set, elem))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // rangeOf matches an address that is in reg0 already.
 func rangeOf(p netip.Prefix) match { return within(0, p)[1:] }
 
@@ -193,10 +233,7 @@ func (f *Firewall) sandboxRules(c *nftables.Conn) {
 	f.addTo(c, chainFrom, f.toSlot(), goTo(ReasonNeighbour.chain()))
 	f.addTo(c, chainFrom, ctState(ctEstablished|ctRelated), verdict(expr.VerdictAccept))
 	f.addTo(c, chainFrom, ctState(ctInvalid), verdict(expr.VerdictDrop))
-	f.addTo(c, chainFrom, perSlot(f.sets.fresh, unix.NFT_DYNSET_OP_UPDATE, &expr.Limit{
-		Type: expr.LimitTypePkts, Rate: f.cfg.Limits.NewConnections, Unit: expr.LimitTimeSecond, Over: true, Burst: uint32(f.cfg.Limits.NewConnections),
-	}), goTo(ReasonLimit.chain()))
-	f.addTo(c, chainFrom, perSlot(f.sets.conns, unix.NFT_DYNSET_OP_ADD, &expr.Connlimit{Count: f.cfg.Limits.Connections, Flags: 1}), goTo(ReasonLimit.chain()))
+	f.connectionLimits(c, chainFrom)
 	for _, p := range []policy.Proto{policy.TCP, policy.UDP} {
 		for _, port := range []uint16{53, 853} {
 			f.addTo(c, chainFrom, proto(p), portRange(policy.Ports{From: port, To: port}), goTo(ReasonPlatform.chain()))
@@ -220,6 +257,11 @@ func (f *Firewall) sandboxRules(c *nftables.Conn) {
 
 	self := address(offDestination, expr.CmpOpEq, f.cfg.Self)
 	f.addTo(c, chainHost, ctState(ctEstablished|ctRelated), verdict(expr.VerdictAccept))
+	if f.cfg.Proxy != 0 { // only what was redirected: nobody connects there by himself
+		proxied := append(ctRedirected(), append(self, append(proto(policy.TCP), portRange(policy.Ports{From: f.cfg.Proxy, To: f.cfg.Proxy})...)...)...)
+		f.connectionLimits(c, chainHost, proxied...)
+		f.addTo(c, chainHost, proxied, verdict(expr.VerdictAccept))
+	}
 	for _, p := range []policy.Proto{policy.TCP, policy.UDP} {
 		f.addTo(c, chainHost, self, proto(p), portRange(policy.Ports{From: 53, To: 53}), verdict(expr.VerdictAccept))
 	}
@@ -228,6 +270,14 @@ func (f *Firewall) sandboxRules(c *nftables.Conn) {
 	}}, verdict(expr.VerdictAccept))
 	f.addTo(c, chainHost, self, proto(policy.ICMP), verdict(expr.VerdictAccept))
 	f.addTo(c, chainHost, goTo(ReasonHost.chain()))
+}
+
+// connectionLimits refuse new connections that are too many, of those that match.
+func (f *Firewall) connectionLimits(c *nftables.Conn, chain string, of ...expr.Any) {
+	f.addTo(c, chain, of, perSlot(f.sets.fresh, unix.NFT_DYNSET_OP_UPDATE, &expr.Limit{
+		Type: expr.LimitTypePkts, Rate: f.cfg.Limits.NewConnections, Unit: expr.LimitTimeSecond, Over: true, Burst: uint32(f.cfg.Limits.NewConnections),
+	}), goTo(ReasonLimit.chain()))
+	f.addTo(c, chain, of, perSlot(f.sets.conns, unix.NFT_DYNSET_OP_ADD, &expr.Connlimit{Count: f.cfg.Limits.Connections, Flags: 1}), goTo(ReasonLimit.chain()))
 }
 
 // denyRules note the destination, at a bounded rate for each sandbox, and refuse: a client that is told does not wait.

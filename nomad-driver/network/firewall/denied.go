@@ -56,6 +56,7 @@ type Connection struct {
 	SrcPort  uint16
 	Sent     uint64 // bytes, where the kernel counts them
 	Received uint64
+	Proxied  bool // it goes to the proxy
 }
 
 // handle returns a netlink handle in the host's namespace.
@@ -73,10 +74,8 @@ func (f *Firewall) Connections(s Slot) (list []Connection, err error) {
 }
 
 // Cut ends the connections of a slot that forbid says so of, and returns how many: what it names belongs to nobody from then on,
-// and meets the rules as if it were new. nil forbids all.
-func (f *Firewall) Cut(s Slot, forbid func(policy.Flow) bool) (int, error) {
-	return f.each(s, func(c Connection) bool { return forbid == nil || forbid(c.Flow) })
-}
+// and meets the rules as if it were new.
+func (f *Firewall) Cut(s Slot, forbid func(Connection) bool) (int, error) { return f.each(s, forbid) }
 
 // each calls do for the connections of a slot and deletes those of which it returns true.
 func (f *Firewall) each(s Slot, do func(Connection) bool) (int, error) {
@@ -85,7 +84,7 @@ func (f *Firewall) each(s Slot, do func(Connection) bool) (int, error) {
 		return 0, fmt.Errorf("firewall: connections: %w", err)
 	}
 	defer h.Close()
-	n, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, picker{s.Addr, do})
+	n, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, picker{s.Addr, f.cfg.Self, do})
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return 0, fmt.Errorf("firewall: connections of slot %d: %w", s.Number, err)
 	}
@@ -94,8 +93,8 @@ func (f *Firewall) each(s Slot, do func(Connection) bool) (int, error) {
 
 // picker is a filter over the table of connections.
 type picker struct {
-	addr netip.Addr
-	pick func(Connection) bool
+	addr, self netip.Addr
+	pick       func(Connection) bool
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
@@ -105,9 +104,11 @@ func (p picker) MatchConntrackFlow(fl *netlink.ConntrackFlow) bool {
 		return false
 	}
 	dst, _ := netip.AddrFromSlice(fl.Forward.DstIP)
+	back, _ := netip.AddrFromSlice(fl.Reverse.SrcIP)
 	return p.pick(Connection{
 		Flow:    policy.Flow{Addr: dst.Unmap(), Proto: policy.Proto(fl.Forward.Protocol), Port: fl.Forward.DstPort},
 		SrcPort: fl.Forward.SrcPort, Sent: fl.Forward.Bytes, Received: fl.Reverse.Bytes,
+		Proxied: back.Unmap() == p.self && dst.Unmap() != p.self,
 	})
 }
 

@@ -149,6 +149,21 @@ func ctState(bits uint32) match {
 	}
 }
 
+// ctRedirected matches connections whose destination was rewritten.
+func ctRedirected() match {
+	const dstNAT = 1 << 5 // IPS_DST_NAT
+	return match{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dstNAT), Xor: make([]byte, 4)},
+		cmp(expr.CmpOpNeq, reg0, make([]byte, 4)),
+	}
+}
+
+// fromSet matches the interface that a packet came from against a set.
+func fromSet(s *nftables.Set) match {
+	return match{meta(expr.MetaKeyIIF, reg0), &expr.Lookup{SourceRegister: reg0, SetName: s.Name, SetID: s.ID}}
+}
+
 // perSlot matches where the expression, kept for each interface in a set, does.
 func perSlot(s *nftables.Set, op uint32, e expr.Any) match {
 	return match{meta(expr.MetaKeyIIF, reg0), &expr.Dynset{SrcRegKey: reg0, SetName: s.Name, SetID: s.ID, Operation: op, Exprs: []expr.Any{e}}}

@@ -43,6 +43,7 @@ type Config struct {
 	Inner      netip.Addr   // what every sandbox has as its own address
 	Gateway    netip.Addr   // what every sandbox has as its gateway and name server
 	Self       netip.Addr   // the node's own address for sandboxes, which Gateway stands for
+	Proxy      uint16       // TCP port of Self that connections are redirected to; 0: none are
 	Base       policy.Base  // the denies of the platform
 	Limits     Limits
 }
@@ -64,6 +65,7 @@ type Firewall struct {
 		services                     *nftables.Set // ports of Self that sandboxes reach
 		packets, fresh, conns, noise *nftables.Set // by interface
 		denied                       *nftables.Set
+		web, all                     *nftables.Set // interfaces of which these connections go to the proxy
 	}
 
 	mu    sync.Mutex
@@ -127,6 +129,7 @@ func (f *Firewall) Detach(s Slot) error {
 		return errors.Join(
 			c.SetDeleteElements(f.sets.addrs, []nftables.SetElement{{Key: ifKey(s.Index)}}),
 			c.SetDeleteElements(f.sets.policies, []nftables.SetElement{{Key: ifKey(s.Index)}}),
+			f.redirect(c, s, policy.ProxyNothing),
 		)
 	})
 	if errors.Is(err, unix.ENOENT) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 )
@@ -58,10 +59,14 @@ func (f *Firewall) Apply(s Slot, p *policy.Policy) error {
 		if len(r.chains) > 0 {
 			lead = r.chains[0]
 		}
+		if p.Proxied() == policy.ProxyAll { // what the proxy carries does not come here
+			lead = ReasonPlatform.chain()
+		}
 		// An element of a map is not overwritten; both steps are of one transaction.
 		err := errors.Join(
 			c.SetDeleteElements(f.sets.policies, []nftables.SetElement{{Key: ifKey(s.Index)}}),
 			c.SetAddElements(f.sets.policies, []nftables.SetElement{{Key: ifKey(s.Index), VerdictData: goVerdict(lead)}}),
+			f.redirect(c, s, p.Proxied()),
 		)
 		if old != nil {
 			f.dropRules(c, old)
@@ -195,19 +200,23 @@ func (f *Firewall) writeGroup(c *nftables.Conn, r *slotRules, chain, name string
 			return err
 		}
 		r.sets, r.pins = append(r.sets, s), append(r.pins, pinSet{g, s})
-		matches = append(matches, inSet(offDestination, s))
+		f.writeMatches(c, chain, g, nameProtos(g), inSet(offDestination, s), then)
 	}
 	for _, m := range matches {
-		for _, p := range groupProtos(g) {
-			if len(g.Ports) == 0 {
-				f.addTo(c, chain, p, m, then)
-			}
-			for _, ports := range g.Ports {
-				f.addTo(c, chain, p, portRange(ports), m, then)
-			}
-		}
+		f.writeMatches(c, chain, g, groupProtos(g), m, then)
 	}
 	return nil
+}
+
+func (f *Firewall) writeMatches(c *nftables.Conn, chain string, g policy.Group, protos []match, m, then match) {
+	for _, p := range protos {
+		if len(g.Ports) == 0 {
+			f.addTo(c, chain, p, m, then)
+		}
+		for _, ports := range g.Ports {
+			f.addTo(c, chain, p, portRange(ports), m, then)
+		}
+	}
 }
 
 // groupProtos returns how to match the group's protocol: ports need one that has them.
@@ -219,6 +228,20 @@ func groupProtos(g policy.Group) []match {
 		return []match{proto(policy.TCP), proto(policy.UDP)}
 	}
 	return []match{{}}
+}
+
+// nameProtos returns how to match the protocols of a group's names: QUIC, which hides the name that it is for, is none of them.
+func nameProtos(g policy.Group) []match {
+	udp := append(proto(policy.UDP), transport(offPort, 2, reg0), cmp(expr.CmpOpNeq, reg0, binary.BigEndian.AppendUint16(nil, policy.PortQUIC)))
+	switch {
+	case g.Proto == policy.UDP:
+		return []match{udp}
+	case g.Proto != policy.Any:
+		return []match{proto(g.Proto)}
+	case len(g.Ports) > 0:
+		return []match{proto(policy.TCP), udp}
+	}
+	return []match{proto(policy.TCP), proto(policy.ICMP), udp}
 }
 
 // maxComment bounds the comment of an element, which the kernel keeps 255 bytes of.
@@ -268,23 +291,30 @@ const maxPins = 4096
 // ErrTooManyPins tells that a sandbox has as many addresses pinned as it may.
 var ErrTooManyPins = errors.New("too many addresses are pinned")
 
+// pinGrace is how much longer an address stays than was asked: a sandbox connects a moment after it was told, and what lasts that much
+// longer anyway is not written again.
+const pinGrace = 30 * time.Second
+
 // Pin lets a sandbox reach addresses for a time, as far as its policy allows the name that they are the answer for. The
 // name must be as policy.ParseName returns it. Addresses that the platform denies, and those of IPv6, are left out, and
-// returned is what was pinned: an answer should have no others.
+// returned is what is left: an answer should have no others.
 func (f *Firewall) Pin(s Slot, name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := f.slots[s.Number]
-	if r == nil || len(addrs) == 0 {
-		return nil, nil
-	}
-	now := time.Now()
-	r.forget(now)
 	var good []netip.Addr
 	for _, a := range addrs {
 		if a = a.Unmap(); a.Is4() && f.reachable(a) {
 			good = append(good, a)
 		}
+	}
+	r := f.slots[s.Number]
+	if r == nil || len(good) == 0 {
+		return good, nil
+	}
+	now := time.Now()
+	r.forget(now)
+	if !slices.ContainsFunc(good, func(a netip.Addr) bool { return r.pinned[a][name].Before(now.Add(ttl)) }) {
+		return good, nil
 	}
 	if len(r.pinned)+len(good) > maxPins {
 		return nil, fmt.Errorf("pin %s for slot %d: %w", name, s.Number, ErrTooManyPins)
@@ -295,11 +325,11 @@ func (f *Firewall) Pin(s Slot, name string, addrs []netip.Addr, ttl time.Duratio
 			sets = append(sets, p)
 		}
 	}
-	if len(good) == 0 || len(sets) == 0 {
+	if len(sets) == 0 {
 		return good, nil
 	}
 	for _, a := range good {
-		r.pin(a, name, now.Add(ttl))
+		r.pin(a, name, now.Add(ttl+pinGrace))
 	}
 	err := f.batch(func(c *nftables.Conn) error {
 		for _, p := range sets {

@@ -68,6 +68,9 @@ func (p *Policy) Decide(f Flow) Decision {
 	case f.Proto != ICMP && (f.Port == 53 || f.Port == 853):
 		return platformDenies("names are looked up at the resolver only")
 	}
+	if p.proxy == ProxyAll && f.Proto != TCP {
+		return platformDenies("the sandbox's egress proxy carries tcp only")
+	}
 	if !slices.ContainsFunc(p.base.Open, func(o netip.Prefix) bool { return o.Contains(f.Addr) }) {
 		for _, d := range p.base.Deny {
 			if d.Contains(f.Addr) {
@@ -138,6 +141,19 @@ func (l Layer) decideName(name string) Decision {
 		}
 	}
 	return l.otherwise()
+}
+
+// DeniesName returns the rule of an entry that denies a name as such, and whether there is one.
+func (p *Policy) DeniesName(name string) (Decision, bool) {
+	for _, l := range p.layers {
+		if slices.ContainsFunc(l.Allow, func(e Entry) bool { return e.MatchName(name) }) {
+			continue
+		}
+		if i := slices.IndexFunc(l.Deny, func(e Entry) bool { return e.MatchName(name) }); i >= 0 {
+			return Decision{Layer: l.Name, Rule: "deny " + l.Deny[i].Text}, true
+		}
+	}
+	return Decision{}, false
 }
 
 // ByName reports whether some layer allows destinations by name: then connections are worth looking into, since many names

@@ -48,6 +48,9 @@ func ParseProto(s string) (Proto, error) {
 // Ports is a range of ports, both ends included.
 type Ports struct{ From, To uint16 }
 
+// PortQUIC is the port of UDP that no entry with a name allows.
+const PortQUIC = 443
+
 // maxPortRanges bounds the ranges of one entry.
 const maxPortRanges = 32
 
@@ -233,7 +236,8 @@ func (e Entry) matches(f Flow) bool {
 		}
 	}
 	if e.Name != "" {
-		return slices.ContainsFunc(f.Names, e.MatchName)
+		// QUIC hides the name that it is for.
+		return slices.ContainsFunc(f.Names, e.MatchName) && !(f.Proto == UDP && f.Port == PortQUIC)
 	}
 	return e.Prefix.Contains(f.Addr)
 }

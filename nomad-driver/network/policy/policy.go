@@ -102,6 +102,37 @@ func prefixes(list ...string) []netip.Prefix {
 type Policy struct {
 	base   Base
 	layers []Layer
+	proxy  Proxied
+}
+
+// Proxied says which connections go through the node's proxy.
+type Proxied int
+
+// What goes through the proxy.
+const (
+	ProxyNothing Proxied = iota
+	ProxyWeb             // TCP to the ports 80 and 443
+	ProxyAll             // TCP; and nothing else leaves the sandbox
+)
+
+// Carries reports whether f goes through the proxy.
+func (x Proxied) Carries(f Flow) bool {
+	return f.Proto == TCP && (x == ProxyAll || x == ProxyWeb && (f.Port == 80 || f.Port == 443))
+}
+
+// Through returns the policy with at least x going through the proxy.
+func (p *Policy) Through(x Proxied) *Policy {
+	q := *p
+	q.proxy = max(q.proxy, x)
+	return &q
+}
+
+// Proxied returns what goes through the proxy: of a policy with names the web, since many names share an address.
+func (p *Policy) Proxied() Proxied {
+	if p.ByName() {
+		return max(p.proxy, ProxyWeb)
+	}
+	return p.proxy
 }
 
 // New returns the policy of some layers, outermost first.

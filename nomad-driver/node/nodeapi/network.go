@@ -23,6 +23,8 @@ type (
 	NetworkStatus  = api.NetworkStatus
 	NetworkCounts  = api.NetworkCounts
 	NetworkDeny    = api.NetworkDeny
+	NetworkNames   = api.NetworkNames
+	NetworkName    = api.NetworkName
 	NetworkTest    = api.NetworkTest
 	NetworkVerdict = api.NetworkVerdict
 )
