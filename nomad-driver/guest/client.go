@@ -111,6 +111,12 @@ func (c *Client) LookupUser(ctx context.Context, user string) (UserInfo, error) 
 	return *r.User, nil
 }
 
+// SetEnv gives the processes that start from now on more environment, KEY=value each. It takes precedence over what they had.
+func (c *Client) SetEnv(ctx context.Context, env []string) error {
+	_, err := c.call(ctx, Request{Op: OpSetEnv, Env: env})
+	return err
+}
+
 // Shutdown ends the sandbox. It returns when the guest has taken the order, not when it has ended.
 func (c *Client) Shutdown(ctx context.Context, p ShutdownParams) error {
 	_, err := c.call(ctx, Request{Op: OpShutdown, Shutdown: &p})

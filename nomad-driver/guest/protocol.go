@@ -52,6 +52,7 @@ const (
 	OpLookupUser Op = "lookup_user" // User → Response.User
 	OpPark       Op = "park"        // ends every other conversation, without what their end would mean → Response
 	OpRenew      Op = "renew"       // Renew → Response and an unbound socket (SCM_RIGHTS); a Request frame when it listens → Response
+	OpSetEnv     Op = "set_env"     // Env, which takes precedence over the environment that processes had so far
 	OpShutdown   Op = "shutdown"    // Shutdown: SIGTERM (or its signal) to all, SIGKILL after the grace, exit record, exit
 )
 
@@ -82,6 +83,7 @@ type Request struct {
 	Shutdown *ShutdownParams `json:"shutdown,omitempty"`
 	Renew    *Renew          `json:"renew,omitempty"`
 	User     string          `json:"user,omitempty"`
+	Env      []string        `json:"env,omitempty"`
 }
 
 // Response answers a Request. Failures are Error frames (frame.ErrorBody) with one of the Code* words instead.

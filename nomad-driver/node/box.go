@@ -38,6 +38,7 @@ type guestClient interface {
 	Walk(ctx context.Context, r guest.FileRequest) ([]guest.Entry, error)
 	ReadSmall(ctx context.Context, r guest.FileRequest) ([]byte, error)
 	Watch(ctx context.Context, r guest.WatchRequest) (*guest.Watch, error)
+	SetEnv(ctx context.Context, env []string) error
 	Shutdown(ctx context.Context, p guest.ShutdownParams) error
 }
 

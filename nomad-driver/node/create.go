@@ -130,7 +130,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 		Sandbox: nodeapi.Sandbox{
 			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
 			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Owner: req.Owner,
-			Metadata: req.Metadata, CreatedAt: now.UTC().Round(0),
+			Metadata: req.Metadata, Warm: req.Warm, CreatedAt: now.UTC().Round(0),
 		},
 	})
 	b.lease = l

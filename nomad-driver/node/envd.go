@@ -58,6 +58,9 @@ func (n *Node) scope(id string) (scope.Sandbox, bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.rec.Sandbox.Warm {
+		return scope.Sandbox{}, false // there is no token yet that could be asked for
+	}
 	return scope.Sandbox{
 		ID: b.id, Template: templateID(b.rec.Sandbox), AccessToken: b.rec.Token, Env: b.rec.Env, User: b.rec.Sandbox.User, Cwd: b.rec.Cwd,
 		Guest: g, Ended: b.stopped,

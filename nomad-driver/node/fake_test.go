@@ -235,11 +235,19 @@ type fakeGuest struct {
 	root    string
 	list    []guest.ProcessInfo
 	signals []guest.SignalRequest
+	env     []string
 	mu      sync.Mutex
 }
 
 func (g *fakeGuest) Info(context.Context) (guest.Info, error) {
 	return guest.Info{Version: "test", Protocol: 1, Processes: 1}, nil
+}
+
+func (g *fakeGuest) SetEnv(_ context.Context, env []string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.env = append(g.env, env...)
+	return nil
 }
 
 func (g *fakeGuest) LookupUser(_ context.Context, user string) (guest.UserInfo, error) {

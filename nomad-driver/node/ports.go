@@ -40,6 +40,9 @@ func (n *Node) getPort(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if b.view().Warm {
+		return api.Errorf(http.StatusBadGateway, nodeapi.CodePortClosed, "sandbox %s: nobody has it yet", id)
+	}
 	far, err := n.dialPort(r.Context(), b, inst, port)
 	if errors.Is(err, sandbox.ErrPortClosed) || errors.Is(err, context.DeadlineExceeded) {
 		return api.Errorf(http.StatusBadGateway, nodeapi.CodePortClosed, "sandbox %s: nobody listens on port %d", id, port)

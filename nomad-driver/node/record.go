@@ -42,6 +42,7 @@ type record struct {
 	Network  *nodeapi.Network    `json:"network,omitempty"`
 	Slot     *network.Ref        `json:"network_slot,omitempty"`
 	Pause    *pauseRecord        `json:"pause,omitempty"`    // where paused
+	Claim    string              `json:"claim,omitempty"`    // SHA-256 of the request that claimed it, where it was made warm
 	Waking   bool                `json:"waking,omitempty"`   // restored, and its PID 1 not told yet
 	Released bool                `json:"released,omitempty"` // nothing of it is left on the machine
 }

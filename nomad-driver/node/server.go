@@ -44,6 +44,7 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}":            n.getSandbox,
 		"DELETE /v1/sandboxes/{id}":         n.deleteSandbox,
 		"POST /v1/sandboxes/{id}/stop":      n.postStop,
+		"POST /v1/sandboxes/{id}/claim":     n.postClaim,
 		"POST /v1/sandboxes/{id}/pause":     n.postPause,
 		"POST /v1/sandboxes/{id}/resume":    n.postResume,
 		"POST /v1/sandboxes/{id}/snapshot":  n.postSnapshot,

@@ -32,6 +32,11 @@ func check(r *guest.Request) error {
 			return fail(guest.CodeBadRequest, "renew: an id of 1 to %d bytes, and at most %d variables, are allowed", maxSandboxID, guest.MaxArgs)
 		}
 		return nil
+	case guest.OpSetEnv:
+		if err := checkWords(words{"env", r.Env}); err != nil {
+			return err
+		}
+		return checkEnv("env", r.Env)
 	case guest.OpStart:
 		if r.Start == nil {
 			return lacks("start")
@@ -133,31 +138,49 @@ func checkText(field, s string, limit int) error {
 	return nil
 }
 
-func checkStart(s *guest.Start) error {
-	if len(s.Argv) == 0 || s.Argv[0] == "" {
-		return fail(guest.CodeBadRequest, "start.argv names no command")
-	}
+// words is a list that becomes arguments or environment.
+type words struct {
+	field string
+	items []string
+}
+
+// checkWords bounds lists that an exec takes together.
+func checkWords(lists ...words) error {
 	total := 0
-	for _, list := range []struct {
-		field string
-		items []string
-	}{{"start.argv", s.Argv}, {"start.env", s.Env}} {
+	for _, list := range lists {
 		if len(list.items) > guest.MaxArgs {
 			return fail(guest.CodeBadRequest, "%s has %d entries, at most %d are allowed", list.field, len(list.items), guest.MaxArgs)
 		}
 		for i, item := range list.items {
 			if total += len(item) + 1; total > guest.MaxArgBytes {
-				return fail(guest.CodeBadRequest, "start.argv and start.env have more than %d bytes", guest.MaxArgBytes)
+				return fail(guest.CodeBadRequest, "%s: more than %d bytes", list.field, guest.MaxArgBytes)
 			}
 			if strings.IndexByte(item, 0) >= 0 {
 				return fail(guest.CodeBadRequest, "%s[%d] has a NUL byte", list.field, i)
 			}
 		}
 	}
-	for i, e := range s.Env {
+	return nil
+}
+
+func checkEnv(field string, env []string) error {
+	for i, e := range env {
 		if strings.IndexByte(e, '=') < 1 {
-			return fail(guest.CodeBadRequest, "start.env[%d] is not KEY=VALUE", i)
+			return fail(guest.CodeBadRequest, "%s[%d] is not KEY=VALUE", field, i)
 		}
+	}
+	return nil
+}
+
+func checkStart(s *guest.Start) error {
+	if len(s.Argv) == 0 || s.Argv[0] == "" {
+		return fail(guest.CodeBadRequest, "start.argv names no command")
+	}
+	if err := checkWords(words{"start.argv", s.Argv}, words{"start.env", s.Env}); err != nil {
+		return err
+	}
+	if err := checkEnv("start.env", s.Env); err != nil {
+		return err
 	}
 	if s.KillOnDetach && !s.Attach {
 		return fail(guest.CodeBadRequest, "start.kill_on_detach needs start.attach")

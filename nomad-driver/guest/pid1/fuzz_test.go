@@ -54,6 +54,8 @@ func (b fakeBackend) lookupUser(spec string) (*guest.UserInfo, error) {
 	u, err := (accounts{}).lookup(spec, "")
 	return &u, err
 }
+func (b fakeBackend) setEnv([]string) {}
+
 func (b fakeBackend) renew(r *guest.Renew) { b.need(r.SandboxID != "", "renew") }
 func (b fakeBackend) shutdown(p *guest.ShutdownParams) error {
 	b.need(p.Grace >= 0 && p.Signal >= 0 && p.Signal <= maxSignal, "shutdown")

@@ -104,6 +104,12 @@ func (s *supervisor) renew(r *guest.Renew) {
 	s.env = append(slices.Clip(s.env), r.Env...)
 }
 
+func (s *supervisor) setEnv(env []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.env = append(slices.Clip(s.env), env...) // replaced, as in renew
+}
+
 func (s *supervisor) sandboxID() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -37,6 +37,7 @@ type backend interface {
 	lookupUser(spec string) (*guest.UserInfo, error)
 	shutdown(p *guest.ShutdownParams) error
 	renew(r *guest.Renew)
+	setEnv(env []string)
 	fileOps
 }
 
@@ -226,6 +227,8 @@ func (s *server) dispatch(c *conn, req *guest.Request) {
 		err = s.b.shutdown(req.Shutdown)
 	case guest.OpPark:
 		err = s.park(c)
+	case guest.OpSetEnv:
+		s.b.setEnv(req.Env)
 	case guest.OpRenew:
 		s.renew(c, req.Renew)
 		return

@@ -68,6 +68,8 @@ type CreateRequest struct {
 	Network *Network `json:"network,omitempty"`
 	// Restore starts it from a snapshot in place of the template.
 	Restore *Restore `json:"restore,omitempty"`
+	// Warm makes it for somebody who is not known yet: it answers no client of its envd and of its ports until a ClaimRequest.
+	Warm bool `json:"warm,omitempty"`
 }
 
 // Owner says on whose behalf a sandbox exists.
@@ -136,6 +138,7 @@ type Sandbox struct {
 	Main       guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
 	Exit       *Exit             `json:"exit,omitempty"`  // where stopped
 	Pause      *Pause            `json:"pause,omitempty"` // where paused
+	Warm       bool              `json:"warm,omitempty"`  // nobody has it yet
 	Steps      []guest.Step      `json:"steps,omitempty"`
 }
 
