@@ -86,17 +86,19 @@ func (s *supervisor) run(terms <-chan os.Signal, sv *server, record *os.File) in
 // order meanwhile may make it shorter.
 func (s *supervisor) stop(o guest.ShutdownParams, mainDone <-chan struct{}) {
 	deadline := time.Now().Add(o.Grace)
-	for {
-		if time.Until(deadline) <= 0 {
-			return
+	again := time.NewTicker(hangUpAgain)
+	defer again.Stop()
+	for ordered := true; time.Until(deadline) > 0; {
+		if ordered {
+			select {
+			case <-s.quiet: // from an earlier time
+			default:
+			}
+			if !s.signalAll(o.Signal) && mainDone == nil {
+				return
+			}
 		}
-		select {
-		case <-s.quiet: // from an earlier time
-		default:
-		}
-		if !s.signalAll(o.Signal) && mainDone == nil {
-			return
-		}
+		ordered = false
 		select {
 		case <-mainDone:
 			return
@@ -104,7 +106,10 @@ func (s *supervisor) stop(o guest.ShutdownParams, mainDone <-chan struct{}) {
 			return
 		case <-time.After(time.Until(deadline)):
 			return
+		case <-again.C:
+			s.hangUp()
 		case o = <-s.orders:
+			ordered = true
 			if d := time.Now().Add(o.Grace); d.Before(deadline) {
 				deadline = d
 			}
@@ -122,15 +127,23 @@ func (s *supervisor) signalAll(n int) bool {
 	if unix.Kill(-1, unix.Signal(n)) == unix.ESRCH {
 		return false
 	}
+	s.hangUp()
+	_ = unix.Kill(-1, unix.SIGCONT)
+	return true
+}
+
+// hangUpAgain is how often the leaders of terminals' sessions are told until they have ended: a shell that is just about to wait for input
+// takes note of the signal, and forgets it until there is some.
+const hangUpAgain = 500 * time.Millisecond
+
+func (s *supervisor) hangUp() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, p := range s.procs {
 		if p.tty && !p.hasEnded() {
 			_ = unix.Kill(int(p.id), unix.SIGHUP)
 		}
 	}
-	s.mu.Unlock()
-	_ = unix.Kill(-1, unix.SIGCONT)
-	return true
 }
 
 // quietIf returns the channel that tells when no child is left, or nil.
