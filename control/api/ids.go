@@ -53,6 +53,24 @@ func ParseSnapshotID(s string) (SnapshotID, error) {
 
 func (id SnapshotID) String() string { return string(id) }
 
+// PoolID names a pool: "p" and 20 characters of [a-z0-9].
+type PoolID string
+
+// NewPoolID returns a new random id (103 bits).
+func NewPoolID() PoolID {
+	return PoolID("p" + randomWord(idLen))
+}
+
+// ParsePoolID checks s.
+func ParsePoolID(s string) (PoolID, error) {
+	if len(s) != idLen+1 || s[0] != 'p' || !isWord(s) {
+		return "", fmt.Errorf("pool id %.40q is not \"p\" and %d characters of [a-z0-9]", s, idLen)
+	}
+	return PoolID(s), nil
+}
+
+func (id PoolID) String() string { return string(id) }
+
 // NodeID names a node: under Nomad the Nomad client's id, else a UUID that the node made at its first start.
 type NodeID string
 

@@ -39,6 +39,13 @@ const (
 	typeBindingPut      commandType = 66
 	typeBindingDelete   commandType = 67
 	typeQuotaPut        commandType = 80
+	typePoolPut         commandType = 112
+	typePoolDelete      commandType = 113
+	typeSlotsMake       commandType = 114
+	typeSlotIsReady     commandType = 115
+	typeSlotsDrop       commandType = 116
+	typeSlotClaim       commandType = 117
+	typePoolCount       commandType = 118
 )
 
 // commands makes the empty command of each type.
@@ -72,6 +79,13 @@ var commands = map[commandType]func() Command{
 	typeBindingPut:      func() Command { return new(BindingPut) },
 	typeBindingDelete:   func() Command { return new(BindingDelete) },
 	typeQuotaPut:        func() Command { return new(QuotaPut) },
+	typePoolPut:         func() Command { return new(PoolPut) },
+	typePoolDelete:      func() Command { return new(PoolDelete) },
+	typeSlotsMake:       func() Command { return new(SlotsMake) },
+	typeSlotIsReady:     func() Command { return new(SlotIsReady) },
+	typeSlotsDrop:       func() Command { return new(SlotsDrop) },
+	typeSlotClaim:       func() Command { return new(SlotClaim) },
+	typePoolCount:       func() Command { return new(PoolCount) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
@@ -92,6 +106,7 @@ type Result struct {
 	Tenant   Tenant
 	Role     Role
 	Binding  Binding
+	Pool     Pool
 	Changed  int // records that changed
 }
 

@@ -93,7 +93,8 @@ func script() []Command {
 	}
 	list = append(list, identityScript(len(list))...)
 	list = append(list, ringScript()...)
-	return append(list, quotaScript()...)
+	list = append(list, quotaScript()...)
+	return append(list, poolScript()...)
 }
 
 // snapID is the n-th snapshot id of the tests.

@@ -21,6 +21,8 @@ const (
 	tableTenant   = "tenant"
 	tableRole     = "role"
 	tableBinding  = "binding"
+	tablePool     = "pool"
+	tableSlot     = "slot"
 	tableMeta     = "meta"
 
 	indexID      = "id"
@@ -28,6 +30,7 @@ const (
 	indexLive    = "live"    // sandbox: as indexCreated, without the ended ones
 	indexEnded   = "ended"   // sandbox: time of end, id: the order of purging
 	indexDigest  = "digest"  // template
+	indexPool    = "pool"    // slot
 )
 
 // metaRow is a named number or word of the whole store.
@@ -84,6 +87,13 @@ func schema() *memdb.DBSchema {
 		}},
 		tableUsage: {Name: tableUsage, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Tenant"}},
+		}},
+		tablePool: {Name: tablePool, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableSlot: {Name: tableSlot, Indexes: map[string]*memdb.IndexSchema{
+			indexID:   {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+			indexPool: {Name: indexPool, Indexer: &memdb.StringFieldIndex{Field: "Pool"}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},

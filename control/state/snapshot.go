@@ -32,6 +32,8 @@ const (
 	recordRole     recordType = 11
 	recordBinding  recordType = 12
 	recordQuota    recordType = 30
+	recordPool     recordType = 50
+	recordSlot     recordType = 51
 	recordEnd      recordType = 255
 )
 
@@ -50,6 +52,8 @@ var snapshotTables = []struct {
 	{recordRole, tableRole, func() any { return new(Role) }},
 	{recordBinding, tableBinding, func() any { return new(Binding) }},
 	{recordQuota, tableQuota, func() any { return new(Quota) }},
+	{recordPool, tablePool, func() any { return new(Pool) }},
+	{recordSlot, tableSlot, func() any { return new(Slot) }},
 }
 
 type fsmSnapshot struct {

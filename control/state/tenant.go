@@ -205,6 +205,8 @@ var owners = map[string]func(row any) string{
 	tableRole:     ownerOf(func(r *Role) string { return r.Tenant }),
 	tableBinding:  ownerOf(func(b *Binding) string { return b.Tenant }),
 	tableQuota:    ownerOf(func(q *Quota) string { return q.Tenant }),
+	tablePool:     ownerOf(func(p *Pool) string { return p.Tenant }),
+	tableSlot:     ownerOf(func(s *Slot) string { return s.Tenant }),
 }
 
 func ownerOf[T any](tenant func(*T) string) func(any) string {

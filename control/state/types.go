@@ -80,6 +80,9 @@ type Sandbox struct {
 	PausedAt time.Time `codec:"paused_at"`
 	// ResumedAt is when it was resumed last; zero where it never was.
 	ResumedAt time.Time `codec:"resumed_at"`
+	// Pool is the pool that it came from, or would have; empty: there was none for it. Warm: it came from there.
+	Pool api.PoolID `codec:"pool"`
+	Warm bool       `codec:"warm"`
 	// Origin is the snapshot that it was made from; empty: from its template.
 	Origin api.SnapshotID `codec:"origin"`
 
