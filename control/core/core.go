@@ -25,6 +25,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/pool"
 	"github.com/soulbox-dev/soulbox/control/quota"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
@@ -79,6 +80,7 @@ type Core struct {
 	Fleet     *fleet.Fleet
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
+	Pools     *pool.Service
 	Quota     *quota.Ledger
 
 	LinkKeys     keys.Ring
@@ -176,7 +178,15 @@ func (c *Core) build(cfg Config) error {
 	}); err != nil {
 		return err
 	}
+	if c.Pools, err = pool.New(pool.Config{
+		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Quotas: c.Quotas(), Run: run, Now: cfg.Now,
+		Size: func(t state.Template, cpu, memory, disk *int64) error { return c.Sandboxes.Size(t, cpu, memory, disk) },
+		Logger: cfg.Logger.Named("pool"),
+	}); err != nil {
+		return err
+	}
 	lc := lifecycle.Config{
+		Pools: c.Pools,
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now, Quota: c.Quota,
 		Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
 	}
@@ -211,6 +221,7 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	var wg sync.WaitGroup
 	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })
+	wg.Go(func() { c.Pools.Run(ctx) })
 	wg.Go(func() { c.Auth.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()

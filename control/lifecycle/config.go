@@ -52,6 +52,7 @@ type Config struct {
 	Placer    placement.Placer // required
 	Templates Templates        // required
 	Quota     Quota            // nil: only the tables refuse
+	Pools     Pools            // nil: every create starts a sandbox of its own
 	Logger    hclog.Logger
 	Now       func() time.Time
 	NewID     func() api.SandboxID

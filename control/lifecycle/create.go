@@ -24,6 +24,8 @@ const (
 	CrashAfterPlace   = "after_place"
 	CrashBeforeFact   = "before_fact"
 	CrashAfterFact    = "after_fact"
+	CrashBeforeClaim  = "before_claim"
+	CrashAfterClaim   = "after_claim"
 )
 
 // Create implements API. Two Raft commits: the intent before the placement, the fact after the node's report.
@@ -45,7 +47,12 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	st.done(StepTemplate)
 	asBuilt(&p, asked, from.template)
 	from.inherit(&p, asked)
+	sb, pool, ok, err := s.claim(ctx, p, from, st)
+	if ok {
+		return sb, st.list, err
+	}
 	intent := s.intent(p, from)
+	intent.Pool = pool
 	waiter := s.cfg.Fleet.Await(intent.ID)
 	defer waiter.Close()
 	if err := s.cfg.Crash(CrashBeforeIntent); err != nil {
@@ -66,7 +73,7 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, st.list, stateError(intent.ID, err)
 	}
 	st.done(StepIntent)
-	sb, err := s.start(ctx, r.Sandbox, p, from, st, waiter)
+	sb, err = s.start(ctx, r.Sandbox, p, from, st, waiter)
 	if err == nil {
 		if err = s.serve(ctx, sb, from.template); err != nil {
 			err = s.abandon(ctx, sb, err)
@@ -119,7 +126,7 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	if err := s.cfg.Crash(CrashAfterPlace); err != nil {
 		return state.Sandbox{}, err
 	}
-	found, err := s.report(within, sb.ID, w)
+	found, err := Report(within, s.cfg.Placer, sb.ID, w)
 	if err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
@@ -145,11 +152,11 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	return r.Sandbox, nil
 }
 
-// report waits for the node's report, or for the placer to know that there will be none.
-func (s *Service) report(ctx context.Context, id api.SandboxID, w *fleet.Waiter) (fleet.Found, error) {
+// Report waits for the node's report of a sandbox that was placed, or for the placer to know that there will be none.
+func Report(ctx context.Context, placer placement.Placer, id api.SandboxID, w *fleet.Waiter) (fleet.Found, error) {
 	wait, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if watcher, ok := s.cfg.Placer.(placement.Watcher); ok {
+	if watcher, ok := placer.(placement.Watcher); ok {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -180,7 +187,7 @@ func (s *Service) join(ctx context.Context, old, intent state.Sandbox, w *fleet.
 	if old.State == state.Starting {
 		within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(old.ID, s.cfg.StartTimeout))
 		defer cancel()
-		found, err := s.report(within, old.ID, w)
+		found, err := Report(within, s.cfg.Placer, old.ID, w)
 		if err != nil {
 			return state.Sandbox{}, contextCause(within, err)
 		}

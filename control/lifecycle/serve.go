@@ -30,10 +30,18 @@ func (s *Service) serve(ctx context.Context, sb state.Sandbox, t state.Template)
 	if err != nil {
 		return err
 	}
+	return Serve(ctx, node, sb.ID, t)
+}
+
+// Serve starts what a template starts with each of its sandboxes in one that runs on a node, and waits until it serves.
+func Serve(ctx context.Context, node *nodeapi.Client, id api.SandboxID, t state.Template) error {
+	if t.StartCmd == "" {
+		return nil
+	}
 	shell := func(command, tag string) nodeapi.ExecRequest {
 		return nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/bash", "-l", "-c", command}, Tag: tag}}
 	}
-	if _, err := node.Start(ctx, sb.ID, shell(t.StartCmd, serveTag)); err != nil {
+	if _, err := node.Start(ctx, id, shell(t.StartCmd, serveTag)); err != nil {
 		return fmt.Errorf("start command of template %s: %w", t.Name, err)
 	}
 	if t.ReadyCmd == "" {
@@ -42,7 +50,7 @@ func (s *Service) serve(ctx context.Context, sb state.Sandbox, t state.Template)
 	within, cancel := context.WithTimeout(ctx, serveTime)
 	defer cancel()
 	for {
-		exit, err := node.Run(within, sb.ID, shell(t.ReadyCmd, ""), nil, nil, nil)
+		exit, err := node.Run(within, id, shell(t.ReadyCmd, ""), nil, nil, nil)
 		switch {
 		case err == nil && exit.Code == 0 && exit.Signal == 0:
 			return nil

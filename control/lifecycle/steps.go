@@ -11,6 +11,7 @@ const (
 	StepValidate = "validate"
 	StepTemplate = "template"
 	StepIntent   = "commit_intent" // Raft entry: starting
+	StepClaim    = "claim"         // the node has given it a slot of a pool: no other step follows
 	StepPlace    = "place"         // the placer accepted it
 	StepReport   = "node_report"   // the node said that it runs
 	StepFact     = "commit_fact"   // Raft entry: running

@@ -34,6 +34,8 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.pause(ctx, f, a.found)
 	case resume:
 		err = r.resume(ctx, f, a.found)
+	case claim:
+		err = r.claim(ctx, f, a.found)
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
@@ -121,6 +123,29 @@ func (r *Reconciler) limits(ctx context.Context, f facts, found fleet.Found) err
 	_, err = node.SetLimits(ctx, f.id, want)
 	if api.IsNotFound(err) {
 		return nil
+	}
+	return err
+}
+
+// claim gives a slot to the sandbox that it is by its record.
+func (r *Reconciler) claim(ctx context.Context, f facts, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	now, err := r.cfg.State.Sandbox(f.id)
+	if err != nil || now.State != state.Running {
+		return nil // it changed meanwhile
+	}
+	want, err := lifecycle.ClaimRequest(now)
+	if err != nil {
+		return err
+	}
+	if _, err = node.Claim(ctx, f.id, want); api.IsNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		r.log.Info("slot given to the sandbox that it is", "sandbox", f.id, "node", found.Node)
 	}
 	return err
 }

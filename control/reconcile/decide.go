@@ -24,6 +24,7 @@ type facts struct {
 	all    bool             // every node of the directory is connected
 	placed *placement.Placed
 	listed bool // placed was asked for: nil means not placed
+	slot   bool // of a pool, which looks after it
 }
 
 // nodeFacts say what is known of a node.
@@ -46,6 +47,7 @@ const (
 	limits        // tell the node its limits
 	pause         // record that it is paused
 	resume        // record that it runs again
+	claim         // give it, a slot still, to whom it is recorded to be
 )
 
 // deadlineSlack is how far a node's deadline may be from the recorded one.
@@ -62,6 +64,8 @@ type action struct {
 // other effect.
 func (c *Config) decide(f facts, m marks) action {
 	switch {
+	case f.record == nil && f.slot:
+		return c.fine(f, m)
 	case f.record == nil:
 		return c.unknown(f, m)
 	case f.record.State == state.Lost:
@@ -201,6 +205,12 @@ func (c *Config) running(f facts, m marks) action {
 		return action{verb: resume, found: *here}
 	case f.record.State == state.Paused:
 		return c.fine(f, m)
+	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Warm:
+		// The service died between the entry and the call to the node, or the call is under way.
+		if m.age(f.id, fmt.Sprint("claimed ", f.record.ModifyIndex), f.now) < c.StopGrace {
+			return action{}
+		}
+		return action{verb: claim, found: *here}
 	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Deadline.Sub(f.record.EndAt).Abs() > deadlineSlack:
 		return action{verb: deadline, found: *here}
 	case here.Sandbox.State == nodeapi.StateRunning && differ(*f.record, here.Sandbox.Limits):

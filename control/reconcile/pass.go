@@ -118,6 +118,14 @@ func (r *Reconciler) facts(id api.SandboxID, placed map[api.SandboxID]placement.
 	case !errors.Is(err, state.ErrNotFound):
 		return facts{}, err
 	}
+	if f.record == nil {
+		switch _, err := r.cfg.State.Slot(id); {
+		case err == nil:
+			f.slot = true
+		case !errors.Is(err, state.ErrNotFound):
+			return facts{}, err
+		}
+	}
 	for _, found := range r.cfg.Fleet.Find(id) {
 		if found.Sandbox.Owner.Kind == placement.OwnerKind { // others have their own masters
 			f.found = append(f.found, found)

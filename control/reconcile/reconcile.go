@@ -25,6 +25,7 @@ import (
 type State interface {
 	Sandbox(id api.SandboxID) (state.Sandbox, error)
 	Live() ([]state.Sandbox, error)
+	Slot(id api.SandboxID) (state.Slot, error)
 	Purgeable(t time.Time, keep, limit int) ([]api.SandboxID, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }

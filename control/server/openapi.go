@@ -126,6 +126,12 @@ var operations = map[string]operationDoc{
 	"GET /v1/snapshots/{snapshot}":    {summary: "One snapshot, by id, name or name:tag", out: api.Snapshot{}},
 	"DELETE /v1/snapshots/{snapshot}": {summary: "Delete a snapshot and its data", query: "force"},
 
+	"GET /v1/pools":           {summary: "List pools of warm sandboxes", out: []api.Pool{}},
+	"POST /v1/pools":          {summary: "Make a pool; its sandboxes come in the background", in: api.NewPool{}, out: api.Pool{}, status: 201},
+	"GET /v1/pools/{name}":    {summary: "One pool, and how it is", out: api.Pool{}},
+	"PATCH /v1/pools/{name}":  {summary: "Change what is given of a pool", in: api.PoolSpec{}, out: api.Pool{}},
+	"DELETE /v1/pools/{name}": {summary: "Forget a pool and end the sandboxes that nobody has taken"},
+
 	"POST /v1/terminals":             {summary: "Start a terminal", in: api.TerminalRequest{}, out: api.Terminal{}, status: 201},
 	"GET /v1/terminals":              {summary: "List a sandbox's terminals", query: "sandbox_id!", out: []api.Terminal{}},
 	"GET /v1/terminals/{id}":         {summary: "One terminal", out: api.Terminal{}},

@@ -136,6 +136,12 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/snapshots/{snapshot}", handle: s.snapshot, needs: can(rbac.Snapshot, rbac.Read)},
 		{pattern: "DELETE /v1/snapshots/{snapshot}", handle: s.deleteSnapshot, needs: can(rbac.Snapshot, rbac.Delete)},
 
+		{pattern: "GET /v1/pools", handle: s.pools, needs: can(rbac.Pool, rbac.Read)},
+		{pattern: "POST /v1/pools", handle: s.createPool, needs: can(rbac.Pool, rbac.Create)},
+		{pattern: "GET /v1/pools/{name}", handle: s.pool, needs: can(rbac.Pool, rbac.Read)},
+		{pattern: "PATCH /v1/pools/{name}", handle: s.changePool, needs: can(rbac.Pool, rbac.Update)},
+		{pattern: "DELETE /v1/pools/{name}", handle: s.deletePool, needs: can(rbac.Pool, rbac.Delete)},
+
 		{pattern: "POST /v1/terminals", handle: s.createTerminal, each: true, needs: can(rbac.Sandbox, rbac.Execute)},
 		{pattern: "GET /v1/terminals", handle: s.listTerminals, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/terminals/{id}", handle: s.getTerminal, needs: can(rbac.Sandbox, rbac.Read)},

@@ -109,6 +109,8 @@ type Config struct {
 	Watcher   Watcher
 	// Audit records changes and refusals. nil: nothing is recorded.
 	Audit *audit.Log
+	// Pools shows and changes the pools of warm sandboxes. nil: there are none.
+	Pools Pools
 	// Quotas holds tenants to what they may use. nil: there are none.
 	Quotas Quotas
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.
