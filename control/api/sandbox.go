@@ -74,6 +74,8 @@ type Sandbox struct {
 	OnTimeout           string            `json:"on_timeout"`       // kill or pause
 	AutoResume          bool              `json:"auto_resume"`
 	AllowInternetAccess *bool             `json:"allow_internet_access,omitempty"`
+	Pool                PoolID            `json:"pool_id,omitempty"` // that it came from, or would have
+	Warm                bool              `json:"warm,omitempty"`    // it came from its pool
 	Exit                *SandboxExit      `json:"exit,omitempty"`
 }
 

@@ -40,6 +40,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
 		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
+		"pool", "pool list", "pool info", "pool create", "pool update", "pool delete",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
 		"quota", "quota get", "quota set", "quota usage",
 		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",

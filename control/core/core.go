@@ -180,7 +180,7 @@ func (c *Core) build(cfg Config) error {
 	}
 	if c.Pools, err = pool.New(pool.Config{
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Quotas: c.Quotas(), Run: run, Now: cfg.Now,
-		Size: func(t state.Template, cpu, memory, disk *int64) error { return c.Sandboxes.Size(t, cpu, memory, disk) },
+		Size:   func(t state.Template, cpu, memory, disk *int64) error { return c.Sandboxes.Size(t, cpu, memory, disk) },
 		Logger: cfg.Logger.Named("pool"),
 	}); err != nil {
 		return err

@@ -47,7 +47,7 @@ const maxClaims = 4
 
 // pooled reports whether a create asks for nothing that a slot has had to be made with.
 func pooled(p CreateParams, from source) bool {
-	return p.ID == "" && p.Main == nil && p.Hostname == "" && p.User == "" && p.Cwd == "" && p.Limits == (state.Limits{}) && from.snapshot.ID == ""
+	return p.Main == nil && p.Hostname == "" && p.User == "" && p.Cwd == "" && p.Limits == (state.Limits{}) && from.snapshot.ID == ""
 }
 
 // claim gives a create a slot of a pool: one Raft entry, one call to the node. ok is false where the create must go its own way; pool is
@@ -90,6 +90,7 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 		return state.Sandbox{}, errSlotGone
 	}
 	intent := s.intent(p, from)
+	intent.Request = p.ID
 	intent.ID, intent.Node, intent.State, intent.StartedAt = slot.ID, slot.Node, state.Running, intent.CreatedAt
 	intent.Pool, intent.Warm, intent.Limits = slot.Pool, true, Enforced(slot.Limits)
 	if q := s.cfg.Quota; q != nil {
@@ -105,6 +106,10 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 	if errors.Is(err, state.ErrNotFound) {
 		gone = true
 		return state.Sandbox{}, errSlotGone
+	}
+	if errors.Is(err, state.ErrExists) { // an earlier create with the same id was served
+		sb, err := s.again(r.Sandbox, intent)
+		return sb, err
 	}
 	if err != nil {
 		return state.Sandbox{}, stateError(intent.ID, err)
@@ -134,6 +139,15 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 		return state.Sandbox{}, s.abandon(ctx, r.Sandbox, err)
 	}
 	return r.Sandbox, nil
+}
+
+// again answers a repeated create with the sandbox that the first one got from a pool. One that is still starting came another way, and has somebody
+// who waits for it.
+func (s *Service) again(old, intent state.Sandbox) (state.Sandbox, error) {
+	if old.State == state.Starting {
+		return state.Sandbox{}, errSlotGone
+	}
+	return same(old, intent)
 }
 
 // ClaimRequest is what a node is asked for, to give a slot to the sandbox that it has become. It follows from the record alone, so that a claim

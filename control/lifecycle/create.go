@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -181,10 +182,7 @@ func Report(ctx context.Context, placer placement.Placer, id api.SandboxID, w *f
 
 // join answers a repeated create with the sandbox that exists.
 func (s *Service) join(ctx context.Context, old, intent state.Sandbox, w *fleet.Waiter) (state.Sandbox, error) {
-	if old.Tenant != intent.Tenant || old.Template != intent.Template {
-		return state.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s exists and is another one", old.ID)
-	}
-	if old.State == state.Starting {
+	if old.State == state.Starting && old.Tenant == intent.Tenant && old.Template == intent.Template {
 		within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(old.ID, s.cfg.StartTimeout))
 		defer cancel()
 		found, err := Report(within, s.cfg.Placer, old.ID, w)
@@ -193,6 +191,14 @@ func (s *Service) join(ctx context.Context, old, intent state.Sandbox, w *fleet.
 		}
 		r, err := s.cfg.State.Apply(ctx, runningCommand(found))
 		return r.Sandbox, stateError(old.ID, err)
+	}
+	return same(old, intent)
+}
+
+// same returns the sandbox that a repeated create finds, where it is the one that was asked for.
+func same(old, intent state.Sandbox) (state.Sandbox, error) {
+	if old.Tenant != intent.Tenant || old.Template != intent.Template {
+		return state.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s exists and is another one", cmp.Or(old.Request, old.ID))
 	}
 	if old.State.Ended() || old.State == state.Stopping {
 		return state.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s existed and is %s: %s", old.ID, old.State, old.Reason)

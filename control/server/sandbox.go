@@ -146,7 +146,7 @@ func sandboxView(sb state.Sandbox) api.Sandbox {
 		QoS: cmp.Or(sb.QoS, api.QoSBurstable), PIDs: sb.Limits.PIDs, DiskInodes: sb.Limits.DiskInodes,
 		IOReadBytes: sb.Limits.IOReadBytes, IOWriteBytes: sb.Limits.IOWriteBytes, IOReadOps: sb.Limits.IOReadOps, IOWriteOps: sb.Limits.IOWriteOps,
 		Metadata: sb.Metadata, KeyID: sb.KeyID, OnTimeout: string(sb.Lifecycle.OnTimeout), AutoResume: sb.Lifecycle.AutoResume,
-		AllowInternetAccess: sb.AllowInternetAccess,
+		AllowInternetAccess: sb.AllowInternetAccess, Pool: sb.Pool, Warm: sb.Warm,
 	}
 	if out.OnTimeout == "" {
 		out.OnTimeout = string(state.OnTimeoutKill)

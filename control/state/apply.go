@@ -14,6 +14,12 @@ func (c *SandboxCreate) apply(tx *writeTx) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	if old == nil {
+		old, err = tx.asked(s.ID)
+	}
+	if err != nil {
+		return Result{}, err
+	}
 	if old != nil {
 		return Result{Sandbox: *old}, fmt.Errorf("sandbox %s: %w", s.ID, ErrExists)
 	}

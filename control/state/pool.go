@@ -157,7 +157,8 @@ type SlotsDrop struct {
 	IDs []api.SandboxID `codec:"ids"` // 1 to MaxBatch
 }
 
-// SlotClaim makes a slot the sandbox of its id. One that is not ready, or not there, is ErrNotFound: somebody else has it.
+// SlotClaim makes a slot the sandbox of its id. One that is not ready, or not there, is ErrNotFound: somebody else has it. Where the
+// sandbox's Request was served before, it is ErrExists with that sandbox.
 type SlotClaim struct {
 	Sandbox Sandbox `codec:"sandbox"` // that it is from now on: running, on the slot's node
 }
@@ -256,6 +257,11 @@ func (c *SlotClaim) check() error {
 	s := c.Sandbox
 	if s.State != Running || s.Node == "" || s.StartedAt.IsZero() {
 		return limitErrorf("state", "is %q on node %q, a claimed sandbox runs", s.State, s.Node)
+	}
+	if s.Request != "" {
+		if err := checkID(s.Request); err != nil {
+			return err
+		}
 	}
 	s.State = Starting
 	return (&SandboxCreate{Sandbox: s}).check()
@@ -387,6 +393,18 @@ func (c *SlotClaim) apply(tx *writeTx) (Result, error) {
 	}
 	if err := tx.tenant(s.Tenant); err != nil {
 		return Result{}, err
+	}
+	if s.Request != "" {
+		old, err := first[Sandbox](tx.txn, tableSandbox, string(s.Request))
+		if err == nil && old == nil {
+			old, err = tx.asked(s.Request)
+		}
+		if err != nil {
+			return Result{}, err
+		}
+		if old != nil {
+			return Result{Sandbox: *old}, fmt.Errorf("sandbox %s: %w", s.Request, ErrExists)
+		}
 	}
 	if err := tx.admit(s.Tenant, UseOf(&s)); err != nil {
 		return Result{}, err

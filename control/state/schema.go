@@ -31,6 +31,7 @@ const (
 	indexEnded   = "ended"   // sandbox: time of end, id: the order of purging
 	indexDigest  = "digest"  // template
 	indexPool    = "pool"    // slot
+	indexRequest = "request" // sandbox: the id that its create asked for, where it has another
 )
 
 // metaRow is a named number or word of the whole store.
@@ -58,6 +59,7 @@ func schema() *memdb.DBSchema {
 			indexEnded: {Name: indexEnded, Unique: true, AllowMissing: true, Indexer: sandboxIndex(func(s *Sandbox) (bool, []byte) {
 				return s.State.Ended(), createdKey("", s.EndedAt, s.ID)
 			})},
+			indexRequest: {Name: indexRequest, AllowMissing: true, Indexer: &memdb.StringFieldIndex{Field: "Request"}},
 		}},
 		tableKey: {Name: tableKey, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},

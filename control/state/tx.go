@@ -47,6 +47,16 @@ func (t *writeTx) sandbox(id api.SandboxID) (Sandbox, error) {
 	return *s, nil
 }
 
+// asked returns the sandbox whose create asked for an id and got another one, or nil.
+func (t *writeTx) asked(id api.SandboxID) (*Sandbox, error) {
+	row, err := t.txn.First(tableSandbox, indexRequest, string(id))
+	if err != nil {
+		return nil, fmt.Errorf("read table %s: %w", tableSandbox, err)
+	}
+	s, _ := row.(*Sandbox)
+	return s, nil
+}
+
 func (t *writeTx) putSandbox(s *Sandbox) error {
 	s.ModifyIndex = t.index
 	if err := t.txn.Insert(tableSandbox, s); err != nil {

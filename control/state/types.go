@@ -80,6 +80,8 @@ type Sandbox struct {
 	PausedAt time.Time `codec:"paused_at"`
 	// ResumedAt is when it was resumed last; zero where it never was.
 	ResumedAt time.Time `codec:"resumed_at"`
+	// Request is the id that the create asked for, where it is another one: a repeated create finds the sandbox by it.
+	Request api.SandboxID `codec:"request"`
 	// Pool is the pool that it came from, or would have; empty: there was none for it. Warm: it came from there.
 	Pool api.PoolID `codec:"pool"`
 	Warm bool       `codec:"warm"`
