@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -74,7 +75,9 @@ func (s *Service) look(ctx context.Context, makers *sync.WaitGroup) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := s.keep(ctx, &pools[i], makers); err != nil && ctx.Err() == nil {
+		if err := s.keep(ctx, &pools[i], makers); api.StatusOf(err) == http.StatusServiceUnavailable {
+			s.log.Debug("pool not looked after: no node is there yet", "pool", pools[i].Name, "error", err)
+		} else if err != nil && ctx.Err() == nil {
 			s.log.Warn("pool not looked after yet", "pool", pools[i].Name, "tenant", pools[i].Tenant, "error", err)
 		}
 	}

@@ -30,6 +30,8 @@ type Hooks struct {
 	AfterCreate func(req nodeapi.CreateRequest) error
 	// Call is called before every request; an error is the answer.
 	Call func(method, path string) error
+	// BeforeClaim is called before a claim is looked at; its error is the answer.
+	BeforeClaim func(id api.SandboxID) error
 }
 
 // Node is the fake. Its records survive Kill and Start, as a node's do.
@@ -57,7 +59,9 @@ type Node struct {
 
 type record struct {
 	nodeapi.Sandbox
-	timer *time.Timer // of its deadline
+	timer  *time.Timer // of its deadline
+	claims int
+	token  string
 }
 
 // New returns a node that runs, with the template base, until the test ends.
@@ -242,7 +246,7 @@ func (n *Node) emitSandbox(t nodeapi.EventType, r *record) {
 func (n *Node) begin(req nodeapi.CreateRequest) {
 	r := &record{Sandbox: nodeapi.Sandbox{
 		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template),
-		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, CreatedAt: time.Now(),
+		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Warm: req.Warm, CreatedAt: time.Now(),
 	}}
 	n.sandboxes[req.ID] = r
 	n.emitSandbox(nodeapi.EventCreated, r)
