@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +27,8 @@ const (
 	hashSize  = 32
 	pageHash  = 16 // bytes kept of a page's hash: keyed, so that nobody without the key finds two pages of one hash
 	// maxManifest bounds a manifest, encoded.
-	maxManifest = 64 << 20
+	maxManifest    = 64 << 20
+	maxBackendName = 512
 )
 
 // Errors that callers ask for.
@@ -35,18 +38,35 @@ var (
 	// not what its manifest says.
 	ErrBad    = errors.New("snapshot is damaged or was not made here")
 	ErrExists = errors.New("snapshot exists")
+	// ErrUnavailable tells that the backend cannot be asked now.
+	ErrUnavailable = errors.New("the snapshot store does not answer")
 )
 
-// Backend keeps named bytes. Names have the form of relative paths of [a-z0-9./-]. Its methods may be called from any goroutine.
+// Backend keeps named bytes. Names are those that CheckName lets through. Package chunktest says what a backend must do. Its methods may be called from any goroutine.
 type Backend interface {
-	// Put stores b durably, all of it or nothing; what was there under the name is replaced.
+	// Put stores b, which is never empty, durably, all of it or nothing; what was there under the name is replaced.
 	Put(ctx context.Context, name string, b []byte) error
 	// Get returns what is there, or an error with ErrNotFound; more than limit bytes are an error.
 	Get(ctx context.Context, name string, limit int64) ([]byte, error)
 	// Delete removes it. What is not there is no error.
 	Delete(ctx context.Context, name string) error
+	// Identity tells one place of bytes from another: it is the same for all that reach the same.
+	Identity() string
 	// List returns all names that begin with prefix, with when they were put.
 	List(ctx context.Context, prefix string) ([]Object, error)
+}
+
+// CheckName refuses what is no name in a Backend: a clean, relative path of [a-z0-9./-].
+func CheckName(name string) error {
+	if name == "" || name == "." || name == ".." || len(name) > maxBackendName || path.Clean(name) != name || name[0] == '/' || strings.HasPrefix(name, "../") {
+		return fmt.Errorf("name %.100q is none", name)
+	}
+	for i := range len(name) {
+		if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '.' && c != '/' && c != '-' {
+			return fmt.Errorf("name %.100q has other characters than [a-z0-9./-]", name)
+		}
+	}
+	return nil
 }
 
 // Object is one thing in a Backend.
@@ -90,6 +110,16 @@ func Open(b Backend, s Sealer) (*Store, error) {
 		return nil, fmt.Errorf("chunk store: %w", err)
 	}
 	return &Store{back: b, seal: s, now: time.Now, packs: map[string]Pack{}, enc: enc, dec: dec}, nil
+}
+
+// Identity tells one store from another: nodes with the same one can restore each other's snapshots.
+func (s *Store) Identity(ctx context.Context) (string, error) {
+	key, err := s.seal.Secret(ctx, "identity of the snapshot store")
+	if err != nil {
+		return "", fmt.Errorf("identity of the snapshot store: %w", err)
+	}
+	sum := tenant{key: key}.hash([]byte(s.back.Identity()))
+	return fmt.Sprintf("%x", sum[:16]), nil
 }
 
 // Close ends it. Nothing may be under way.

@@ -129,6 +129,54 @@ func TestStore_damageIsFound(t *testing.T) {
 	}
 }
 
+// Whoever has the backend alone reads nothing of what was stored, neither names nor content; what an earlier version stored is read.
+func TestStore_contentIsEncrypted(t *testing.T) {
+	home := t.TempDir()
+	s := open(t, home+"/store")
+	dir := t.TempDir()
+	secret := bytes.Repeat([]byte("a secret in memory "), 1000)
+	must.NoError(t, os.WriteFile(dir+"/name-of-a-file", secret, 0o600))
+	m, err := s.Put(t.Context(), "tenant", "one", map[string]string{"token": "of-the-meta"}, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	objects, err := filepath.Glob(home + "/store/t/*/*/*")
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, objects)
+	for _, o := range objects {
+		b, err := os.ReadFile(o)
+		must.NoError(t, err)
+		var box sealed
+		if json.Unmarshal(b, &box) == nil {
+			b = box.Body
+		}
+		if plain, err := s.dec.DecodeAll(b, nil); err == nil {
+			b = plain
+		}
+		for _, word := range []string{"secret", "name-of-a-file", "of-the-meta"} {
+			must.False(t, bytes.Contains(b, []byte(word)), must.Sprintf("%s shows %s", o, word))
+		}
+	}
+	ten, err := s.tenant(t.Context(), "tenant")
+	must.NoError(t, err)
+	// A pack under another pack's name is none of its.
+	name := ten.pack(m.Packs[0].ID)
+	b, err := s.back.Get(t.Context(), name, 1<<20)
+	must.NoError(t, err)
+	_, err = ten.decrypt(ten.pack("p1"), b)
+	must.ErrorIs(t, err, ErrBad)
+	for n := range len(b) {
+		if n == 0 || n > 20 {
+			continue
+		}
+		_, err = ten.decrypt(name, b[:len(cipherMark)+n])
+		must.ErrorIs(t, err, ErrBad)
+	}
+	// As an earlier version has stored it.
+	plain, err := ten.decrypt(name, b)
+	must.NoError(t, err)
+	must.NoError(t, s.back.Put(t.Context(), name, plain))
+	must.NoError(t, s.Get(t.Context(), m, "m", t.TempDir()+"/out", 0))
+}
+
 // A page that is needed again while it is being given up is never lost.
 func TestSweep_neverTakesWhatIsNeeded(t *testing.T) {
 	s := open(t, t.TempDir()+"/store")

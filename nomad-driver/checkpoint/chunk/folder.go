@@ -12,11 +12,18 @@ import (
 )
 
 // Folder is a Backend in a folder of a local or shared file system.
-type Folder struct{ dir string }
+type Folder struct {
+	dir string
+	id  string
+}
 
 var _ Backend = (*Folder)(nil)
 
-const folderTemp = ".tmp-"
+const (
+	folderTemp = ".tmp-"
+	folderID   = "id" // file with the folder's identity
+	maxID      = 64
+)
 
 // OpenFolder returns the backend in dir, which it makes, and removes what writes that were cut short have left.
 func OpenFolder(dir string) (*Folder, error) {
@@ -32,12 +39,55 @@ func OpenFolder(dir string) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("snapshot store: %w", err)
 	}
-	return &Folder{dir: dir}, nil
+	id, err := folderIdentity(dir)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot store: %w", err)
+	}
+	return &Folder{dir: dir, id: id}, nil
 }
 
+// folderIdentity reads the identity of a folder, or makes it: of many at once, one makes it for all.
+func folderIdentity(dir string) (string, error) {
+	path := filepath.Join(dir, folderID)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		t, err := os.CreateTemp(dir, folderTemp)
+		if err != nil {
+			return "", err
+		}
+		_, err = t.WriteString(newID())
+		err = errors.Join(err, t.Sync(), t.Close())
+		if err == nil {
+			err = os.Link(t.Name(), path)
+		}
+		if err = errors.Join(err, os.Remove(t.Name())); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		b, err = os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		return checkedID(path, b)
+	}
+	if err != nil {
+		return "", err
+	}
+	return checkedID(path, b)
+}
+
+func checkedID(path string, b []byte) (string, error) {
+	if len(b) > maxID || !validID(string(b)) {
+		return "", fmt.Errorf("%s holds %.80q, which is no identity", path, b)
+	}
+	return string(b), nil
+}
+
+// Identity is what the folder's file says.
+func (f *Folder) Identity() string { return "folder " + f.id }
+
 func (f *Folder) path(name string) (string, error) {
-	if !filepath.IsLocal(name) || filepath.Clean(name) != name {
-		return "", fmt.Errorf("name %.100q is none", name)
+	if err := CheckName(name); err != nil {
+		return "", err
 	}
 	return filepath.Join(f.dir, name), nil
 }

@@ -40,10 +40,14 @@ func (s *Store) manifest(ctx context.Context, t tenant, id string) (*Manifest, e
 		return nil, err
 	}
 	var box sealed
-	if err := json.Unmarshal(b, &box); err != nil || box.Version != 1 {
+	if err := json.Unmarshal(b, &box); err != nil || box.Version < 1 || box.Version > sealedVersion {
 		return nil, fmt.Errorf("%w: manifest of version %d", ErrBad, box.Version)
 	}
-	body, err := s.dec.DecodeAll(box.Body, nil)
+	packed, err := t.decrypt(t.manifest(id), box.Body)
+	if err != nil {
+		return nil, err
+	}
+	body, err := s.dec.DecodeAll(packed, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrBad, err)
 	}
@@ -242,6 +246,9 @@ func (s *Store) readPack(ctx context.Context, t tenant, p Pack) ([]byte, error) 
 	b, err := s.back.Get(ctx, t.pack(p.ID), 2*packBytes)
 	if err != nil {
 		return nil, fmt.Errorf("pack %s: %w", p.ID, err)
+	}
+	if b, err = t.decrypt(t.pack(p.ID), b); err != nil {
+		return nil, err
 	}
 	pages, err := s.dec.DecodeAll(b, make([]byte, 0, p.Pages*Page))
 	if err != nil {

@@ -32,8 +32,10 @@ type sealed struct {
 	Version int    `json:"version"`
 	Key     int    `json:"key"`
 	MAC     []byte `json:"mac"`
-	Body    []byte `json:"body"` // zstd of the manifest's JSON
+	Body    []byte `json:"body"` // zstd of the manifest's JSON, encrypted from version 2 on
 }
+
+const sealedVersion = 2
 
 // Put stores the trees under an id, and returns their manifest when all of it is durable. Nothing may write to them meanwhile. An id
 // that is taken is an error with ErrExists.
@@ -96,7 +98,9 @@ func (s *Store) putManifest(ctx context.Context, t tenant, m *Manifest) error {
 	if err != nil {
 		return fmt.Errorf("seal manifest: %w", err)
 	}
-	out, err := json.Marshal(sealed{Version: 1, Key: key, MAC: mac, Body: s.enc.EncodeAll(b, nil)})
+	out, err := json.Marshal(sealed{
+		Version: sealedVersion, Key: key, MAC: mac, Body: t.encrypt(t.manifest(m.ID), s.enc.EncodeAll(b, nil)),
+	})
 	if err != nil {
 		return err
 	}
@@ -298,7 +302,7 @@ func (w *writer) flush(ctx context.Context) error {
 	if w.open == "" {
 		return nil
 	}
-	packed := w.s.enc.EncodeAll(w.pages, nil)
+	packed := w.t.encrypt(w.t.pack(w.open), w.s.enc.EncodeAll(w.pages, nil))
 	if err := w.s.back.Put(ctx, w.t.pack(w.open), packed); err != nil {
 		return err
 	}
