@@ -156,6 +156,9 @@ func (l *look) files() error {
 	return nil
 }
 
+// memoryDevices are the minor numbers of those that a sandbox has: null, zero, full, random, urandom.
+var memoryDevices = map[uint32]bool{3: true, 5: true, 7: true, 8: true, 9: true}
+
 // device tells of an open device that a sandbox does not have. Memory devices and terminals are held.
 func (l *look) device(path, target, fd string) {
 	var st unix.Stat_t
@@ -165,7 +168,7 @@ func (l *look) device(path, target, fd string) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR:
 		major, minor := unix.Major(st.Rdev), unix.Minor(st.Rdev)
-		if major == 1 && minor != 1 && minor != 2 && minor != 4 || major == 5 && (minor == 0 || minor == 2) || major >= 136 && major <= 143 {
+		if major == 1 && memoryDevices[minor] || major == 5 && (minor == 0 || minor == 2) || major >= 136 && major <= 143 {
 			return
 		}
 	case unix.S_IFBLK:

@@ -138,15 +138,15 @@ func (d Dump) Check() error {
 		if _, err := m.path(""); err != nil {
 			return fmt.Errorf("dump: %w", err)
 		}
-		if m.Point != filepath.Clean(m.Point) || m.Point[0] != '/' || len(m.Point) > 4096 {
+		if m.Point == "" || m.Point != filepath.Clean(m.Point) || m.Point[0] != '/' || len(m.Point) > 4096 {
 			return fmt.Errorf("dump: mount point %.100q is no absolute, clean path", m.Point)
 		}
 	}
 	var a, b uint64
-	if _, err := fmt.Sscanf(d.Exit, "file[%x:%x]", &a, &b); err != nil {
+	if _, err := fmt.Sscanf(d.Exit, "file[%x:%x]", &a, &b); err != nil || d.Exit != fmt.Sprintf("file[%x:%x]", a, b) {
 		return fmt.Errorf("dump: exit file %.60q is none", d.Exit)
 	}
-	if _, err := fmt.Sscanf(d.Listener, "socket:[%d]", &a); err != nil {
+	if _, err := fmt.Sscanf(d.Listener, "socket:[%d]", &a); err != nil || d.Listener != fmt.Sprintf("socket:[%d]", a) {
 		return fmt.Errorf("dump: guest socket %.60q is none", d.Listener)
 	}
 	return nil
