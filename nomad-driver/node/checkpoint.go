@@ -136,17 +136,27 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 		return err
 	}
 	failpoint("checkpoint.renamed")
+	if err := n.leaveMemory(b, inst, pauseRecord{Goal: nodeapi.DepthCheckpointed, Dump: &d}, d.Stats.Bytes); err != nil {
+		return err
+	}
+	n.note(b, logbook.Info, "sandbox checkpointed", map[string]string{"bytes": strconv.FormatInt(d.Stats.Bytes, 10)})
+	return nil
+}
+
+// leaveMemory records that a frozen sandbox is on disk as deep as rec says, and ends its processes. b.turn is held.
+func (n *Node) leaveMemory(b *box, inst pausable, rec pauseRecord, bytes int64) error {
 	b.mu.Lock()
 	if b.rec.Sandbox.State != nodeapi.StatePaused {
 		defer b.mu.Unlock()
 		return notRunning(b.rec.Sandbox) // it is being stopped
 	}
 	old := b.rec
-	b.rec.Pause = &pauseRecord{Goal: nodeapi.DepthCheckpointed, Dump: &d}
+	b.rec.Pause = &rec
 	p := *b.rec.Sandbox.Pause
-	p.Depth, p.Checkpointing, p.Failure, p.Bytes = nodeapi.DepthCheckpointed, false, "", d.Stats.Bytes
+	p.Depth, p.Checkpointing, p.Failure, p.Bytes = rec.Goal, false, "", bytes
 	b.rec.Sandbox.Pause = &p
 	b.rec.Sandbox.PID = 0
+	b.rec.Slot = nil // a restore gets another: every sandbox has the same address inside
 	if err := n.records.put(&b.rec); err != nil {
 		b.rec = old
 		b.mu.Unlock()
@@ -156,7 +166,7 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 	b.mu.Unlock()
 	n.sync.flush()
 	failpoint("checkpoint.recorded")
-	// From here on the checkpoint is the sandbox. Its processes, which have not run since, must go.
+	// From here on what is on disk is the sandbox. Its processes, which have not run since, must go.
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		ectx, cancel := context.WithTimeout(n.ctx, undoTimeout)
 		err := inst.End(ectx)
@@ -164,17 +174,17 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 		if err == nil || n.ctx.Err() != nil {
 			break
 		}
-		n.log.Error("processes of a checkpointed sandbox cannot be ended yet", "sandbox", b.id, "error", err)
+		n.log.Error("processes of a paused sandbox cannot be ended yet", "sandbox", b.id, "error", err)
 		sleep(n.ctx, wait)
 	}
 	failpoint("checkpoint.ended")
+	n.giveSlot(b)
 	n.mu.Lock()
 	n.live--
 	n.mu.Unlock()
 	b.mu.Lock()
 	n.tell(b, nodeapi.EventPaused)
 	b.mu.Unlock()
-	n.note(b, logbook.Info, "sandbox checkpointed", map[string]string{"bytes": strconv.FormatInt(d.Stats.Bytes, 10)})
 	return nil
 }
 
@@ -187,38 +197,11 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	if b.lease == nil {
 		return api.Errorf(http.StatusConflict, nodeapi.CodeIncompatible, "sandbox %s: this node does not have its template %s any more", b.id, b.view().Digest)
 	}
-	n.mu.Lock()
-	if n.live >= n.cfg.MaxSandboxes {
-		n.mu.Unlock()
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "this node runs %d sandboxes, its limit", n.cfg.MaxSandboxes)
-	}
-	n.live++
-	n.mu.Unlock()
-	inst, err := n.bringBack(ctx, rt, b)
+	stored, tenant := b.stored()
+	inst, err := n.comeBack(ctx, b, deadline, true, func(ctx context.Context) (pausable, error) { return n.bringBack(ctx, rt, b) })
 	if err != nil {
-		n.mu.Lock()
-		n.live--
-		n.mu.Unlock()
 		return err
 	}
-	failpoint("restore.restored")
-	b.mu.Lock()
-	old := b.rec
-	n.markRunning(b, deadline)
-	b.rec.Waking = true
-	b.rec.Ref = inst.Ref()
-	b.rec.Sandbox.PID = b.rec.Ref.PID
-	if err := n.records.put(&b.rec); err != nil {
-		b.rec = old
-		b.mu.Unlock()
-		n.mu.Lock()
-		n.live--
-		n.mu.Unlock()
-		return errors.Join(err, inst.End(context.WithoutCancel(ctx)))
-	}
-	b.inst = inst
-	n.adopt(b)
-	b.mu.Unlock()
 	failpoint("restore.recorded")
 	n.wake(context.WithoutCancel(ctx), b, inst, nil)
 	failpoint("restore.woken")
@@ -226,11 +209,60 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	n.tell(b, nodeapi.EventResumed)
 	b.mu.Unlock()
 	n.note(b, logbook.Info, "sandbox restored", nil)
+	n.forgetStored(tenant, stored)
 	n.logAgain(b, inst.Guest())
 	if err := os.RemoveAll(n.checkpointDir(b.id)); err != nil {
 		n.log.Warn("old checkpoint stays", "sandbox", b.id, "error", err)
 	}
 	return nil
+}
+
+// stored returns the copy of a paused sandbox in the snapshot store, and whose it is.
+func (b *box) stored() (api.SnapshotID, string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rec.Pause == nil || b.rec.Sandbox.Pause == nil {
+		return "", ""
+	}
+	return b.rec.Sandbox.Pause.Snapshot, b.rec.Pause.Tenant
+}
+
+// comeBack has a sandbox of which nothing runs made again, and records that it runs. On error it is paused as before. b.turn is held.
+func (n *Node) comeBack(ctx context.Context, b *box, deadline time.Time, waking bool, again func(context.Context) (pausable, error)) (pausable, error) {
+	n.mu.Lock()
+	if n.live >= n.cfg.MaxSandboxes {
+		n.mu.Unlock()
+		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "this node runs %d sandboxes, its limit", n.cfg.MaxSandboxes)
+	}
+	n.live++
+	n.mu.Unlock()
+	failed := func(err error) error {
+		n.loseSlot(b)
+		n.mu.Lock()
+		n.live--
+		n.mu.Unlock()
+		return err
+	}
+	inst, err := again(ctx)
+	if err != nil {
+		return nil, failed(err)
+	}
+	failpoint("restore.restored")
+	b.mu.Lock()
+	old := b.rec
+	n.markRunning(b, deadline)
+	b.rec.Waking = waking
+	b.rec.Ref = inst.Ref()
+	b.rec.Sandbox.PID = b.rec.Ref.PID
+	if err := n.records.put(&b.rec); err != nil {
+		b.rec = old
+		b.mu.Unlock()
+		return nil, failed(errors.Join(err, inst.End(context.WithoutCancel(ctx))))
+	}
+	b.inst = inst
+	n.adopt(b)
+	b.mu.Unlock()
+	return inst, nil
 }
 
 // bringBack has the processes restored, frozen.
@@ -247,6 +279,7 @@ func (n *Node) bringBack(ctx context.Context, rt restorer, b *box) (pausable, er
 			Boot: guest.Boot{Hostname: sb.Hostname, Profile: sb.Profile},
 		},
 		Dir: sandbox.CheckpointDir(filepath.Join(home, checkpointDone)), Dump: *rec.Pause.Dump, Started: n.noteCRIU(home),
+		Network: n.adoptSlot(ctx, b, rec.Network),
 	})
 	if err != nil {
 		return nil, err
@@ -384,8 +417,8 @@ func (n *Node) takeOverPause(b *box) error {
 		return nil
 	}
 	switch {
-	case rec.Sandbox.State == nodeapi.StatePaused && rec.Pause.Dump != nil:
-		// Whatever runs was checkpointed before its end, or restored and never let go.
+	case rec.Sandbox.State == nodeapi.StatePaused && rec.Sandbox.Pause.Depth != nodeapi.DepthFrozen:
+		// Whatever runs was on disk before its end, or came back and was never told of.
 		if err := inst.End(ctx); err != nil {
 			return err
 		}

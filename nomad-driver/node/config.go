@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -39,11 +40,12 @@ type Config struct {
 	Address  string // host:port of the API over TCP; empty: none
 	TLS      TLS    // needed where Address is set
 
-	SnapshotDir  string // of the snapshot store, which nodes may share; StateDir/snapshots where empty
-	SnapshotKey  string // file with its key, the same for all that share it; made at StateDir/snapshot.key where empty
-	CRIUPath     string // of the CRIU for checkpoints; looked for on PATH where empty
-	InitPath     string // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
-	CgroupParent string // name of the control group that sandboxes' groups are in
+	SnapshotDir  string     // of the snapshot store, which nodes may share; StateDir/snapshots where empty
+	SnapshotS3   *s3.Config // the bucket of the snapshot store; nil: it is in SnapshotDir
+	SnapshotKey  string     // file with its key, the same for all that share it; made at StateDir/snapshot.key where empty
+	CRIUPath     string     // of the CRIU for checkpoints; looked for on PATH where empty
+	InitPath     string     // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
+	CgroupParent string     // name of the control group that sandboxes' groups are in
 
 	ID      api.NodeID // made at the first start and kept where empty
 	Name    string     // host name where empty

@@ -199,6 +199,9 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if req.Restore != nil {
 		b.mu.Unlock()
 		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
+		if req.Restore.Consume {
+			n.forgetStored(req.Restore.Tenant, req.Restore.Snapshot)
+		}
 		b.mu.Lock()
 	} else {
 		n.prestart(b, inst.Guest(), b.lease.Root)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -141,6 +142,32 @@ func (n *Node) takeSlot(ctx context.Context, b *box, want *nodeapi.Network) erro
 		return err
 	}
 	return n.holdSlot(b, s, want)
+}
+
+// adoptSlot returns what makes a slot of the network namespace that a restore has made, for the sandbox that comes back in it; nil
+// where the node has no network. The slot is there, with its policy, before anything of the sandbox is.
+func (n *Node) adoptSlot(ctx context.Context, b *box, want *nodeapi.Network) func(*os.File) error {
+	if n.network == nil {
+		return nil
+	}
+	return func(netns *os.File) error {
+		s, err := n.network.Adopt(ctx, netns)
+		if errors.Is(err, network.ErrExhausted) {
+			return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "%s", err)
+		}
+		if err != nil {
+			return err
+		}
+		return n.holdSlot(b, s, want)
+	}
+}
+
+// loseSlot gives back the slot of a sandbox that a failed restore has left on disk.
+func (n *Node) loseSlot(b *box) {
+	n.giveSlot(b)
+	b.mu.Lock()
+	b.rec.Slot = nil
+	b.mu.Unlock()
 }
 
 // holdSlot gives a box its slot, with its policy. The slot is given back on error.

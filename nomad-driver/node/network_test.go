@@ -16,6 +16,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 // connect tries from inside, by bash's own way to a TCP connection, and returns what the other end says of where it comes from.
@@ -197,4 +198,51 @@ func TestRealNetwork_offMeansLoopbackOnly(t *testing.T) {
 	must.EqOp(t, "the node's network is off", st.Reason)
 	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
 	must.EqOp(t, http.StatusNotImplemented, api.StatusOf(err))
+}
+
+// A sandbox goes to disk with its server and comes back behind another slot, with the same address inside and the same policy.
+func TestRealNetwork_survivesACheckpoint(t *testing.T) {
+	w := networktest.New(t)
+	networktest.Serve(t, w.Outside, "198.51.100.1:80")
+	networktest.Serve(t, w.Outside, "198.51.100.2:80")
+	d := startDaemonIn(t, w.Host, "-network", "on", "-criu", sandboxtest.CRIU(t))
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Network = allowing("198.51.100.1") })
+	d.startCounter(sb)
+	reaches := func(sb nodeapi.Sandbox) {
+		t.Helper()
+		_, ok := connect(d, sb, "198.51.100.1", 80)
+		must.True(t, ok)
+		_, ok = connect(d, sb, "198.51.100.2", 80)
+		must.False(t, ok, must.Sprint("its policy is lost"))
+		d.counts(sb)
+		_, code := d.exec(sb, "bash", "-c", "! (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null")
+		must.EqOp(t, 0, code)
+	}
+	for range 2 {
+		_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		must.NoError(t, err)
+		d.kill()
+		d.start()
+		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+		must.NoError(t, err)
+		reaches(sb)
+		d.kill() // the new slot is found again too
+		d.start()
+		reaches(sb)
+	}
+
+	id := api.NewSnapshotID()
+	_, err := d.client.Snapshot(t.Context(), sb.ID, nodeapi.SnapshotRequest{ID: id, Tenant: "a"})
+	must.NoError(t, err)
+	reaches(sb)
+	req := restoreRequest(id, "a")
+	req.Network = allowing("198.51.100.2")
+	copied, err := d.client.Create(t.Context(), req)
+	must.NoError(t, err)
+	_, ok := connect(d, copied, "198.51.100.2", 80)
+	must.True(t, ok)
+	_, ok = connect(d, copied, "198.51.100.1", 80)
+	must.False(t, ok, must.Sprint("a copy has the policy of its own request"))
+	must.NotEq(t, hostOf(d, sb), hostOf(d, copied))
+	reaches(sb)
 }

@@ -70,6 +70,7 @@ type Node struct {
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
 	snapshots *chunk.Store
+	storeID   string // of snapshots
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -378,6 +379,9 @@ func (n *Node) Info() nodeapi.Node {
 		Kernel: kernelRelease(), Healthy: true, CPUs: int(n.bounds.cpus / 1000), MemoryBytes: n.bounds.memory,
 		Running: n.running(), MaxSandbox: n.cfg.MaxSandboxes, StartedAt: n.startedAt, Templates: n.templates.List(),
 		PID: os.Getpid(), Address: n.cfg.Address,
+	}
+	if n.engine != nil {
+		info.SnapshotStore = n.storeID
 	}
 	for _, p := range n.probes.All() {
 		info.Probes = append(info.Probes, nodeapi.Probe(p))

@@ -29,6 +29,7 @@ type pausable interface {
 	Freeze(ctx context.Context) error
 	FreezeAgain(ctx context.Context) error // of one that an earlier daemon parked
 	Thaw(ctx context.Context) error
+	OwnsNetwork() (bool, error)
 	Uncheckpointable() ([]checkpoint.Obstacle, error)
 	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error)
 	SyncLayer() error
@@ -54,13 +55,17 @@ func (s *sandboxes) Restore(ctx context.Context, c sandbox.RestoreConfig) (insta
 type pauseRecord struct {
 	Goal nodeapi.Depth    `json:"goal"`           // how far the pause shall go
 	Dump *checkpoint.Dump `json:"dump,omitempty"` // where checkpointed
+	// Tenant is whose the copy in the snapshot store is, where Sandbox.Pause.Snapshot names one.
+	Tenant string `json:"tenant,omitempty"`
 }
 
 // Pause pauses a sandbox, or deepens its pause.
 func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseRequest) (nodeapi.Sandbox, error) {
 	set(&req.Depth, nodeapi.DepthCheckpointed)
-	if req.Depth != nodeapi.DepthFrozen && req.Depth != nodeapi.DepthCheckpointed {
-		return nodeapi.Sandbox{}, invalid("depth: %.40q is neither %s nor %s", req.Depth, nodeapi.DepthFrozen, nodeapi.DepthCheckpointed)
+	switch req.Depth {
+	case nodeapi.DepthFrozen, nodeapi.DepthCheckpointed, nodeapi.DepthFiles:
+	default:
+		return nodeapi.Sandbox{}, invalid("depth: %.40q is none of %s, %s, %s", req.Depth, nodeapi.DepthFrozen, nodeapi.DepthCheckpointed, nodeapi.DepthFiles)
 	}
 	if req.Store != "" {
 		if err := checkSnapshot(req.Store, req.Tenant); err != nil {
@@ -69,6 +74,9 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 		if req.Depth != nodeapi.DepthCheckpointed {
 			return nodeapi.Sandbox{}, invalid("store: only a pause of depth %s can be stored", nodeapi.DepthCheckpointed)
 		}
+	}
+	if req.StoreOnly && req.Store == "" {
+		return nodeapi.Sandbox{}, invalid("store_only: store is missing")
 	}
 	b, err := n.box(id)
 	if err != nil {
@@ -79,6 +87,10 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 	sb := b.view()
 	ran := sb.State == nodeapi.StateRunning
 	switch {
+	case req.StoreOnly && ran:
+		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, nodeapi.CodeNotPaused, "sandbox %s is %s", id, sb.State)
+	case req.Depth == nodeapi.DepthFiles && sb.Main != 0:
+		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s lives as long as its own command: no pause can keep its files alone", id)
 	case ran:
 		if err := n.freeze(ctx, b, req.Depth); err != nil {
 			return nodeapi.Sandbox{}, err
@@ -86,8 +98,16 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 	case sb.State != nodeapi.StatePaused:
 		return nodeapi.Sandbox{}, notRunning(sb)
 	}
+	if req.Depth == nodeapi.DepthFiles && b.view().Pause.Depth != nodeapi.DepthFiles {
+		if err := n.keepFiles(b); err != nil {
+			if ran {
+				err = errors.Join(err, n.thaw(context.WithoutCancel(ctx), b, sb.Deadline))
+			}
+			return nodeapi.Sandbox{}, err
+		}
+	}
 	if req.Depth == nodeapi.DepthCheckpointed && b.view().Pause.Depth == nodeapi.DepthFrozen {
-		if err := n.checkpointable(b, ran); err != nil {
+		if err := n.checkpointable(b); err != nil {
 			if ran {
 				err = errors.Join(err, n.thaw(ctx, b, sb.Deadline))
 			}
@@ -104,12 +124,35 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 			return nodeapi.Sandbox{}, err
 		}
 	}
-	if req.Store != "" {
+	switch {
+	case req.Store == "" || b.view().Pause.Snapshot == req.Store:
+	case req.Wait:
 		if err := n.storePaused(ctx, b, req); err != nil {
 			return nodeapi.Sandbox{}, err
 		}
+	default:
+		n.storeLater(b, req)
 	}
 	return b.view(), nil
+}
+
+// storeLater stores a checkpointed sandbox in the background. A resume gives that up.
+func (n *Node) storeLater(b *box, req nodeapi.PauseRequest) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	b.mu.Lock()
+	b.giveUp = cancel
+	b.mu.Unlock()
+	n.wg.Go(func() {
+		defer cancel()
+		b.turn.Lock()
+		defer b.turn.Unlock()
+		if sb := b.view(); sb.State != nodeapi.StatePaused || sb.Pause.Depth != nodeapi.DepthCheckpointed || sb.Pause.Snapshot == req.Store || ctx.Err() != nil {
+			return
+		}
+		if err := n.storePaused(ctx, b, req); err != nil && ctx.Err() == nil {
+			n.log.Warn("checkpoint stays on this node", "sandbox", b.id, "error", err)
+		}
+	})
 }
 
 // pausable returns the instance of a box, which must be one that can be paused.
@@ -124,20 +167,21 @@ func (b *box) pausable() (pausable, error) {
 }
 
 // checkpointable says why a sandbox cannot be checkpointed, if so.
-func (n *Node) checkpointable(b *box, ran bool) error {
+func (n *Node) checkpointable(b *box) error {
 	if n.engine == nil {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "checkpoints: %v", n.noEngine)
-	}
-	b.mu.Lock()
-	networked := b.slot != nil
-	b.mu.Unlock()
-	if networked {
-		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
-			"sandbox %s has a network, which no checkpoint holds yet: it can be paused frozen", b.id)
 	}
 	inst, err := b.pausable()
 	if err != nil {
 		return err
+	}
+	owns, err := inst.OwnsNetwork()
+	if err != nil {
+		return err
+	}
+	if !owns {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
+			"sandbox %s was made while this node could make no checkpoints, and its network is one that none holds: it can be paused frozen", b.id)
 	}
 	obstacles, err := inst.Uncheckpointable()
 	if err != nil {
@@ -253,6 +297,8 @@ func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeR
 		return n.SetDeadline(id, deadline)
 	case sb.State != nodeapi.StatePaused:
 		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, nodeapi.CodeNotPaused, "sandbox %s is %s", id, sb.State)
+	case req.Fresh || sb.Pause.Depth == nodeapi.DepthFiles:
+		err = n.boot(ctx, b, deadline)
 	case sb.Pause.Depth == nodeapi.DepthFrozen:
 		err = n.thaw(ctx, b, deadline)
 	default:

@@ -110,6 +110,17 @@ func (n *Node) takeOver(b *box) {
 			defer b.turn.Unlock()
 			n.checkpointLater(b, nodeapi.PauseRequest{})
 		})
+	case b.rec.Sandbox.State == nodeapi.StatePaused && b.rec.Pause.Goal == nodeapi.DepthFiles:
+		n.wg.Go(func() {
+			b.turn.Lock()
+			defer b.turn.Unlock()
+			if sb := b.view(); sb.State != nodeapi.StatePaused || sb.Pause.Depth != nodeapi.DepthFrozen {
+				return
+			}
+			if err := n.keepFiles(b); err != nil {
+				n.log.Warn("sandbox stays frozen", "sandbox", b.id, "error", err)
+			}
+		})
 	case b.rec.Sandbox.State == nodeapi.StatePaused:
 	case b.rec.Waking && ok:
 		n.wg.Go(func() { n.wake(n.ctx, b, inst, nil) })

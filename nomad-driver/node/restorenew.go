@@ -104,7 +104,10 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 		}
 	}
 	c := n.sandboxConfig(b, req)
-	inst, err := rt.Restore(ctx, sandbox.RestoreConfig{Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home)})
+	inst, err := rt.Restore(ctx, sandbox.RestoreConfig{
+		Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
+		Network: n.adoptSlot(ctx, b, req.Network),
+	})
 	if err != nil {
 		return nil, undo(err)
 	}
@@ -114,14 +117,20 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 // instantiate makes the sandbox of a claimed box.
 func (n *Node) instantiate(ctx context.Context, b *box, req nodeapi.CreateRequest) (instance, error) {
 	if req.Restore != nil {
-		if n.network != nil {
-			return nil, api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
-				"sandbox %s: a node whose sandboxes have networks cannot restore snapshots", b.id)
-		}
 		return n.restoreNew(ctx, b, req)
 	}
 	cfg := n.sandboxConfig(b, req)
-	if err := n.takeSlot(ctx, b, req.Network); err != nil {
+	return n.create(ctx, b, cfg, req.Network)
+}
+
+// create makes the sandbox of a box, with its network. Where the node makes checkpoints the network is wired to the namespace that
+// the sandbox is born with, since CRIU holds no other; else it is one that waits.
+func (n *Node) create(ctx context.Context, b *box, cfg sandbox.Config, want *nodeapi.Network) (instance, error) {
+	if n.engine != nil {
+		cfg.Wire = n.adoptSlot(ctx, b, want)
+		return n.runtime.Create(ctx, cfg)
+	}
+	if err := n.takeSlot(ctx, b, want); err != nil {
 		return nil, err
 	}
 	if b.slot != nil {
@@ -229,6 +238,9 @@ func (n *Node) getSnapshot(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if err := n.fits(s); err != nil {
+		s.Unfit = err.Error()
+	}
 	writeJSON(w, http.StatusOK, s)
 	return nil
 }
@@ -257,6 +269,8 @@ func storeError(err error) *api.Error {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "%v", err)
 	case errors.Is(err, chunk.ErrBad):
 		return api.Errorf(http.StatusUnprocessableEntity, nodeapi.CodeBadSnapshot, "%v", err)
+	case errors.Is(err, chunk.ErrUnavailable):
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
 	case errors.Is(err, chunk.ErrExists):
 		return api.Errorf(http.StatusConflict, api.CodeConflict, "%v", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
@@ -45,7 +46,7 @@ const snapshotMetaVersion = 1
 
 // openSnapshots opens the snapshot store.
 func (n *Node) openSnapshots() error {
-	back, err := chunk.OpenFolder(n.cfg.SnapshotDir)
+	back, err := n.snapshotBackend()
 	if err != nil {
 		return err
 	}
@@ -57,7 +58,18 @@ func (n *Node) openSnapshots() error {
 		return err
 	}
 	n.closers = append(n.closers, n.snapshots.Close)
+	if n.storeID, err = n.snapshots.Identity(n.ctx); err != nil {
+		return err
+	}
 	return nil
+}
+
+// snapshotBackend is a bucket where the configuration names one, else a folder.
+func (n *Node) snapshotBackend() (chunk.Backend, error) {
+	if n.cfg.SnapshotS3 != nil {
+		return s3.Open(*n.cfg.SnapshotS3)
+	}
+	return chunk.OpenFolder(n.cfg.SnapshotDir)
 }
 
 func checkSnapshot(id api.SnapshotID, tenant string) error {
@@ -97,12 +109,24 @@ func (n *Node) storePaused(ctx context.Context, b *box, req nodeapi.PauseRequest
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p := *b.rec.Sandbox.Pause
-	p.Snapshot = req.Store
-	b.rec.Sandbox.Pause = &p
+	p, rec := *b.rec.Sandbox.Pause, *b.rec.Pause
+	p.Snapshot, rec.Tenant = req.Store, req.Tenant
+	b.rec.Sandbox.Pause, b.rec.Pause = &p, &rec
 	err := n.records.put(&b.rec)
 	n.tell(b, nodeapi.EventPaused)
 	return err
+}
+
+// forgetStored removes the stored copy of a sandbox that runs again, and so is another one by now.
+func (n *Node) forgetStored(tenant string, id api.SnapshotID) {
+	if id == "" {
+		return
+	}
+	n.wg.Go(func() {
+		if err := n.snapshots.Delete(n.ctx, tenant, string(id)); err != nil && n.ctx.Err() == nil {
+			n.log.Warn("stored copy of a sandbox that runs again stays", "snapshot", id, "error", err)
+		}
+	})
 }
 
 // snapshot stores a sandbox. b.turn is held.
@@ -144,7 +168,7 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 
 // copyFrozen copies what a sandbox is while it stands still. b.turn is held.
 func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (d checkpoint.Dump, frozen time.Duration, err error) {
-	if err := n.checkpointable(b, runs); err != nil {
+	if err := n.checkpointable(b); err != nil {
 		return d, 0, err
 	}
 	inst, err := b.pausable()

@@ -167,17 +167,19 @@ func (n *Node) expire(id api.SandboxID) {
 	switch {
 	case err != nil:
 	case b.view().OnDeadline == nodeapi.DeadlinePause:
-		n.wg.Go(func() { n.pauseDue(b) })
+		n.wg.Go(func() { n.pauseDue(b, "") })
+	case b.view().OnDeadline == nodeapi.DeadlinePauseFiles:
+		n.wg.Go(func() { n.pauseDue(b, nodeapi.DepthFiles) })
 	default:
 		n.beginStop(b, stopIntent{Reason: nodeapi.ExitDeadline, Signal: int(unix.SIGTERM), KillAt: time.Now().Add(n.cfg.DeadlineGrace).UTC().Round(0)})
 	}
 }
 
-// pauseDue pauses a sandbox whose deadline has passed: checkpointed where that can be, else frozen. One that can be neither is ended,
+// pauseDue pauses a sandbox whose deadline has passed: checkpointed where that can be and no depth is given, else frozen. One that can be neither is ended,
 // since nobody may have it beyond its time.
-func (n *Node) pauseDue(b *box) {
-	_, err := n.Pause(n.ctx, b.id, nodeapi.PauseRequest{})
-	if err != nil && b.view().State == nodeapi.StateRunning {
+func (n *Node) pauseDue(b *box, depth nodeapi.Depth) {
+	_, err := n.Pause(n.ctx, b.id, nodeapi.PauseRequest{Depth: depth})
+	if err != nil && depth == "" && b.view().State == nodeapi.StateRunning {
 		n.log.Debug("sandbox is paused without a checkpoint", "sandbox", b.id, "reason", err)
 		_, err = n.Pause(n.ctx, b.id, nodeapi.PauseRequest{Depth: nodeapi.DepthFrozen})
 	}

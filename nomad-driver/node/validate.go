@@ -91,8 +91,12 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 	}
 	switch req.OnDeadline {
 	case "", nodeapi.DeadlineStop, nodeapi.DeadlinePause:
+	case nodeapi.DeadlinePauseFiles:
+		if req.Main != nil {
+			return invalid("on_deadline: %s does not go with main, with which the sandbox ends", req.OnDeadline)
+		}
 	default:
-		return invalid("on_deadline: %.40q is neither %s nor %s", req.OnDeadline, nodeapi.DeadlineStop, nodeapi.DeadlinePause)
+		return invalid("on_deadline: %.40q is none of %s, %s, %s", req.OnDeadline, nodeapi.DeadlineStop, nodeapi.DeadlinePause, nodeapi.DeadlinePauseFiles)
 	}
 	if err := checkEnv(req.Env); err != nil {
 		return err

@@ -78,6 +78,26 @@ func (s *Sandbox) Uncheckpointable() ([]checkpoint.Obstacle, error) {
 	return checkpoint.Obstacles(s.ref.PID, pids)
 }
 
+// OwnsNetwork reports whether the sandbox's network namespace belongs to its user namespace, as one that Config.Wire set up does.
+// CRIU takes no other.
+func (s *Sandbox) OwnsNetwork() (bool, error) {
+	netns, err := os.Open(procPath(s.ref.PID, "ns/net"))
+	if err != nil {
+		return false, err
+	}
+	defer netns.Close()
+	fd, err := unix.IoctlRetInt(int(netns.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return false, fmt.Errorf("owner of the network of sandbox %s: %w", s.ref.ID, err)
+	}
+	defer unix.Close(fd)
+	var owner, own unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &owner), unix.Stat(procPath(s.ref.PID, "ns/user"), &own)); err != nil {
+		return false, err
+	}
+	return owner.Ino == own.Ino && owner.Dev == own.Dev, nil
+}
+
 // End kills a checkpointed sandbox and gives back all that it has on the machine but its writable layer, from which Restore goes on.
 // It may be repeated until it returns nil.
 func (s *Sandbox) End(ctx context.Context) error {

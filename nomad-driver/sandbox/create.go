@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,8 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	if err = errors.Join(err, <-files); err != nil {
 		return nil, err
 	}
+	wired := b.wire()
+	defer func() { _ = wired() }() // its error counts below
 	if err := b.makeSocket(); err != nil {
 		return nil, err
 	}
@@ -97,6 +100,12 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	b.step("overlay")
+	if b.c.Wire != nil {
+		if err := wired(); err != nil {
+			return nil, errors.Join(err, root.Close())
+		}
+		b.step("network")
+	}
 	err = b.sendBoot(root)
 	if err = errors.Join(err, root.Close()); err != nil {
 		return nil, b.whyDied(err)
@@ -160,6 +169,22 @@ func (b *builder) makeChild() (err error) {
 	return nil
 }
 
+// wire begins to set up the child's network, and returns what waits for the end of that.
+func (b *builder) wire() func() error {
+	if b.c.Wire == nil || b.c.Network != nil {
+		return func() error { return nil }
+	}
+	done := make(chan error, 1)
+	go func() {
+		netns, err := os.Open(procPath(b.child.pid, "ns/net"))
+		if err == nil {
+			err = errors.Join(b.c.Wire(netns), netns.Close())
+		}
+		done <- err
+	}()
+	return sync.OnceValue(func() error { return <-done })
+}
+
 // makeFiles makes the directories and the files in them.
 func (b *builder) makeFiles() error {
 	if err := b.makeDirs(); err != nil {
@@ -172,6 +197,12 @@ func (b *builder) makeFiles() error {
 
 // makeState makes the directory of the writable layer, with its bound.
 func (b *builder) makeState() error {
+	if b.c.Kept {
+		if b.c.Limits.disk() != (disk.Limits{}) {
+			b.disk = b.c.Disk // it bounds the layer already
+		}
+		return nil
+	}
 	if err := mkdirNew(b.at.state); err != nil {
 		return err
 	}
@@ -191,7 +222,15 @@ func (b *builder) makeDirs() error {
 			return err
 		}
 	}
-	for _, dir := range []string{b.at.upper, b.at.work} {
+	fresh := []string{b.at.upper, b.at.work}
+	if b.c.Kept {
+		// What an earlier mount has left there would make the next one be refused: the layer is volatile.
+		if err := errors.Join(removeTree(b.at.work), removeTree(b.at.run)); err != nil {
+			return err
+		}
+		fresh = fresh[1:]
+	}
+	for _, dir := range fresh {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}

@@ -42,6 +42,11 @@ type Config struct {
 	// Network is the network namespace that the sandbox lives in, with its loopback up. It stays the caller's. Where it is nil
 	// the sandbox gets one of its own, with loopback only.
 	Network *os.File
+	// Wire, where Network is nil, sets up the network namespace that the sandbox is born with, which is empty. It belongs to the
+	// sandbox's user namespace, as a checkpoint needs it. It may be called beside other work, and has returned when Create does.
+	Wire func(netns *os.File) error
+	// Kept tells that the writable layer is in place already, as End has left it. It stays where Create fails.
+	Kept bool
 
 	// Boot tells what PID 1 shall do. Only Hostname, User, Cwd, Env, Profile and Main count; Create fills in the rest from
 	// the fields above and from the profile ("default" where it is empty).

@@ -16,6 +16,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
@@ -33,6 +34,7 @@ type nodeFile struct {
 	CRIUPath      string        `hcl:"criu_path,optional"`
 	SnapshotDir   string        `hcl:"snapshot_dir,optional"`
 	SnapshotKey   string        `hcl:"snapshot_key,optional"`
+	SnapshotS3    *s3Block      `hcl:"snapshot_s3,block"`
 	CgroupParent  string        `hcl:"cgroup_parent,optional"`
 	NodeID        string        `hcl:"node_id,optional"`
 	NodeName      string        `hcl:"node_name,optional"`
@@ -77,6 +79,17 @@ type tlsBlock struct {
 	CertFile    string   `hcl:"cert_file"`
 	KeyFile     string   `hcl:"key_file"`
 	ClientNames []string `hcl:"client_names,optional"`
+}
+
+// s3Block is the bucket of the snapshot store.
+type s3Block struct {
+	Endpoint      string `hcl:"endpoint"`
+	Bucket        string `hcl:"bucket"`
+	Prefix        string `hcl:"prefix,optional"`
+	Region        string `hcl:"region,optional"`
+	AccessKey     string `hcl:"access_key,optional"`
+	SecretKeyFile string `hcl:"secret_key_file,optional"`
+	CAFile        string `hcl:"ca_file,optional"`
 }
 
 // networkBlock is the network of sandboxes.
@@ -225,6 +238,7 @@ func (f nodeFile) over(file nodeFile) nodeFile {
 		{&file.StateDir, &f.StateDir}, {&file.RunDir, &f.RunDir}, {&file.Socket, &f.Socket}, {&file.Address, &f.Address},
 		{&file.InitPath, &f.InitPath}, {&file.CgroupParent, &f.CgroupParent}, {&file.NodeID, &f.NodeID},
 		{&file.NodeName, &f.NodeName}, {&file.LogLevel, &f.LogLevel},
+		{&file.SnapshotDir, &f.SnapshotDir}, {&file.SnapshotKey, &f.SnapshotKey}, {&file.CRIUPath, &f.CRIUPath},
 	} {
 		if *s.from != "" {
 			*s.to = *s.from
@@ -292,6 +306,13 @@ func (f nodeFile) config() (node.Config, error) {
 	}
 	if f.TLS != nil {
 		cfg.TLS = node.TLS(*f.TLS)
+	}
+	if f.SnapshotS3 != nil {
+		if f.SnapshotDir != "" {
+			return node.Config{}, errors.New("snapshot_dir and snapshot_s3 exclude each other")
+		}
+		c := s3.Config(*f.SnapshotS3)
+		cfg.SnapshotS3 = &c
 	}
 	return cfg, nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -27,15 +28,25 @@ tls {
   key_file     = "/key"
   client_names = ["control.soulbox"]
 }
+snapshot_key = "/file/key"
+snapshot_s3 {
+  endpoint        = "https://s3.example.org"
+  bucket          = "snapshots"
+  access_key      = "a"
+  secret_key_file = "/secret"
+}
 consul {
   address   = "127.0.0.1:8500"
   advertise = "10.0.0.1:7302"
 }
 `), 0o600))
-	cfg, registration, err := nodeConfig([]string{"-config", path, "-state-dir", "/flag/state"})
+	cfg, registration, err := nodeConfig([]string{"-config", path, "-state-dir", "/flag/state", "-snapshot-key", "/flag/key", "-criu", "/flag/criu"})
 	must.NoError(t, err)
 	must.Eq(t, "/flag/state", cfg.StateDir)
 	must.Eq(t, "/file/run", cfg.RunDir)
+	must.Eq(t, "/flag/key", cfg.SnapshotKey)
+	must.Eq(t, "/flag/criu", cfg.CRIUPath)
+	must.Eq(t, s3.Config{Endpoint: "https://s3.example.org", Bucket: "snapshots", AccessKey: "a", SecretKeyFile: "/secret"}, *cfg.SnapshotS3)
 	must.Eq(t, 7, cfg.MaxSandboxes)
 	must.Eq(t, "10.0.0.1:7302", registration.Advertise)
 	must.Eq(t, 2*time.Hour, cfg.KeepStopped)
@@ -58,6 +69,7 @@ func TestNodeConfig_badInput(t *testing.T) {
 		{"unknown attribute", []string{"-config", file("a.hcl", `state_folder = "/x"`)}, "state_folder"},
 		{"bad level", []string{"-log-level", "loud"}, "log_level"},
 		{"bad duration", []string{"-config", file("b.hcl", `keep_stopped = "soon"`)}, "keep_stopped"},
+		{"two snapshot stores", []string{"-snapshot-dir", "/x", "-config", file("c.hcl", "snapshot_s3 {\n endpoint = \"http://h\"\n bucket = \"b\"\n}")}, "snapshot_s3"},
 		{"negative id", []string{"-id-range-base", "-1"}, "id_range_base"},
 		{"argument", []string{"extra"}, "extra"},
 		{"missing file", []string{"-config", filepath.Join(dir, "none.hcl")}, "none.hcl"},

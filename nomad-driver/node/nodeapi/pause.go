@@ -24,7 +24,7 @@ const (
 	// CodeBadSnapshot tells that a snapshot's manifest is not one that was sealed, or that its data is not what the manifest says.
 	// Status 422.
 	CodeBadSnapshot = "bad_snapshot"
-	// CodeNotPaused tells that a sandbox that should be resumed has ended. Status 409.
+	// CodeNotPaused tells that a sandbox that should be resumed, or stored as it is paused, is not paused. Status 409.
 	CodeNotPaused = "not_paused"
 )
 
@@ -36,12 +36,17 @@ const (
 	DepthFrozen Depth = "frozen"
 	// DepthCheckpointed keeps processes and memory on disk: nothing of it runs, and its memory is free.
 	DepthCheckpointed Depth = "checkpointed"
+	// DepthFiles keeps the files alone: the processes are ended, as by a power cut after everything was written, and a resume boots
+	// the sandbox anew.
+	DepthFiles Depth = "files"
 )
 
 // What a node does with a sandbox at its deadline: CreateRequest.OnDeadline.
 const (
 	DeadlineStop  = "stop"  // ends it; where empty, too
 	DeadlinePause = "pause" // pauses it; one that cannot be checkpointed is kept frozen
+	// DeadlinePauseFiles keeps its files and ends its processes.
+	DeadlinePauseFiles = "pause_files"
 )
 
 // PauseRequest is POST /v1/sandboxes/{id}/pause, answered with Sandbox once its processes stand still. Of a sandbox that is paused
@@ -55,6 +60,8 @@ type PauseRequest struct {
 	// Store also puts the checkpoint into the node's snapshot store under this id, so that any node with the store can restore
 	// it; empty: it stays on this node.
 	Store api.SnapshotID `json:"store,omitempty"`
+	// StoreOnly pauses nothing: of a sandbox that runs it is 409 with CodeNotPaused. With Store.
+	StoreOnly bool `json:"store_only,omitempty"`
 	// Tenant within which equal chunks of the store are kept once. With Store.
 	Tenant string `json:"tenant,omitempty"`
 }
@@ -63,6 +70,8 @@ type PauseRequest struct {
 // deadline only, so that a repeated request is harmless; of two at once one resumes and both get the sandbox.
 type ResumeRequest struct {
 	Deadline time.Time `json:"deadline,omitzero"` // zero: none
+	// Fresh boots a paused sandbox anew from its files, and gives up what was kept of its processes.
+	Fresh bool `json:"fresh,omitempty"`
 }
 
 // Pause says how a sandbox is paused.
@@ -114,6 +123,8 @@ type Snapshot struct {
 	StoredBytes int64         `json:"stored_bytes"` // what it added to the store
 	Frozen      time.Duration `json:"frozen"`       // nanoseconds for which the sandbox stood still
 	Needs       Needs         `json:"needs"`
+	// Unfit says why the node that was asked cannot restore it; empty: it can. Of GET /v1/snapshots/{id} alone.
+	Unfit string `json:"unfit,omitempty"`
 }
 
 // Needs are what a node must have to restore a snapshot.
@@ -132,6 +143,8 @@ type Restore struct {
 	// Same tells that it is the same sandbox that goes on, elsewhere: machine id and host name stay. Otherwise it is a copy,
 	// which gets its own, and whose programs that ask the kernel for random numbers get other ones.
 	Same bool `json:"same,omitempty"`
+	// Consume removes the snapshot from the store once the sandbox runs: it is its own state, kept while it was paused.
+	Consume bool `json:"consume,omitempty"`
 }
 
 // Pause pauses a sandbox.

@@ -56,7 +56,7 @@ type CreateRequest struct {
 	QoS      string            `json:"qos,omitempty"`     // guaranteed, burstable (where empty) or best_effort
 	Limits   Limits            `json:"limits"`
 	Deadline time.Time         `json:"deadline,omitzero"` // when the node ends it by itself; zero: never
-	// OnDeadline is DeadlineStop where empty, or DeadlinePause.
+	// OnDeadline is DeadlineStop where empty, DeadlinePause or DeadlinePauseFiles.
 	OnDeadline string            `json:"on_deadline,omitempty"`
 	Main       *guest.Start      `json:"main,omitempty"` // its own command; the sandbox ends with it
 	Logs       *LogTargets       `json:"logs,omitempty"`
@@ -222,8 +222,11 @@ type Node struct {
 	MaxSandbox  int        `json:"max_sandboxes"`
 	StartedAt   time.Time  `json:"started_at"`
 	Templates   []Template `json:"templates"`
-	PID         int        `json:"pid"`     // of the daemon
-	Address     string     `json:"address"` // host:port of its API over TCP, empty where it has none
+	PID         int        `json:"pid"` // of the daemon
+	// SnapshotStore tells one snapshot store from another: nodes with the same can restore each other's snapshots. Empty: the node
+	// restores none.
+	SnapshotStore string `json:"snapshot_store,omitempty"`
+	Address       string `json:"address"` // host:port of its API over TCP, empty where it has none
 }
 
 // Template is a root file system in a node's store.
