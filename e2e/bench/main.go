@@ -25,8 +25,8 @@ func main() {
 
 // options are how often each benchmark runs. 0 leaves a benchmark out.
 type options struct {
-	n, nomad, hundred, memory, sampling, neighbours int
-	only                                            string
+	n, nomad, hundred, memory, sampling, neighbours, pauses int
+	only                                                    string
 }
 
 func run() error {
@@ -38,6 +38,7 @@ func run() error {
 	flag.IntVar(&o.memory, "memory", 1, "times 50 idle sandboxes")
 	flag.IntVar(&o.sampling, "sampling", 100, "rounds of samples")
 	flag.IntVar(&o.neighbours, "neighbours", 1, "times each attack of one sandbox on another")
+	flag.IntVar(&o.pauses, "pauses", 3, "rounds of pauses, of 100 forks and of 10 snapshots")
 	flag.StringVar(&o.only, "only", "", "run these groups only, separated by commas: "+groupNames())
 	flag.StringVar(&jsonPath, "json", "", "also write the result to this file; - is stdout, in place of the table")
 	flag.Parse()
@@ -47,7 +48,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		n    int
-	}{{"n", o.n}, {"nomad", o.nomad}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}} {
+	}{{"n", o.n}, {"nomad", o.nomad}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}} {
 		if c.n < 0 {
 			return fmt.Errorf("-%s %d is negative", c.name, c.n)
 		}

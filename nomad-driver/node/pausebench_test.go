@@ -1,0 +1,244 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+// holds is a Python that holds memory with other bytes in each page, and says when it does. On each SIGUSR1 it changes a
+// twentieth of its pages.
+func holds(mib int, ready string) []string {
+	return []string{"python3", "-c", fmt.Sprintf(`
+import os, random, signal, time
+b = bytearray(os.urandom(%d << 20))
+done = 0
+def change(*_):
+    global done
+    for _ in range(len(b) // 4096 // 20):
+        at = random.randrange(len(b) // 4096) * 4096
+        b[at:at+16] = os.urandom(16)
+    done += 1
+    open(%q, 'w').write(str(done))
+signal.signal(signal.SIGUSR1, change)
+open(%q, 'w').write('0')
+while True:
+    time.sleep(1000)
+`, mib, ready, ready)}
+}
+
+// pauses are the times of one kind of sandbox.
+type pauses struct {
+	freeze, thaw, frozen, checkpoint, restore, answer []time.Duration
+	dumpFloor, restoreFloor                           []time.Duration
+}
+
+// BenchmarkPause freezes, thaws, checkpoints and restores a sandbox that is idle, and ones whose Python holds 100 MiB and 1 GiB. The
+// floor is CRIU's command line on the same program on the host, without a sandbox.
+func BenchmarkPause(b *testing.B) {
+	criu := sandboxtest.CRIU(b)
+	d := startDaemon(b, "-criu", criu)
+	d.importPython()
+	kinds := []struct {
+		name string
+		mib  int
+	}{{"idle", 0}, {"100m", 100}, {"1g", 1024}}
+	all := map[string]*pauses{}
+	for _, k := range kinds {
+		all[k.name] = &pauses{}
+	}
+	for b.Loop() {
+		for _, k := range kinds {
+			all[k.name].measure(b, d, criu, k.mib)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, k := range kinds {
+		p := all[k.name]
+		for name, times := range map[string][]time.Duration{
+			"freeze": p.freeze, "thaw": p.thaw, "frozen": p.frozen, "checkpoint": p.checkpoint, "restore": p.restore, "answer": p.answer,
+			"dump-floor": p.dumpFloor, "restore-floor": p.restoreFloor,
+		} {
+			b.ReportMetric(quantile(times, .5), k.name+"-"+name+"-µs")
+		}
+	}
+}
+
+func (p *pauses) measure(b *testing.B, d *daemon, criu string, mib int) {
+	b.Helper()
+	timed := func(to *[]time.Duration, f func()) {
+		begin := time.Now()
+		f()
+		*to = append(*to, time.Since(begin))
+	}
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Limits.MemoryBytes = "python", 3<<30 })
+	if mib > 0 {
+		d.hold(sb, mib)
+	}
+	pause := func(depth nodeapi.Depth) func() {
+		return func() {
+			_, err := d.client.Pause(b.Context(), sb.ID, pauseTo(depth))
+			must.NoError(b, err)
+		}
+	}
+	resume := func() {
+		_, err := d.client.Resume(b.Context(), sb.ID, nodeapi.ResumeRequest{})
+		must.NoError(b, err)
+	}
+	timed(&p.freeze, pause(nodeapi.DepthFrozen))
+	timed(&p.thaw, resume)
+	snap, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: api.NewSnapshotID()})
+	must.NoError(b, err)
+	p.frozen = append(p.frozen, snap.Frozen)
+	must.NoError(b, d.client.DeleteSnapshot(b.Context(), "", snap.ID))
+	timed(&p.checkpoint, pause(nodeapi.DepthCheckpointed))
+	timed(&p.answer, func() {
+		timed(&p.restore, resume)
+		_, code := d.exec(sb, "true")
+		must.Eq(b, 0, code)
+	})
+	must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+	dump, restore := criuFloor(b, criu, mib)
+	p.dumpFloor, p.restoreFloor = append(p.dumpFloor, dump), append(p.restoreFloor, restore)
+}
+
+// hold starts a process that holds memory, and returns once it does.
+func (d *daemon) hold(sb nodeapi.Sandbox, mib int) guest.ProcessID {
+	d.t.Helper()
+	p, err := d.client.Start(d.t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: holds(mib, "/home/user/ready")}})
+	must.NoError(d.t, err)
+	d.changed(sb, "0")
+	return p.PID
+}
+
+// changed waits for the process to have changed its memory so often.
+func (d *daemon) changed(sb nodeapi.Sandbox, times string) {
+	d.t.Helper()
+	_, code := d.exec(sb, "bash", "-c", `for i in $(seq 6000); do [ "$(cat ~/ready 2>/dev/null)" = "$0" ] && exit 0; sleep 0.02; done; exit 1`, times)
+	must.Eq(d.t, 0, code)
+}
+
+// criuFloor dumps and restores the same program on the host with CRIU's command line.
+func criuFloor(b *testing.B, criu string, mib int) (dump, restore time.Duration) {
+	b.Helper()
+	dir := b.TempDir()
+	images, ready := filepath.Join(dir, "images"), filepath.Join(dir, "ready")
+	must.NoError(b, os.Mkdir(images, 0o700))
+	argv := []string{"sleep", "1000"}
+	if mib > 0 {
+		argv = holds(mib, ready)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.SysProcAttr = "/", &syscall.SysProcAttr{Setsid: true}
+	must.NoError(b, cmd.Start())
+	for end := time.Now().Add(2 * time.Minute); mib > 0; time.Sleep(5 * time.Millisecond) {
+		if _, err := os.Stat(ready); err == nil {
+			break
+		}
+		must.True(b, time.Now().Before(end), must.Sprint("the program is not ready"))
+	}
+	pid := strconv.Itoa(cmd.Process.Pid)
+	run := func(args ...string) time.Duration {
+		begin := time.Now()
+		out, err := exec.Command(criu, append(args, "-D", images, "--manage-cgroups=ignore")...).CombinedOutput()
+		took := time.Since(begin)
+		must.NoError(b, err, must.Sprintf("criu %v: %s", args, out))
+		return took
+	}
+	dump = run("dump", "-t", pid)
+	_ = cmd.Wait() // CRIU has killed it
+	file := filepath.Join(dir, "pid")
+	restore = run("restore", "-d", "--pidfile", file)
+	text, err := os.ReadFile(file)
+	must.NoError(b, err)
+	var back int
+	_, err = fmt.Sscan(string(text), &back)
+	must.NoError(b, err)
+	p, err := os.FindProcess(back)
+	must.NoError(b, err)
+	must.NoError(b, p.Kill())
+	return dump, restore
+}
+
+// BenchmarkForks makes 100 copies of one snapshot, 16 at a time.
+func BenchmarkForks(b *testing.B) {
+	d := startDaemon(b, "-criu", sandboxtest.CRIU(b))
+	sb := d.create()
+	id := api.NewSnapshotID()
+	_, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: id})
+	must.NoError(b, err)
+	const forks, parallel = 100, 16
+	var each []time.Duration
+	var whole []time.Duration
+	for b.Loop() {
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		slots := make(chan struct{}, parallel)
+		made := make([]nodeapi.Sandbox, forks)
+		begin := time.Now()
+		for i := range forks {
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				start := time.Now()
+				got, err := d.client.Create(context.Background(), restoreRequest(id, ""))
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				made[i], each = got, append(each, time.Since(start))
+			})
+		}
+		wg.Wait()
+		whole = append(whole, time.Since(begin))
+		for _, c := range made {
+			if c.ID != "" {
+				must.NoError(b, d.client.Delete(b.Context(), c.ID))
+			}
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(quantile(whole, .5), "hundred-µs")
+	b.ReportMetric(quantile(each, .5), "p50-µs")
+	b.ReportMetric(quantile(each, .99), "p99-µs")
+}
+
+// BenchmarkStored takes ten snapshots of a Python that holds 64 MiB and changes at most 5 % of it between them.
+func BenchmarkStored(b *testing.B) {
+	d := startDaemon(b, "-criu", sandboxtest.CRIU(b))
+	d.importPython()
+	var whole, stored int64
+	for b.Loop() {
+		sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Limits.MemoryBytes = "python", 1<<30 })
+		pid := d.hold(sb, 64)
+		for i := range 10 {
+			if i > 0 {
+				must.NoError(b, d.client.Signal(b.Context(), sb.ID, nodeapi.SignalRequest{PID: pid, Signal: int(syscall.SIGUSR1)}))
+				d.changed(sb, strconv.Itoa(i))
+			}
+			s, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: api.NewSnapshotID(), Tenant: string(sb.ID)})
+			must.NoError(b, err)
+			whole, stored = whole+s.Bytes, stored+s.StoredBytes
+		}
+		must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(stored)/float64(whole)*100, "stored-%")
+	b.ReportMetric(float64(stored)/float64(b.N)/(1<<20), "stored-MiB")
+}
