@@ -8,16 +8,26 @@ import (
 	"time"
 )
 
-// PauseSandbox pauses a running sandbox: its processes, memory and files are kept.
-func (c *Client) PauseSandbox(ctx context.Context, id SandboxID) error {
-	return c.call(ctx, http.MethodPost, e2bPath(id, "/pause"), nil, PauseRequest{}, nil)
+// PauseSandbox pauses a running sandbox: its processes, memory and files are kept, or, with filesOnly, its files.
+func (c *Client) PauseSandbox(ctx context.Context, id SandboxID, filesOnly bool) error {
+	return c.call(ctx, http.MethodPost, e2bPath(id, "/pause"), nil, PauseRequest{Memory: withMemory(filesOnly)}, nil)
 }
 
-// ResumeSandbox lets a paused sandbox go on for d (whole seconds, rounded up).
-func (c *Client) ResumeSandbox(ctx context.Context, id SandboxID, d time.Duration) (SandboxAccess, error) {
+// ResumeSandbox lets a paused sandbox go on for d (whole seconds, rounded up). With filesOnly it is booted anew from its files, whatever
+// else was kept.
+func (c *Client) ResumeSandbox(ctx context.Context, id SandboxID, d time.Duration, filesOnly bool) (SandboxAccess, error) {
 	secs := seconds(d)
 	var out SandboxAccess
-	return out, c.call(ctx, http.MethodPost, e2bPath(id, "/resume"), nil, ResumeRequest{Timeout: &secs}, &out)
+	return out, c.call(ctx, http.MethodPost, e2bPath(id, "/resume"), nil, ResumeRequest{Timeout: &secs, Memory: withMemory(filesOnly)}, &out)
+}
+
+// withMemory is the contract's member: missing where memory counts.
+func withMemory(filesOnly bool) *bool {
+	if !filesOnly {
+		return nil
+	}
+	no := false
+	return &no
 }
 
 // ForkSandbox makes count running copies of a sandbox, each of which lives for d.

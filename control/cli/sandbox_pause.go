@@ -13,51 +13,21 @@ import (
 const resumeTime = 5 * time.Minute
 
 func sandboxPauseCommand(env *Env) *command {
+	var filesOnly bool
 	return &command{
 		synopsis: "Pause sandboxes",
-		usage:    "<id>...",
+		usage:    "[options] <id>...",
 		about: `
 Pauses sandboxes. Their processes stand still at once, and are then kept on
 disk with their memory and files, so that a paused sandbox costs no memory. A
-paused sandbox does not end by itself.
+paused sandbox does not end by itself. With -files-only the processes end, and
+a resume boots the sandbox anew from its files.
 
     $ soulbox sandbox pause <id>
     $ soulbox sandbox resume <id>`,
 		remote: true,
-		args:   sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 0)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			var failed []error
-			for _, id := range ids {
-				if err := client.PauseSandbox(ctx, id); err != nil {
-					failed = append(failed, fmt.Errorf("pause sandbox %s: %w", id, err))
-					continue
-				}
-				fmt.Fprintf(env.Stdout, "Paused sandbox %s\n", id)
-			}
-			return errors.Join(failed...)
-		},
-	}
-}
-
-func sandboxResumeCommand(env *Env) *command {
-	timeout := resumeTime
-	return &command{
-		synopsis: "Resume paused sandboxes",
-		usage:    "[options] <id>...",
-		about: `
-Lets paused sandboxes go on where they were: the same processes with the same
-memory, files and terminals.`,
-		remote: true,
 		flags: func(o *options) {
-			o.Duration(&timeout, "timeout", "<duration>", "How long they live from now on.")
+			o.Switch(&filesOnly, "files-only", "Keep the files and end the processes.")
 		},
 		args: sandboxNames(env, false),
 		run: func(ctx context.Context, conn *connection, args []string) error {
@@ -71,7 +41,44 @@ memory, files and terminals.`,
 			}
 			var failed []error
 			for _, id := range ids {
-				if _, err := client.ResumeSandbox(ctx, id, timeout); err != nil {
+				if err := client.PauseSandbox(ctx, id, filesOnly); err != nil {
+					failed = append(failed, fmt.Errorf("pause sandbox %s: %w", id, err))
+					continue
+				}
+				fmt.Fprintf(env.Stdout, "Paused sandbox %s\n", id)
+			}
+			return errors.Join(failed...)
+		},
+	}
+}
+
+func sandboxResumeCommand(env *Env) *command {
+	timeout := resumeTime
+	var filesOnly bool
+	return &command{
+		synopsis: "Resume paused sandboxes",
+		usage:    "[options] <id>...",
+		about: `
+Lets paused sandboxes go on where they were: the same processes with the same
+memory, files and terminals.`,
+		remote: true,
+		flags: func(o *options) {
+			o.Duration(&timeout, "timeout", "<duration>", "How long they live from now on.")
+			o.Switch(&filesOnly, "files-only", "Boot them anew from their files, and give up processes and memory.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 0)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			var failed []error
+			for _, id := range ids {
+				if _, err := client.ResumeSandbox(ctx, id, timeout, filesOnly); err != nil {
 					failed = append(failed, fmt.Errorf("resume sandbox %s: %w", id, err))
 					continue
 				}

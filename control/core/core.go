@@ -200,6 +200,9 @@ func (c *Core) build(cfg Config) error {
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
 		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
 	}
+	if c.State.Stats()["num_peers"] == "0" {
+		rc.SnapshotTimeout = time.Minute // there is no other service
+	}
 	if cfg.Pace != nil {
 		cfg.Pace(&rc)
 	}
@@ -222,6 +225,7 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })
 	wg.Go(func() { c.Pools.Run(ctx) })
+	wg.Go(func() { c.Sandboxes.Drain(ctx) })
 	wg.Go(func() { c.Auth.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()

@@ -13,12 +13,16 @@ import (
 type Waiter struct {
 	f     *Fleet
 	id    api.SandboxID
+	on    api.NodeID // reports of others do not count; empty: all do
 	ready chan Found // holds the first report
 }
 
 // Await returns a waiter for a sandbox. A report that is in the view already counts.
-func (f *Fleet) Await(id api.SandboxID) *Waiter {
-	w := &Waiter{f: f, id: id, ready: make(chan Found, 1)}
+func (f *Fleet) Await(id api.SandboxID) *Waiter { return f.AwaitOn(id, "") }
+
+// AwaitOn is Await for the report of one node, whatever others have of the sandbox yet. Empty: of any.
+func (f *Fleet) AwaitOn(id api.SandboxID, node api.NodeID) *Waiter {
+	w := &Waiter{f: f, id: id, on: node, ready: make(chan Found, 1)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.waiters[id] = append(f.waiters[id], w)
@@ -58,6 +62,9 @@ func (f *Fleet) report(node api.NodeID, s nodeapi.Sandbox) {
 		return
 	}
 	for _, w := range f.waiters[s.ID] {
+		if w.on != "" && w.on != node {
+			continue
+		}
 		select {
 		case w.ready <- Found{Node: node, Connected: true, Sandbox: s}:
 		default: // it has one

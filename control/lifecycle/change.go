@@ -31,6 +31,7 @@ func (s *Service) Delete(ctx context.Context, tenant string, id api.SandboxID) e
 	_, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxEnd{Ends: []state.End{{
 		ID: id, State: state.Stopped, Reason: reasonDeleted, At: s.cfg.Now().UTC(),
 	}}})
+	s.forgetCopy(ctx, sb)
 	return stateError(id, err)
 }
 
@@ -64,7 +65,7 @@ func (s *Service) Refresh(ctx context.Context, tenant string, id api.SandboxID, 
 }
 
 // Connect implements API.
-func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, bool, error) {
+func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (state.Sandbox, bool, error) {
 	if err := s.checkTimeout(d); err != nil {
 		return state.Sandbox{}, false, err
 	}
@@ -74,7 +75,7 @@ func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, 
 		return state.Sandbox{}, false, err
 	}
 	if sb.State == state.Paused {
-		sb, err = s.resume(ctx, sb, d)
+		sb, err = s.resume(ctx, sb, d, keep)
 		return sb, err == nil, err
 	}
 	sb, err = s.deadline(ctx, sb, d, true)

@@ -67,12 +67,12 @@ func TestDeadline_moves(t *testing.T) {
 			return s.Sandboxes.Refresh(t.Context(), sb.Tenant, sb.ID, time.Minute)
 		}, 30 * time.Minute},
 		{"connect never shortens", func() (state.Sandbox, error) {
-			sb, resumed, err := s.Sandboxes.Connect(t.Context(), sb.Tenant, sb.ID, time.Minute)
+			sb, resumed, err := s.Sandboxes.Connect(t.Context(), sb.Tenant, sb.ID, time.Minute, lifecycle.KeepMemory)
 			must.False(t, resumed)
 			return sb, err
 		}, 30 * time.Minute},
 		{"connect extends", func() (state.Sandbox, error) {
-			sb, _, err := s.Sandboxes.Connect(t.Context(), sb.Tenant, sb.ID, 40*time.Minute)
+			sb, _, err := s.Sandboxes.Connect(t.Context(), sb.Tenant, sb.ID, 40*time.Minute, lifecycle.KeepMemory)
 			return sb, err
 		}, 40 * time.Minute},
 		{"set shortens", func() (state.Sandbox, error) {
@@ -117,9 +117,12 @@ func TestOtherTenant_seesNothing(t *testing.T) {
 		"delete":  func() error { return s.Sandboxes.Delete(t.Context(), other, sb.ID) },
 		"timeout": func() error { _, err := s.Sandboxes.SetTimeout(t.Context(), other, sb.ID, time.Minute); return err },
 		"refresh": func() error { _, err := s.Sandboxes.Refresh(t.Context(), other, sb.ID, time.Minute); return err },
-		"connect": func() error { _, _, err := s.Sandboxes.Connect(t.Context(), other, sb.ID, time.Minute); return err },
-		"health":  func() error { _, err := s.Sandboxes.Health(t.Context(), other, sb.ID); return err },
-		"node":    func() error { _, err := s.Sandboxes.NodeFor(t.Context(), other, sb.ID); return err },
+		"connect": func() error {
+			_, _, err := s.Sandboxes.Connect(t.Context(), other, sb.ID, time.Minute, lifecycle.KeepMemory)
+			return err
+		},
+		"health": func() error { _, err := s.Sandboxes.Health(t.Context(), other, sb.ID); return err },
+		"node":   func() error { _, err := s.Sandboxes.NodeFor(t.Context(), other, sb.ID); return err },
 	} {
 		must.Eq(t, 404, api.StatusOf(call()), must.Sprint(name))
 	}

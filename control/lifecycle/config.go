@@ -17,6 +17,7 @@ import (
 // State is the part of the state that the service needs.
 type State interface {
 	Sandbox(id api.SandboxID) (state.Sandbox, error)
+	Live() ([]state.Sandbox, error)
 	List(f state.Filter, o state.Order, p state.Page) (state.List, error)
 	SnapshotByID(id api.SnapshotID) (state.Snapshot, error)
 	SnapshotNamed(tenant, name, tag string) (state.Snapshot, error)
@@ -27,6 +28,10 @@ type State interface {
 // Fleet is the part of the fleet that the service needs.
 type Fleet interface {
 	Await(id api.SandboxID) *fleet.Waiter
+	AwaitOn(id api.SandboxID, node api.NodeID) *fleet.Waiter
+	Nodes() []fleet.Node
+	Node(id api.NodeID) (fleet.Node, bool)
+	Stale() time.Time
 	Client(id api.NodeID) (*nodeapi.Client, error)
 }
 

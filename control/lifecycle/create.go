@@ -247,6 +247,9 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 }
 
 func onDeadline(l state.Lifecycle) string {
+	if l.OnTimeout == state.OnTimeoutPause && l.FilesOnly {
+		return nodeapi.DeadlinePauseFiles
+	}
 	if l.OnTimeout == state.OnTimeoutPause {
 		return nodeapi.DeadlinePause
 	}

@@ -12,9 +12,18 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
+// Keep is how much of a sandbox a pause keeps, or a resume takes up again.
+type Keep string
+
+// What is kept.
+const (
+	KeepMemory Keep = "memory" // processes, memory and files
+	KeepFiles  Keep = "files"  // the files: a resume boots the sandbox anew
+)
+
 // Pause implements API. The node stops the processes first and says so, then it is recorded: a service that dies between
 // the two leaves a paused sandbox that the reconciler records.
-func (s *Service) Pause(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error) {
+func (s *Service) Pause(ctx context.Context, tenant string, id api.SandboxID, keep Keep) (state.Sandbox, error) {
 	defer s.locks.lock(id)()
 	sb, err := s.live(tenant, id)
 	if err != nil {
@@ -27,8 +36,12 @@ func (s *Service) Pause(ctx context.Context, tenant string, id api.SandboxID) (s
 	if err != nil {
 		return state.Sandbox{}, err
 	}
-	got, err := node.Pause(ctx, id, nodeapi.PauseRequest{})
-	if api.CodeOf(err) == api.CodeUnsupported {
+	var req nodeapi.PauseRequest
+	if keep == KeepFiles {
+		req.Depth = nodeapi.DepthFiles
+	}
+	got, err := node.Pause(ctx, id, req)
+	if keep == KeepMemory && api.CodeOf(err) == api.CodeUnsupported {
 		// The node cannot make checkpoints: the processes stand still in its memory instead.
 		got, err = node.Pause(ctx, id, nodeapi.PauseRequest{Depth: nodeapi.DepthFrozen})
 	}
@@ -47,12 +60,13 @@ func (s *Service) paused(ctx context.Context, node api.NodeID, got nodeapi.Sandb
 	if got.Pause != nil && !got.Pause.At.IsZero() {
 		at = got.Pause.At.UTC()
 	}
-	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxPaused{ID: got.ID, Node: node, At: at})
+	files := got.Pause != nil && got.Pause.Depth == nodeapi.DepthFiles
+	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxPaused{ID: got.ID, Node: node, At: at, Files: files})
 	return r.Sandbox, stateError(got.ID, err)
 }
 
 // Resume implements API.
-func (s *Service) Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+func (s *Service) Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (state.Sandbox, error) {
 	if err := s.checkTimeout(d); err != nil {
 		return state.Sandbox{}, err
 	}
@@ -64,7 +78,7 @@ func (s *Service) Resume(ctx context.Context, tenant string, id api.SandboxID, d
 	if sb.State != state.Paused {
 		return state.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s is %s, not paused", id, sb.State)
 	}
-	return s.resume(ctx, sb, d)
+	return s.resume(ctx, sb, d, keep)
 }
 
 // Wake implements API. However many ask at a time, the sandbox is resumed once: the others find it running.
@@ -77,35 +91,51 @@ func (s *Service) Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, er
 	if sb.State == state.Running {
 		return sb, nil
 	}
-	if sb.State != state.Paused || !sb.Lifecycle.AutoResume {
+	if !sb.Wakes() {
 		return state.Sandbox{}, notRunning(sb)
 	}
-	return s.resume(ctx, sb, sb.Timeout)
+	return s.resume(ctx, sb, sb.Timeout, KeepMemory)
 }
 
 // resume lets a paused sandbox go on for d. Called with its lock held. The node resumes first: a service that dies before
 // it is recorded leaves a running sandbox that the reconciler records.
-func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration) (state.Sandbox, error) {
+func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration, keep Keep) (state.Sandbox, error) {
 	if d <= 0 {
 		d = s.cfg.DefaultTimeout
 	}
-	node, err := s.cfg.Fleet.Client(sb.Node)
+	now := s.cfg.Now().UTC()
+	end := now.Add(d)
+	on, err := s.resumeOn(ctx, sb, end, keep)
 	if err != nil {
 		return state.Sandbox{}, err
 	}
-	now := s.cfg.Now().UTC()
-	end := now.Add(d)
-	if _, err := node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end}); err != nil {
-		if api.IsNotFound(err) {
-			return state.Sandbox{}, notFound(sb.ID)
-		}
-		return state.Sandbox{}, fmt.Errorf("resume sandbox %s: %w", sb.ID, err)
-	}
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxResumed{
-		ID: sb.ID, Node: sb.Node, At: now, EndAt: end, MaxEnd: now.Add(s.cfg.MaxLifetime), Timeout: d,
+		ID: sb.ID, Node: on, At: now, EndAt: end, MaxEnd: now.Add(s.cfg.MaxLifetime), Timeout: d,
 	})
 	if errors.Is(err, state.ErrState) && r.Sandbox.State == state.Running {
 		err = nil // the reconciler has seen it run first
 	}
 	return r.Sandbox, stateError(sb.ID, err)
+}
+
+// resumeOn has a paused sandbox go on where it is, or, where that node is gone or has lost it, where its stored copy can be had. It
+// returns the node that it is on.
+func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep) (api.NodeID, error) {
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err != nil {
+		if s.canMove(sb) && s.gone(sb.Node) {
+			return s.elsewhere(ctx, sb, end, keep)
+		}
+		return "", err
+	}
+	_, err = node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end, Fresh: keep == KeepFiles})
+	switch {
+	case err == nil:
+		return sb.Node, nil
+	case api.IsNotFound(err) && s.canMove(sb):
+		return s.elsewhere(ctx, sb, end, keep)
+	case api.IsNotFound(err):
+		return "", notFound(sb.ID)
+	}
+	return "", fmt.Errorf("resume sandbox %s: %w", sb.ID, err)
 }

@@ -35,27 +35,27 @@ func tenantOf(sb state.Sandbox) string { return sb.Tenant }
 func TestPause_keepsAndResumes(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, nil)
-	paused, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	paused, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	must.Eq(t, state.Paused, paused.State)
 	must.False(t, paused.PausedAt.IsZero())
 
-	_, err = s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	_, err = s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.Eq(t, http.StatusConflict, api.StatusOf(err), must.Sprint("a paused one is not paused again"))
 	_, err = s.Sandboxes.NodeFor(t.Context(), tenantOf(sb), sb.ID)
 	must.Eq(t, http.StatusConflict, api.StatusOf(err), must.Sprint("and answers no exec"))
-	_, err = s.Sandboxes.Resume(t.Context(), "another", sb.ID, time.Minute)
+	_, err = s.Sandboxes.Resume(t.Context(), "another", sb.ID, time.Minute, lifecycle.KeepMemory)
 	must.True(t, api.IsNotFound(err))
 
-	got, resumed, err := s.Sandboxes.Connect(t.Context(), tenantOf(sb), sb.ID, 2*time.Minute)
+	got, resumed, err := s.Sandboxes.Connect(t.Context(), tenantOf(sb), sb.ID, 2*time.Minute, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	must.True(t, resumed)
 	must.Eq(t, state.Running, got.State)
 	must.True(t, s.Node.Running()[sb.ID].Deadline.Equal(got.EndAt))
-	_, resumed, err = s.Sandboxes.Connect(t.Context(), tenantOf(sb), sb.ID, time.Minute)
+	_, resumed, err = s.Sandboxes.Connect(t.Context(), tenantOf(sb), sb.ID, time.Minute, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	must.False(t, resumed)
-	_, err = s.Sandboxes.Resume(t.Context(), tenantOf(sb), sb.ID, time.Minute)
+	_, err = s.Sandboxes.Resume(t.Context(), tenantOf(sb), sb.ID, time.Minute, lifecycle.KeepMemory)
 	must.Eq(t, http.StatusConflict, api.StatusOf(err), must.Sprint("one that runs is not resumed"))
 }
 
@@ -74,7 +74,7 @@ func TestPause_ofTheNodeAtTheDeadlineIsRecorded(t *testing.T) {
 func TestResume_isRecordedWhereTheServiceDiedBetween(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, nil)
-	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	client := nodeapi.NewUnix(s.Node.Socket)
 	defer client.Close()
@@ -90,7 +90,7 @@ func TestResume_isRecordedWhereTheServiceDiedBetween(t *testing.T) {
 func TestWake_resumesOnceHoweverManyAsk(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, func(p *lifecycle.CreateParams) { p.Lifecycle.AutoResume = true })
-	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	var wg sync.WaitGroup
 	for range 50 {
@@ -110,16 +110,42 @@ func TestWake_resumesOnceHoweverManyAsk(t *testing.T) {
 func TestWake_leavesAloneWhatWasNotMadeForIt(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, nil)
-	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	_, err = s.Sandboxes.Wake(t.Context(), sb.ID)
 	must.Eq(t, http.StatusConflict, api.StatusOf(err))
 }
 
+func TestPause_ofTheFilesAloneIsNotWokenByTraffic(t *testing.T) {
+	s := coretest.New(t, nil)
+	sb := running(t, s, func(p *lifecycle.CreateParams) { p.Lifecycle.AutoResume = true })
+	paused, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepFiles)
+	must.NoError(t, err)
+	must.True(t, paused.PausedFiles)
+	_, err = s.Sandboxes.Wake(t.Context(), sb.ID)
+	must.Eq(t, http.StatusConflict, api.StatusOf(err))
+	_, err = s.Sandboxes.NodeFor(t.Context(), tenantOf(sb), sb.ID)
+	must.Eq(t, http.StatusConflict, api.StatusOf(err))
+	got, err := s.Sandboxes.Resume(t.Context(), tenantOf(sb), sb.ID, time.Minute, lifecycle.KeepMemory)
+	must.NoError(t, err)
+	must.False(t, got.PausedFiles)
+}
+
+func TestPause_ofTheFilesAloneAtTheDeadlineIsRecorded(t *testing.T) {
+	s := coretest.New(t, nil)
+	sb := running(t, s, func(p *lifecycle.CreateParams) {
+		p.Timeout, p.Lifecycle.OnTimeout, p.Lifecycle.FilesOnly = 100*time.Millisecond, state.OnTimeoutPause, true
+	})
+	coretest.Until(t, "the pause in the record", func() bool {
+		got, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+		return err == nil && got.State == state.Paused && got.PausedFiles
+	})
+}
+
 func TestDelete_endsAPausedOne(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, nil)
-	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID)
+	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	must.NoError(t, s.Sandboxes.Delete(t.Context(), tenantOf(sb), sb.ID))
 	must.Error(t, s.Sandboxes.Delete(t.Context(), tenantOf(sb), sb.ID))
@@ -173,6 +199,33 @@ func TestSnapshot_thatFailsLeavesNothing(t *testing.T) {
 	must.NoError(t, err)
 	must.SliceEmpty(t, all)
 	must.Eq(t, 0, s.Node.Snapshots())
+}
+
+func TestSnapshot_ofAServiceThatDiedIsSettled(t *testing.T) {
+	s := coretest.New(t, nil)
+	sb := running(t, s, nil)
+	making := func() state.Snapshot {
+		sn := state.Snapshot{
+			ID: api.NewSnapshotID(), Tenant: sb.Tenant, Sandbox: sb.ID, Node: sb.Node, State: state.SnapshotMaking, Template: sb.Template,
+			Digest: sb.Digest, CreatedAt: time.Now().UTC(), Creator: "a service that died",
+		}
+		_, err := s.State.Apply(t.Context(), &state.SnapshotPut{Snapshot: sn})
+		must.NoError(t, err)
+		return sn
+	}
+	stored, never := making(), making()
+	client := nodeapi.NewUnix(s.Node.Socket)
+	defer client.Close()
+	_, err := client.Snapshot(t.Context(), sb.ID, nodeapi.SnapshotRequest{ID: stored.ID, Tenant: sb.Tenant})
+	must.NoError(t, err)
+	coretest.Until(t, "the one that is stored", func() bool {
+		sn, err := s.Sandboxes.Snapshot(t.Context(), sb.Tenant, string(stored.ID))
+		return err == nil && sn.State == state.SnapshotReady && sn.Bytes > 0
+	})
+	coretest.Until(t, "the end of the one that is not", func() bool {
+		_, err := s.Sandboxes.Snapshot(t.Context(), sb.Tenant, string(never.ID))
+		return api.IsNotFound(err)
+	})
 }
 
 func TestFork_makesCopiesAndForgetsTheSnapshot(t *testing.T) {

@@ -30,12 +30,13 @@ type API interface {
 	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	// Refresh moves the deadline to now plus d, never to an earlier time.
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
-	// Connect is Refresh for a client that comes back. A paused sandbox is resumed, for d; resumed tells.
-	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
-	// Pause stops a running sandbox and keeps its processes, memory and files. One that does not run is a conflict.
-	Pause(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
-	// Resume lets a paused sandbox go on for d. One that is not paused is a conflict.
-	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	// Connect is Refresh for a client that comes back. A paused sandbox is resumed, for d, as Resume does; resumed tells.
+	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (sb state.Sandbox, resumed bool, err error)
+	// Pause stops a running sandbox and keeps what keep says of it. One that does not run is a conflict.
+	Pause(ctx context.Context, tenant string, id api.SandboxID, keep Keep) (state.Sandbox, error)
+	// Resume lets a paused sandbox go on for d: where it was, or, with KeepFiles or where no more was kept, booted anew. One that is
+	// not paused is a conflict.
+	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (state.Sandbox, error)
 	// Wake resumes a paused sandbox for traffic, for as long as it was last given to run, where it was made to do so. One that runs
 	// is returned as it is. Many calls at a time resume it once.
 	Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, error)

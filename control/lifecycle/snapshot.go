@@ -44,7 +44,7 @@ func (s *Service) TakeSnapshot(ctx context.Context, p SnapshotParams) (state.Sna
 	}
 	sn := state.Snapshot{
 		ID: api.NewSnapshotID(), Tenant: sb.Tenant, Name: name, Tag: tag, Description: p.Description, Labels: p.Labels,
-		Sandbox: sb.ID, Parent: sb.Origin, Node: sb.Node, Memory: true, State: state.SnapshotMaking,
+		Sandbox: sb.ID, Parent: sb.Origin, Node: sb.Node, Store: s.storeOf(sb.Node), Memory: true, State: state.SnapshotMaking,
 		Template: sb.Template, Digest: sb.Digest, CPUMillis: sb.CPUMillis, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB, EnvVars: sb.EnvVars,
 		CreatedAt: s.cfg.Now().UTC(), CreatedBy: p.Caller.KeyID, Creator: s.cfg.Run,
 	}
@@ -121,7 +121,11 @@ func (s *Service) DeleteSnapshot(ctx context.Context, tenant, ref string, force 
 			return err
 		}
 	}
-	node, err := s.cfg.Fleet.Client(sn.Node)
+	at, err := s.holder(sn.Node, sn.Store)
+	if err != nil {
+		return fmt.Errorf("delete snapshot %s of node %s: %w", sn.ID, sn.Node, err)
+	}
+	node, err := s.cfg.Fleet.Client(at)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
@@ -18,7 +19,7 @@ var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_.-]{0,127}$`)
 type source struct {
 	template state.Template // zero where it is a snapshot
 	snapshot state.Snapshot // its ID is empty where it is a template
-	node     api.NodeID     // the only one that has it; empty: any
+	node     api.NodeID     // that it is to be had at; empty: any
 }
 
 // digest returns that of the template that is below everything.
@@ -36,7 +37,7 @@ func (s *Service) source(ctx context.Context, tenant, ref string) (source, error
 		if err != nil {
 			return source{}, err
 		}
-		return fromSnapshot(sn)
+		return s.fromSnapshot(sn)
 	}
 	t, err := s.cfg.Templates.Resolve(ctx, tenant, ref)
 	if err == nil {
@@ -44,17 +45,22 @@ func (s *Service) source(ctx context.Context, tenant, ref string) (source, error
 	}
 	if api.IsNotFound(err) {
 		if sn, snErr := s.Snapshot(ctx, tenant, ref); snErr == nil {
-			return fromSnapshot(sn)
+			return s.fromSnapshot(sn)
 		}
 	}
 	return source{}, err
 }
 
-func fromSnapshot(sn state.Snapshot) (source, error) {
+// fromSnapshot takes the snapshot from the node that made it, or from another one with the same store.
+func (s *Service) fromSnapshot(sn state.Snapshot) (source, error) {
 	if sn.State != state.SnapshotReady {
 		return source{}, api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is %s %s", sn.ID, sn.State, sn.Reason)
 	}
-	return source{snapshot: sn, node: sn.Node}, nil
+	node, err := s.holder(sn.Node, sn.Store)
+	if err != nil {
+		return source{}, fmt.Errorf("snapshot %s of node %s: %w", sn.ID, sn.Node, err)
+	}
+	return source{snapshot: sn, node: node}, nil
 }
 
 // shown is what clients are told of where a sandbox comes from: an id that makes another one like it, and a name for people.

@@ -48,6 +48,12 @@ type Watcher interface {
 	Watch(ctx context.Context, id api.SandboxID) error
 }
 
+// Drainer is what a Placer offers whose operators take machines out of use.
+type Drainer interface {
+	// Draining returns the nodes that are to be left: what runs there is ended before long.
+	Draining(ctx context.Context) ([]api.NodeID, error)
+}
+
 // Reserver is what a Placer offers that counts what each sandbox takes of its node.
 type Reserver interface {
 	// Reserved returns what a sandbox that was asked for with these limits may have of processor and memory at most, at its place.

@@ -2,8 +2,10 @@ package reconcile
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"strconv"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // do carries out one decision that concerns one sandbox. A failure is logged; the next pass decides anew.
@@ -36,6 +39,8 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.resume(ctx, f, a.found)
 	case claim:
 		err = r.claim(ctx, f, a.found)
+	case store:
+		err = r.store(ctx, f, a.found)
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
@@ -166,7 +171,12 @@ func (r *Reconciler) pause(ctx context.Context, f facts, found fleet.Found) erro
 	if p := found.Sandbox.Pause; p != nil && !p.At.IsZero() {
 		at = p.At.UTC()
 	}
-	_, err := r.cfg.State.Apply(ctx, &state.SandboxPaused{ID: f.id, Node: found.Node, At: at})
+	files := found.Sandbox.Pause != nil && found.Sandbox.Pause.Depth == nodeapi.DepthFiles
+	c := &state.SandboxPaused{ID: f.id, Node: found.Node, At: at, Files: files}
+	if p := found.Sandbox.Pause; p != nil && p.Snapshot != "" && f.node.store != "" {
+		c.Stored, c.StoredIn = p.Snapshot, f.node.store
+	}
+	_, err := r.cfg.State.Apply(ctx, c)
 	if errors.Is(err, state.ErrState) {
 		return nil // it changed meanwhile
 	}
@@ -174,6 +184,33 @@ func (r *Reconciler) pause(ctx context.Context, f facts, found fleet.Found) erro
 		r.log.Info("sandbox paused by its node", "sandbox", f.id, "node", found.Node)
 	}
 	return err
+}
+
+// store has a node put a copy of a paused sandbox into the store that it shares. The node answers at once, and tells when it is there.
+// The copy's id is the same however often it is asked for.
+func (r *Reconciler) store(ctx context.Context, f facts, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	_, err = node.Pause(ctx, f.id, nodeapi.PauseRequest{
+		StoreOnly: true, Store: copyID(f.id, found.Sandbox.Pause.At), Tenant: f.record.Tenant,
+	})
+	if code := api.CodeOf(err); api.IsNotFound(err) || code == api.CodeNotRunning || code == nodeapi.CodeNotPaused {
+		return nil // it has ended, or was resumed
+	}
+	return err
+}
+
+// copyID names the stored copy of a sandbox that was paused at a time.
+func copyID(id api.SandboxID, at time.Time) api.SnapshotID {
+	const letters = "0123456789abcdefghijklmnopqrstuvwxyz"
+	sum := sha256.Sum256([]byte(string(id) + at.UTC().Format(time.RFC3339Nano)))
+	out := []byte{'s'}
+	for _, b := range sum[:20] {
+		out = append(out, letters[int(b)%len(letters)])
+	}
+	return api.SnapshotID(out)
 }
 
 // resume records that a node has resumed a sandbox, with the deadline that it has there.

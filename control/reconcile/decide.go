@@ -32,6 +32,7 @@ type nodeFacts struct {
 	connected bool
 	gone      bool   // the directory knows for sure that it does not work
 	why       string // of gone, or of not being connected
+	store     string // its snapshot store, where another node that answers has the same
 }
 
 // verb is what to do about a sandbox.
@@ -48,7 +49,11 @@ const (
 	pause         // record that it is paused
 	resume        // record that it runs again
 	claim         // give it, a slot still, to whom it is recorded to be
+	store         // have its node put a copy where other nodes find it
 )
+
+// storeAgain is after how long a node is asked again for a stored copy that has not come.
+const storeAgain = 5 * time.Minute
 
 // deadlineSlack is how far a node's deadline may be from the recorded one.
 const deadlineSlack = 10 * time.Millisecond
@@ -169,6 +174,9 @@ func (c *Config) stopping(f facts, m marks) action {
 
 // running is as it should be where its node has it as recorded: running with the right deadline, or paused.
 func (c *Config) running(f facts, m marks) action {
+	if f.record.State == state.Paused && f.record.Stored != "" {
+		return c.stored(f, m)
+	}
 	var here *fleet.Found
 	for i, found := range f.found {
 		if found.Node == f.record.Node {
@@ -204,7 +212,7 @@ func (c *Config) running(f facts, m marks) action {
 		}
 		return action{verb: resume, found: *here}
 	case f.record.State == state.Paused:
-		return c.fine(f, m)
+		return c.paused(f, m, *here)
 	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Warm:
 		// The service died between the entry and the call to the node, or the call is under way.
 		if m.age(f.id, fmt.Sprint("claimed ", f.record.ModifyIndex), f.now) < c.StopGrace {
@@ -218,6 +226,40 @@ func (c *Config) running(f facts, m marks) action {
 			return action{}
 		}
 		return action{verb: limits, found: *here}
+	}
+	return c.fine(f, m)
+}
+
+// paused is kept on its node. Where others share its store they are to find it there, too.
+func (c *Config) paused(f facts, m marks, here fleet.Found) action {
+	p := here.Sandbox.Pause
+	if p == nil || p.Depth != nodeapi.DepthCheckpointed || f.node.store == "" {
+		return c.fine(f, m)
+	}
+	if p.Snapshot != "" {
+		return action{verb: pause, found: here}
+	}
+	what := fmt.Sprint("store ", f.record.ModifyIndex)
+	asked := m[f.id].what == what
+	if age := m.age(f.id, what, f.now); asked && age < storeAgain {
+		return action{}
+	}
+	m[f.id] = mark{what: what, since: f.now}
+	return action{verb: store, found: here}
+}
+
+// stored is a paused sandbox with a copy in a store: the copy is the sandbox, whatever becomes of its node. Where it runs it was
+// resumed, by a service that died before it recorded that.
+func (c *Config) stored(f facts, m marks) action {
+	for _, found := range f.found {
+		moved := found.Node != f.record.Node && found.Sandbox.State == nodeapi.StatePaused
+		if !found.Connected || found.Sandbox.State != nodeapi.StateRunning && !moved {
+			continue
+		}
+		if m.age(f.id, fmt.Sprint("resumed ", f.record.ModifyIndex), f.now) < c.StopGrace {
+			return action{}
+		}
+		return action{verb: resume, found: found}
 	}
 	return c.fine(f, m)
 }
@@ -282,9 +324,19 @@ func factsOfNode(id api.NodeID, nodes map[api.NodeID]fleet.Node, stale bool) nod
 	case !ok:
 		return nodeFacts{gone: !stale, why: "the directory of nodes does not list it"}
 	case n.Connected:
-		return nodeFacts{connected: true}
+		return nodeFacts{connected: true, store: sharedStore(n, nodes)}
 	case n.Entry.Status == health.Critical && !stale:
 		return nodeFacts{gone: true, why: n.Entry.Reason}
 	}
 	return nodeFacts{why: n.Problem}
+}
+
+// sharedStore returns the snapshot store of a node, where another one that answers has the same.
+func sharedStore(n fleet.Node, nodes map[api.NodeID]fleet.Node) string {
+	for id, o := range nodes {
+		if id != n.Self.ID && o.Connected && o.Self.SnapshotStore == n.Self.SnapshotStore {
+			return n.Self.SnapshotStore
+		}
+	}
+	return ""
 }

@@ -62,6 +62,11 @@ func TestDecide(t *testing.T) {
 	late := func(s *state.Sandbox) { s.EndAt = now.Add(-time.Hour) }
 	sized := func(s *state.Sandbox) { s.CPUMillis, s.MemoryMB = 1000, 512 }
 	small := func(f *fleet.Found) { f.Sandbox.Limits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20} }
+	sharing := nodeFacts{connected: true, store: "shared"}
+	copied := func(s *state.Sandbox) { s.Stored, s.StoredIn = "s1", "shared" }
+	onDisk := func(id api.SnapshotID) func(*fleet.Found) {
+		return func(f *fleet.Found) { f.Sandbox.Pause = &nodeapi.Pause{Depth: nodeapi.DepthCheckpointed, Snapshot: id} }
+	}
 	list := func(f ...fleet.Found) []fleet.Found { return f }
 	running, stopped, made := nodeapi.StateRunning, nodeapi.StateStopped, nodeapi.StateStarting
 	active := &placement.Placed{ID: box, State: placement.Active}
@@ -102,6 +107,17 @@ func TestDecide(t *testing.T) {
 		{"node is silent beyond the deadline", facts{record: record(state.Running, late), node: silent}, end, end, state.Lost},
 		{"node is gone", facts{record: record(state.Running), node: gone}, leave, end, state.Lost},
 		{"a second copy", facts{record: record(state.Running), node: on, found: list(found("m", running), found("n", running))}, evict, evict, ""},
+
+		{"paused on its node", facts{record: record(state.Paused), node: on, found: list(found("n", nodeapi.StatePaused, onDisk("")))}, leave, leave, ""},
+		{"paused, others share the store", facts{record: record(state.Paused), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("")))}, store, leave, ""},
+		{"paused, the copy is not recorded", facts{record: record(state.Paused), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("s1")))}, pause, pause, ""},
+		{"paused with a copy", facts{record: record(state.Paused, copied), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("s1")))}, leave, leave, ""},
+		{"paused with a copy, node is gone", facts{record: record(state.Paused, copied), node: gone}, leave, leave, ""},
+		{"paused with a copy, node forgot it", facts{record: record(state.Paused, copied), node: on}, leave, leave, ""},
+		{"paused with a copy, ended where it was", facts{record: record(state.Paused, copied), node: on, found: list(found("n", stopped))}, leave, leave, ""},
+		{"paused with a copy, being made elsewhere", facts{record: record(state.Paused, copied), node: gone, found: list(found("m", made))}, leave, leave, ""},
+		{"paused with a copy, runs elsewhere", facts{record: record(state.Paused, copied), node: gone, found: list(found("m", running))}, leave, resume, ""},
+		{"paused without a copy, node is gone", facts{record: record(state.Paused), node: gone}, leave, end, state.Lost},
 
 		{"stopping, runs", facts{record: record(state.Stopping), node: on, found: list(found("n", running))}, leave, destroy, ""},
 		{"stopping, gone", facts{record: record(state.Stopping), node: on}, leave, end, state.Stopped},

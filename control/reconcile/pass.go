@@ -59,14 +59,9 @@ func (r *Reconciler) placements(ctx context.Context) map[api.SandboxID]placement
 
 // pass decides about some sandboxes and does it. placed is nil where the placements are not known.
 func (r *Reconciler) pass(ctx context.Context, ids []api.SandboxID, placed map[api.SandboxID]placement.Placed) {
-	nodes := map[api.NodeID]fleet.Node{}
-	all := true
-	for _, n := range r.cfg.Fleet.Nodes() {
-		all = all && n.Connected
-		if n.Self.ID != "" && !nodes[n.Self.ID].Connected {
-			nodes[n.Self.ID] = n
-		}
-	}
+	known := r.cfg.Fleet.Nodes()
+	nodes := byID(known)
+	all := !slices.ContainsFunc(known, func(n fleet.Node) bool { return !n.Connected })
 	stale := !r.cfg.Fleet.Stale().IsZero()
 	var ends []state.End
 	calls, _ := errgroup.WithContext(ctx)

@@ -26,6 +26,7 @@ type State interface {
 	Sandbox(id api.SandboxID) (state.Sandbox, error)
 	Live() ([]state.Sandbox, error)
 	Slot(id api.SandboxID) (state.Slot, error)
+	Snapshots(tenant string) ([]state.Snapshot, error)
 	Purgeable(t time.Time, keep, limit int) ([]api.SandboxID, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
@@ -56,6 +57,8 @@ type Config struct {
 	LostAfter    time.Duration // that a node is gone until its sandboxes are lost; 30 s
 	StartTimeout time.Duration // that a create call has until its sandbox runs; 80 s: lifecycle's timeout and its cleaning
 	CallTimeout  time.Duration // of one call to a placer or a node; 10 s
+	// SnapshotTimeout is how long a call of another service may be making a snapshot: 45 min, the time of a dump and of a store.
+	SnapshotTimeout time.Duration
 
 	Retention  time.Duration // that ended sandboxes are kept; 24 h
 	MaxEnded   int           // ended sandboxes that are kept at most; 10,000
@@ -86,6 +89,7 @@ func (c *Config) check() error {
 	set(&c.LostAfter, 30*time.Second)
 	set(&c.StartTimeout, 80*time.Second)
 	set(&c.CallTimeout, 10*time.Second)
+	set(&c.SnapshotTimeout, 45*time.Minute)
 	set(&c.Retention, 24*time.Hour)
 	set(&c.PurgeEvery, time.Minute)
 	if c.MaxEnded == 0 {
@@ -154,6 +158,7 @@ func (r *Reconciler) Run(ctx context.Context) {
 			r.full(ctx)
 		case <-purge.C:
 			r.purge(ctx)
+			r.snapshots(ctx)
 		case <-r.wake:
 			r.pass(ctx, r.takeDirty(), nil)
 		}

@@ -101,6 +101,7 @@ func e2bLifecycle(req api.NewSandbox) state.Lifecycle {
 	l := state.Lifecycle{OnTimeout: state.OnTimeoutKill, AutoResume: req.AutoResume != nil && *req.AutoResume.Enabled}
 	if req.AutoPause {
 		l.OnTimeout = state.OnTimeoutPause
+		l.FilesOnly = req.AutoPauseMemory != nil && !*req.AutoPauseMemory
 	}
 	return l
 }
@@ -126,8 +127,6 @@ func e2bRefuse(req api.NewSandbox) error {
 		return invalid("autoPauseMemory is false, which only goes with autoPause")
 	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory && req.AutoResume != nil && *req.AutoResume.Enabled:
 		return invalid("autoPauseMemory is false, which excludes autoResume")
-	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory:
-		return unsupported("autoPauseMemory", "a pause keeps the processes and their memory, not the files alone")
 	case given(req.MCP):
 		return unsupported("mcp", "no MCP gateway is started in sandboxes yet")
 	case req.IAM != nil && len(req.IAM.Tokens) > 0:

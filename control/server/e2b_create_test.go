@@ -70,10 +70,9 @@ func TestE2BCreate_passesEverythingOn(t *testing.T) {
 
 func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 	for field, body := range map[string]string{
-		"autoPauseMemory": `"autoPause":true,"autoPauseMemory":false`,
-		"mcp":             `"mcp":{"x":{}}`,
-		"iam":             `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
-		"volumeMounts":    `"volumeMounts":[{"name":"v","path":"/v"}]`,
+		"mcp":          `"mcp":{"x":{}}`,
+		"iam":          `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
+		"volumeMounts": `"volumeMounts":[{"name":"v","path":"/v"}]`,
 	} {
 		t.Run(field, func(t *testing.T) {
 			h := newHarness(t)
@@ -84,6 +83,12 @@ func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 			must.SliceEmpty(t, h.life.created)
 		})
 	}
+}
+
+func TestE2BCreate_pausesTheFilesAloneWhereAskedTo(t *testing.T) {
+	h := newHarness(t)
+	must.Eq(t, http.StatusCreated, h.do("POST", "/sandboxes", `{"templateID":"base","autoPause":true,"autoPauseMemory":false}`).status)
+	must.Eq(t, state.Lifecycle{OnTimeout: state.OnTimeoutPause, FilesOnly: true}, h.life.created[0].Lifecycle)
 }
 
 func TestNetwork_rulesOfTheContract(t *testing.T) {

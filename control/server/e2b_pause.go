@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 )
 
 // Defaults of the contract, in seconds.
@@ -24,10 +25,7 @@ func (s *Server) e2bPause(w http.ResponseWriter, r *http.Request) error {
 	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
 		return err
 	}
-	if err := keepsMemory(req.Memory); err != nil {
-		return err
-	}
-	if _, err := s.cfg.Lifecycle.Pause(r.Context(), tenant(r), id); err != nil {
+	if _, err := s.cfg.Lifecycle.Pause(r.Context(), tenant(r), id, kept(req.Memory)); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -44,14 +42,11 @@ func (s *Server) e2bResume(w http.ResponseWriter, r *http.Request) error {
 	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
 		return err
 	}
-	if err := keepsMemory(req.Memory); err != nil {
-		return err
-	}
 	d, err := e2bSeconds("timeout", req.Timeout, defaultResumeSeconds, 0, math.MaxInt32)
 	if err != nil {
 		return err
 	}
-	sb, err := s.cfg.Lifecycle.Resume(r.Context(), tenant(r), id, d)
+	sb, err := s.cfg.Lifecycle.Resume(r.Context(), tenant(r), id, d, kept(req.Memory))
 	if err != nil {
 		return err
 	}
@@ -59,12 +54,12 @@ func (s *Server) e2bResume(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// keepsMemory refuses a pause, or a resume, of the files alone.
-func keepsMemory(memory *bool) error {
+// kept is what the contract's member memory asks for: everything where it is missing.
+func kept(memory *bool) lifecycle.Keep {
 	if memory != nil && !*memory {
-		return unsupported("memory", "a pause keeps the processes and their memory, not the files alone")
+		return lifecycle.KeepFiles
 	}
-	return nil
+	return lifecycle.KeepMemory
 }
 
 // e2bFork is POST /sandboxes/{id}/fork. Each copy is a sandbox or an error of its own.

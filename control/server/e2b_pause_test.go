@@ -13,7 +13,10 @@ func TestE2BPause_answersAsTheContract(t *testing.T) {
 	h.life.sandboxes[testID] = sandbox(testID)
 	must.Eq(t, http.StatusNoContent, h.do("POST", "/sandboxes/"+string(testID)+"/pause", "").status)
 	h.do("POST", "/sandboxes/"+string(testID)+"/pause", `{}`).mustFail(t, http.StatusConflict, "sandbox_not_running")
-	h.do("POST", "/sandboxes/"+string(testID)+"/pause", `{"memory":false}`).mustFail(t, http.StatusBadRequest, "unsupported")
+	must.False(t, h.life.sandboxes[testID].PausedFiles)
+	h.life.sandboxes[testID] = sandbox(testID)
+	must.Eq(t, http.StatusNoContent, h.do("POST", "/sandboxes/"+string(testID)+"/pause", `{"memory":false}`).status)
+	must.True(t, h.life.sandboxes[testID].PausedFiles)
 	h.do("POST", "/sandboxes/"+string(otherID)+"/pause", `{}`).mustFail(t, http.StatusNotFound, "not_found")
 
 	a := h.do("POST", "/sandboxes/"+string(testID)+"/resume", `{}`)

@@ -139,7 +139,7 @@ func (s *Server) e2bConnect(w http.ResponseWriter, r *http.Request, req api.Conn
 	if err != nil {
 		return err
 	}
-	sb, resumed, err := s.cfg.Lifecycle.Connect(r.Context(), tenant(r), id, d)
+	sb, resumed, err := s.cfg.Lifecycle.Connect(r.Context(), tenant(r), id, d, kept(req.Memory))
 	if err != nil {
 		return err
 	}

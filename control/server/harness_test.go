@@ -181,7 +181,7 @@ func (f *fakeLifecycle) Refresh(_ context.Context, tenant string, id api.Sandbox
 	return f.timeout("refresh", tenant, id, d)
 }
 
-func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, bool, error) {
+func (f *fakeLifecycle) Connect(_ context.Context, tenant string, id api.SandboxID, d time.Duration, _ lifecycle.Keep) (state.Sandbox, bool, error) {
 	sb, err := f.timeout("connect", tenant, id, d)
 	return sb, sb.State == state.Paused, err
 }
@@ -193,7 +193,7 @@ func (f *fakeLifecycle) NodeOf(_ context.Context, tenant string, id api.SandboxI
 	return f.node, err
 }
 
-func (f *fakeLifecycle) Pause(_ context.Context, tenant string, id api.SandboxID) (state.Sandbox, error) {
+func (f *fakeLifecycle) Pause(_ context.Context, tenant string, id api.SandboxID, keep lifecycle.Keep) (state.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	sb, err := f.find(tenant, id)
@@ -203,12 +203,12 @@ func (f *fakeLifecycle) Pause(_ context.Context, tenant string, id api.SandboxID
 	if err != nil {
 		return state.Sandbox{}, err
 	}
-	sb.State = state.Paused
+	sb.State, sb.PausedFiles = state.Paused, keep == lifecycle.KeepFiles
 	f.sandboxes[id] = sb
 	return sb, nil
 }
 
-func (f *fakeLifecycle) Resume(_ context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error) {
+func (f *fakeLifecycle) Resume(_ context.Context, tenant string, id api.SandboxID, d time.Duration, _ lifecycle.Keep) (state.Sandbox, error) {
 	return f.timeout("resume", tenant, id, d)
 }
 

@@ -40,7 +40,7 @@ var operations = map[string]operationDoc{
 	"POST /sandboxes/{id}/connect":    {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
 	"POST /v2/sandboxes/{id}/connect": {summary: "Come back to a sandbox", in: api.ConnectRequest{}, out: api.SandboxAccess{}},
 	"PUT /sandboxes/{id}/network":     {summary: "Replace a sandbox's network settings", in: api.NetworkUpdate{}},
-	"POST /sandboxes/{id}/pause":      {summary: "Pause a sandbox: its processes, memory and files are kept", in: api.PauseRequest{}},
+	"POST /sandboxes/{id}/pause":      {summary: "Pause a sandbox: its processes, memory and files are kept, or with memory false its files", in: api.PauseRequest{}},
 	"POST /sandboxes/{id}/resume":     {summary: "Let a paused sandbox go on", in: api.ResumeRequest{}, out: api.SandboxAccess{}, status: 201},
 	"POST /sandboxes/{id}/fork":       {summary: "Make running copies of a sandbox", in: api.ForkRequest{}, out: []api.ForkResult{}, status: 201},
 	"POST /sandboxes/{id}/snapshots":  {summary: "Take a snapshot of a sandbox", in: api.NewSnapshot{}, out: api.SnapshotInfo{}, status: 201},

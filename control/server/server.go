@@ -34,9 +34,9 @@ type Lifecycle interface {
 	Delete(ctx context.Context, tenant string, id api.SandboxID) error
 	SetTimeout(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
 	Refresh(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
-	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (sb state.Sandbox, resumed bool, err error)
-	Pause(ctx context.Context, tenant string, id api.SandboxID) (state.Sandbox, error)
-	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration) (state.Sandbox, error)
+	Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep lifecycle.Keep) (sb state.Sandbox, resumed bool, err error)
+	Pause(ctx context.Context, tenant string, id api.SandboxID, keep lifecycle.Keep) (state.Sandbox, error)
+	Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep lifecycle.Keep) (state.Sandbox, error)
 	TakeSnapshot(ctx context.Context, p lifecycle.SnapshotParams) (state.Snapshot, error)
 	Snapshot(ctx context.Context, tenant, ref string) (state.Snapshot, error)
 	Snapshots(ctx context.Context, tenant string) ([]state.Snapshot, error)

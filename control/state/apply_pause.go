@@ -15,12 +15,17 @@ func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
 	}
 	switch s.State {
 	case Paused:
-		return Result{Sandbox: s}, nil
+		if s.PausedFiles == c.Files && s.Stored == c.Stored {
+			return Result{Sandbox: s}, nil
+		}
+		s.PausedFiles, s.Stored, s.StoredIn = c.Files, c.Stored, c.StoredIn
+		return changed(s, tx.putSandbox(&s))
 	case Running, Lost: // a lost one that its node has after all
 	default:
 		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
 	}
-	s.State, s.Node, s.PausedAt = Paused, c.Node, c.At
+	s.State, s.Node, s.PausedAt, s.PausedFiles = Paused, c.Node, c.At, c.Files
+	s.Stored, s.StoredIn, s.Moving = c.Stored, c.StoredIn, c.Moving
 	s.Reason, s.Exit, s.EndedAt = "", nil, time.Time{}
 	return changed(s, tx.putSandbox(&s))
 }
@@ -33,7 +38,8 @@ func (c *SandboxResumed) apply(tx *writeTx) (Result, error) {
 	if s.State != Paused {
 		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
 	}
-	s.State, s.Node, s.PausedAt, s.ResumedAt = Running, c.Node, time.Time{}, c.At
+	s.State, s.Node, s.PausedAt, s.PausedFiles, s.ResumedAt = Running, c.Node, time.Time{}, false, c.At
+	s.Stored, s.StoredIn, s.Moving = "", "", false
 	s.EndAt, s.MaxEndAt, s.Timeout = c.EndAt, c.MaxEnd, c.Timeout
 	return changed(s, tx.putSandbox(&s))
 }

@@ -6,11 +6,18 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 )
 
-// SandboxPaused records a node's report that a running sandbox is paused. Repeating it changes nothing.
+// SandboxPaused records a node's report that a running sandbox is paused, or how a paused one is. Repeating it changes nothing.
 type SandboxPaused struct {
 	ID   api.SandboxID `codec:"id"`
 	Node api.NodeID    `codec:"node"` // that has it
 	At   time.Time     `codec:"at"`
+	// Files tells that its files alone are kept.
+	Files bool `codec:"files"`
+	// Stored is its copy in the snapshot store StoredIn, where there is one.
+	Stored   api.SnapshotID `codec:"stored"`
+	StoredIn string         `codec:"stored_in"`
+	// Moving tells that it is paused only to go on on another node.
+	Moving bool `codec:"moving"`
 }
 
 // SandboxResumed records a node's report that a paused sandbox runs again, with a new deadline.

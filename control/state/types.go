@@ -78,6 +78,13 @@ type Sandbox struct {
 	Timeout time.Duration `codec:"timeout"`
 	// PausedAt is when it was paused; zero while it is not.
 	PausedAt time.Time `codec:"paused_at"`
+	// PausedFiles tells that its files alone are kept while it is paused.
+	PausedFiles bool `codec:"paused_files"`
+	// Stored is the copy of a paused sandbox in the snapshot store StoredIn, from which any node that has the store brings it back.
+	Stored   api.SnapshotID `codec:"stored"`
+	StoredIn string         `codec:"stored_in"`
+	// Moving tells that it is paused only to go on at once on another node.
+	Moving bool `codec:"moving"`
 	// ResumedAt is when it was resumed last; zero where it never was.
 	ResumedAt time.Time `codec:"resumed_at"`
 	// Request is the id that the create asked for, where it is another one: a repeated create finds the sandbox by it.
@@ -115,6 +122,12 @@ type Sandbox struct {
 
 	CreateIndex uint64 `codec:"create_index"` // Raft index of its first entry
 	ModifyIndex uint64 `codec:"modify_index"` // Raft index of its last change
+}
+
+// Wakes reports whether traffic resumes the sandbox: one that is paused, was made for that or is on its way to another node, and has its
+// processes yet.
+func (s Sandbox) Wakes() bool {
+	return s.State == Paused && (s.Lifecycle.AutoResume || s.Moving) && !s.PausedFiles
 }
 
 // CPUCount returns the whole cores that CPUMillis needs, at least 1.

@@ -31,6 +31,8 @@ type Snapshot struct {
 	Parent  api.SnapshotID `codec:"parent"`  // that the sandbox was made from; empty: its template
 	Node    api.NodeID     `codec:"node"`    // that made it
 	Memory  bool           `codec:"memory"`  // false: files only
+	// Store is the snapshot store that has it: every node with that store can restore it. Empty: Node alone can.
+	Store string `codec:"store"`
 
 	State  SnapshotState `codec:"state"`
 	Reason string        `codec:"reason"` // why it failed, for people

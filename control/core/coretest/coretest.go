@@ -65,6 +65,7 @@ func Quick(c *reconcile.Config) {
 	c.LostAfter = 200 * time.Millisecond
 	c.StartTimeout = 2 * time.Second
 	c.PurgeEvery = 100 * time.Millisecond
+	c.SnapshotTimeout = 300 * time.Millisecond
 }
 
 // Logger writes warnings to the test's log.

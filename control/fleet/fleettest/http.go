@@ -137,7 +137,7 @@ func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if req.Restore != nil {
-		if _, ok := n.snapshots[req.Restore.Snapshot]; !ok {
+		if _, ok := n.snapshots.get(req.Restore.Snapshot); !ok {
 			defer n.mu.Unlock()
 			fail(w, errorf(http.StatusNotFound, api.CodeNotFound, "snapshot %s is not in the store", req.Restore.Snapshot))
 			return
@@ -164,6 +164,9 @@ func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n.run(req.ID)
+	if req.Restore != nil && req.Restore.Consume {
+		n.snapshots.remove(req.Restore.Snapshot)
+	}
 	s := made.Sandbox
 	n.mu.Unlock()
 	if hooks.AfterCreate != nil {

@@ -46,12 +46,15 @@ type Node struct {
 	created   map[api.SandboxID]int // how often a sandbox of that id was made
 	resumed   map[api.SandboxID]int // how often one was resumed
 	templates map[string]nodeapi.Template
-	snapshots map[api.SnapshotID]nodeapi.Snapshot
+	snapshots *store
 	archives  map[string][]byte // by digest
-	events    []nodeapi.Event
-	seq       uint64
-	epoch     int
-	changed   chan struct{}
+
+	checkpoints bool   // pauses go to disk
+	unfit       string // why it can restore no snapshot
+	events      []nodeapi.Event
+	seq         uint64
+	epoch       int
+	changed     chan struct{}
 
 	server *http.Server
 	wg     sync.WaitGroup
@@ -78,7 +81,7 @@ func New(t testing.TB) *Node {
 		created:   map[api.SandboxID]int{},
 		resumed:   map[api.SandboxID]int{},
 		templates: map[string]nodeapi.Template{},
-		snapshots: map[api.SnapshotID]nodeapi.Snapshot{},
+		snapshots: &store{m: map[api.SnapshotID]nodeapi.Snapshot{}},
 		archives:  map[string][]byte{},
 		changed:   make(chan struct{}),
 		self: nodeapi.Node{
@@ -269,10 +272,10 @@ func (n *Node) arm(r *record) {
 	}
 	id := r.ID
 	r.timer = time.AfterFunc(time.Until(r.Deadline), func() {
-		if r.OnDeadline == nodeapi.DeadlinePause {
+		if r.OnDeadline == nodeapi.DeadlinePause || r.OnDeadline == nodeapi.DeadlinePauseFiles {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			n.pause(id)
+			n.pause(id, depthOf(r.OnDeadline))
 			return
 		}
 		n.End(id, nodeapi.Exit{Reason: nodeapi.ExitDeadline})

@@ -3,6 +3,7 @@ package fleettest
 import (
 	"encoding/json"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -13,30 +14,97 @@ import (
 func (n *Node) Pause(id api.SandboxID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.pause(id)
+	n.pause(id, nodeapi.DepthFrozen)
+}
+
+// store keeps snapshots. Nodes may share one.
+type store struct {
+	mu sync.Mutex
+	m  map[api.SnapshotID]nodeapi.Snapshot
+}
+
+func (s *store) get(id api.SnapshotID) (nodeapi.Snapshot, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn, ok := s.m[id]
+	return sn, ok
+}
+
+func (s *store) put(sn nodeapi.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[sn.ID] = sn
+}
+
+func (s *store) remove(id api.SnapshotID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m, id)
+}
+
+func (s *store) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.m)
+}
+
+// ShareStore gives nodes one snapshot store, and makes their pauses checkpoints. Call it before they are connected to.
+func ShareStore(nodes ...*Node) {
+	for _, n := range nodes {
+		n.mu.Lock()
+		n.snapshots, n.self.SnapshotStore, n.checkpoints = nodes[0].snapshots, "shared", true
+		n.mu.Unlock()
+	}
+}
+
+// Unfit makes the node say that it can restore no snapshot, and why.
+func (n *Node) Unfit(why string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.unfit = why
+}
+
+// depthOf is how far a node pauses at a deadline.
+func depthOf(onDeadline string) nodeapi.Depth {
+	if onDeadline == nodeapi.DeadlinePauseFiles {
+		return nodeapi.DepthFiles
+	}
+	return nodeapi.DepthFrozen
 }
 
 // Snapshots returns how many snapshots are in the store.
 func (n *Node) Snapshots() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.snapshots)
+	return n.snapshots.count()
 }
 
-func (n *Node) pause(id api.SandboxID) {
+func (n *Node) pause(id api.SandboxID, depth nodeapi.Depth) {
 	r, ok := n.sandboxes[id]
 	if !ok || r.State != nodeapi.StateRunning {
 		return
 	}
 	r.stopTimer()
 	r.State, r.Deadline = nodeapi.StatePaused, time.Time{}
-	r.Sandbox.Pause = &nodeapi.Pause{Depth: nodeapi.DepthFrozen, At: time.Now()}
+	r.Sandbox.Pause = &nodeapi.Pause{Depth: depth, At: time.Now()}
 	n.emitSandbox(nodeapi.EventPaused, r)
 }
 
 func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
+	var req nodeapi.PauseRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	depth := nodeapi.DepthFrozen
+	if n.checkpoints {
+		depth = nodeapi.DepthCheckpointed
+	}
+	if req.Depth == nodeapi.DepthFiles {
+		depth = req.Depth
+	}
 	rec := n.find(w, r)
 	if rec == nil {
 		return
@@ -45,7 +113,14 @@ func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
 		fail(w, errorf(http.StatusConflict, api.CodeNotRunning, "sandbox %s is %s", rec.ID, rec.State))
 		return
 	}
-	n.pause(rec.ID)
+	n.pause(rec.ID, depth)
+	if req.Store != "" && rec.Sandbox.Pause.Snapshot != req.Store {
+		n.snapshots.put(nodeapi.Snapshot{ID: req.Store, Tenant: req.Tenant, Sandbox: rec.ID, Node: n.self.ID, Digest: rec.Digest})
+		p := *rec.Sandbox.Pause
+		p.Depth, p.Snapshot = nodeapi.DepthCheckpointed, req.Store
+		rec.Sandbox.Pause = &p
+		n.emitSandbox(nodeapi.EventPaused, rec)
+	}
 	answer(w, rec.Sandbox)
 }
 
@@ -93,24 +168,25 @@ func (n *Node) postSnapshot(w http.ResponseWriter, r *http.Request) {
 		ID: req.ID, Tenant: req.Tenant, Parent: req.Parent, Sandbox: rec.ID, Node: n.self.ID, CreatedAt: time.Now(),
 		Template: rec.Template, Digest: rec.Digest, Limits: rec.Limits, Bytes: 10 << 20, StoredBytes: 1 << 20,
 	}
-	n.snapshots[req.ID] = s
+	n.snapshots.put(s)
 	answer(w, s)
 }
 
 func (n *Node) getSnapshot(w http.ResponseWriter, r *http.Request) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	s, ok := n.snapshots[api.SnapshotID(r.PathValue("id"))]
+	s, ok := n.snapshots.get(api.SnapshotID(r.PathValue("id")))
 	if !ok {
 		fail(w, errorf(http.StatusNotFound, api.CodeNotFound, "snapshot %s is not in the store", r.PathValue("id")))
 		return
 	}
+	s.Unfit = n.unfit
 	answer(w, s)
 }
 
 func (n *Node) deleteSnapshot(w http.ResponseWriter, r *http.Request) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.snapshots, api.SnapshotID(r.PathValue("id")))
+	n.snapshots.remove(api.SnapshotID(r.PathValue("id")))
 	w.WriteHeader(http.StatusNoContent)
 }

@@ -1,0 +1,169 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/placement"
+	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// errGivenUp tells that a sandbox may not be where it was any more: its stored copy is what it comes back from.
+var errGivenUp = errors.New("its old place is given up")
+
+// canMove reports whether another node can bring a paused sandbox back.
+func (s *Service) canMove(sb state.Sandbox) bool { return sb.Stored != "" && sb.StoredIn != "" }
+
+// gone reports whether the directory knows for sure that a node does not work. One that merely does not answer may have the sandbox
+// running: nobody else may.
+func (s *Service) gone(id api.NodeID) bool {
+	if !s.cfg.Fleet.Stale().IsZero() {
+		return false
+	}
+	gone := true
+	for _, n := range s.cfg.Fleet.Nodes() {
+		if n.Self.ID == id {
+			gone = gone && !n.Connected && n.Entry.Status == health.Critical
+		}
+	}
+	return gone
+}
+
+// holder returns the node at which a snapshot can be had: prefer, or else, of those with the same store, the one with most room.
+func (s *Service) holder(prefer api.NodeID, store string) (api.NodeID, error) {
+	if n, ok := s.cfg.Fleet.Node(prefer); ok && n.Connected {
+		return prefer, nil
+	}
+	others := s.holders(store)
+	if len(others) == 0 {
+		return "", noHolder()
+	}
+	return others[0], nil
+}
+
+func noHolder() error {
+	return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "no other node that answers has the snapshot store")
+}
+
+// holders returns the nodes with a snapshot store, those with most room first, without those that are to be left.
+func (s *Service) holders(store string, left ...api.NodeID) []api.NodeID {
+	if store == "" {
+		return nil
+	}
+	var have []fleet.Node
+	for _, n := range s.cfg.Fleet.Nodes() {
+		if n.Connected && n.Self.SnapshotStore == store && n.Self.Healthy && !slices.Contains(left, n.Self.ID) {
+			have = append(have, n)
+		}
+	}
+	room := func(n fleet.Node) float64 { return 1 - float64(n.Sandboxes)/float64(max(1, n.Self.MaxSandbox)) }
+	slices.SortStableFunc(have, func(a, b fleet.Node) int { return cmp.Compare(room(b), room(a)) })
+	var out []api.NodeID
+	for _, n := range have {
+		out = append(out, n.Self.ID)
+	}
+	return out
+}
+
+// fit returns the first of the holders of a sandbox's copy that can restore it. Where there is none, the error says why of each.
+func (s *Service) fit(ctx context.Context, sb state.Sandbox, left []api.NodeID) (api.NodeID, error) {
+	var whys []error
+	for _, id := range s.holders(sb.StoredIn, left...) {
+		node, err := s.cfg.Fleet.Client(id)
+		if err == nil {
+			var sn nodeapi.Snapshot
+			if sn, err = node.GetSnapshot(ctx, sb.Tenant, sb.Stored); err == nil && sn.Unfit != "" {
+				err = api.Errorf(http.StatusConflict, nodeapi.CodeIncompatible, "%s", sn.Unfit)
+			}
+		}
+		if err == nil {
+			return id, nil
+		}
+		whys = append(whys, fmt.Errorf("node %s: %w", id, err))
+	}
+	if len(whys) == 0 {
+		return "", noHolder()
+	}
+	return "", errors.Join(whys...)
+}
+
+// storeOf returns the snapshot store of a node; empty: it has none that another node knows, as far as can be told.
+func (s *Service) storeOf(id api.NodeID) string {
+	for _, n := range s.cfg.Fleet.Nodes() {
+		if n.Self.ID == id {
+			return n.Self.SnapshotStore
+		}
+	}
+	return ""
+}
+
+// forgetCopy removes the stored copy of a paused sandbox that was deleted.
+func (s *Service) forgetCopy(ctx context.Context, sb state.Sandbox) {
+	if !s.canMove(sb) {
+		return
+	}
+	at, err := s.holder(sb.Node, sb.StoredIn)
+	if err == nil {
+		var node *nodeapi.Client
+		if node, err = s.cfg.Fleet.Client(at); err == nil {
+			err = node.DeleteSnapshot(ctx, sb.Tenant, sb.Stored)
+		}
+	}
+	if err != nil && !api.IsNotFound(err) {
+		s.cfg.Logger.Warn("stored copy of a deleted sandbox stays", "sandbox", sb.ID, "snapshot", sb.Stored, "error", err)
+	}
+}
+
+// elsewhere brings a paused sandbox back on another node, from its stored copy: the same id, tokens, processes and files. The old
+// placement ends first, so that it is never there twice. Called with its lock held.
+func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep, left ...api.NodeID) (api.NodeID, error) {
+	fail := func(err error) (api.NodeID, error) {
+		return "", fmt.Errorf("bring sandbox %s back on another node than %s: %w", sb.ID, sb.Node, err)
+	}
+	if keep == KeepFiles {
+		return fail(api.Errorf(http.StatusConflict, api.CodeConflict, "only with its memory"))
+	}
+	on, err := s.fit(ctx, sb, left)
+	if err != nil {
+		return fail(err)
+	}
+	want := request(sb, CreateParams{})
+	want.Deadline = end
+	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true, Consume: true}
+	if want.Network, err = networkOf(sb); err != nil {
+		return fail(err)
+	}
+	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
+	defer cancel()
+	if err := s.cfg.Placer.Stop(within, sb.ID); err != nil {
+		return fail(fmt.Errorf("%w: %w", errGivenUp, contextCause(within, err))) // the placer may do it yet
+	}
+	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
+	defer waiter.Close()
+	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want, On: on})
+	if err == nil {
+		var found fleet.Found
+		if found, err = s.report(within, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {
+			err = endedEarly(found.Sandbox)
+		}
+	}
+	if err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CleanTimeout)
+		defer cancel()
+		if stopErr := s.cfg.Placer.Stop(clean, sb.ID); stopErr != nil {
+			s.cfg.Logger.Warn("sandbox that did not come back is not cleaned up yet", "sandbox", sb.ID, "error", stopErr)
+		}
+		return fail(fmt.Errorf("%w: %w", errGivenUp, contextCause(within, err)))
+	}
+	s.cfg.Logger.Info("sandbox came back on another node", "sandbox", sb.ID, "was", sb.Node, "node", on)
+	return on, nil
+}
