@@ -28,6 +28,12 @@ try {
   }
   assert.ok(await grows(again), 'its process goes on')
 
+  // A pause can keep the files alone: the sandbox is booted anew then.
+  assert.equal(await again.pause({ keepMemory: false }), true)
+  const booted = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 120_000 })
+  assert.equal(await booted.files.read('/home/user/note'), 'kept')
+  assert.ok(!(await booted.commands.list()).some((p) => p.args.join(' ').includes('while')), 'its processes have ended')
+
   // At its timeout a sandbox is paused where it was made so, and traffic wakes it.
   const dozing = await Sandbox.create('base', { timeoutMs: 2_000, lifecycle: { onTimeout: 'pause', autoResume: true } })
   made.push(dozing)
