@@ -152,7 +152,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want, On: on})
 	if err == nil {
 		var found fleet.Found
-		if found, err = s.report(within, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {
+		if found, err = Report(within, s.cfg.Placer, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {
 			err = endedEarly(found.Sandbox)
 		}
 	}
