@@ -33,11 +33,11 @@ try {
 
   const context = await sandbox.createCodeContext({ cwd: '/tmp' })
   assert.equal((await sandbox.runCode('import os; os.getcwd()', { context })).text, '/tmp')
-  assert.equal((await sandbox.listCodeContexts()).length, 2)
+  assert.equal((await sandbox.listCodeContexts()).length, 3)
   await sandbox.restartCodeContext(context)
   assert.equal((await sandbox.runCode('os', { context })).error.name, 'NameError')
   await sandbox.removeCodeContext(context)
-  assert.equal((await sandbox.listCodeContexts()).length, 1)
+  assert.equal((await sandbox.listCodeContexts()).length, 2)
 
   assert.equal((await sandbox.runCode('import os; os.environ["FOO"]', { envs: { FOO: 'bar' } })).text, 'bar')
   assert.equal((await sandbox.runCode('"FOO" in os.environ')).text, 'False', 'these variables count for one execution')

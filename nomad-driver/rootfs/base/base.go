@@ -1,5 +1,5 @@
 // Package base makes the templates that SoulBox brings: base, a small Debian with a user, a shell, Python, Node, git and curl;
-// and the code interpreter, which is base with Jupyter's kernels and a server before them.
+// and the code interpreter, which is base with kernels for Python, JavaScript, TypeScript and bash, and a server before them.
 //
 // It owns what is in these templates and the cache of them. It makes a tar and nothing else; a template store takes it from there.
 package base
@@ -43,7 +43,7 @@ var Base = Recipe{Name: Name}
 var Interpreter = Recipe{
 	Name: "code-interpreter-v1",
 	packages: []string{
-		"python3-ipykernel", "python3-jupyter-client", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-requests", "python3-tornado",
+		"esbuild", "node-acorn", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-requests",
 	},
 	files:  interpreter,
 	script: interpreterScript,
@@ -52,7 +52,7 @@ var Interpreter = Recipe{
 // Recipes are all recipes.
 func Recipes() []Recipe { return []Recipe{Base, Interpreter} }
 
-//go:embed interpreter/*.py
+//go:embed interpreter/*.py interpreter/*.js
 var interpreter embed.FS
 
 //go:embed interpreter/install.sh
@@ -62,7 +62,7 @@ var interpreterScript string
 const suite = "trixie"
 
 var packages = []string{
-	"attr", "bash", "ca-certificates", "curl", "git", "less", "libnss-myhostname", "ncurses-bin", "netbase", "nodejs", "procps",
+	"attr", "bash", "ca-certificates", "curl", "git", "iproute2", "less", "libnss-myhostname", "ncurses-bin", "netbase", "nodejs", "procps",
 	"python-is-python3", "python3", "python3-pip", "python3-venv", "sudo", "unzip", "xz-utils",
 }
 

@@ -140,7 +140,7 @@ func TestBuild_base(t *testing.T) {
 	must.Eq(t, "user", tpl.User)
 	_, root, err := s.Lookup(Name)
 	must.NoError(t, err)
-	for _, p := range []string{"bin/bash", "usr/bin/python3", "usr/bin/node", "usr/bin/git", "usr/bin/curl", "usr/bin/sudo", "usr/bin/pip3", "home/user/.bashrc"} {
+	for _, p := range []string{"bin/bash", "usr/bin/python3", "usr/bin/node", "usr/bin/git", "usr/bin/curl", "usr/bin/ss", "usr/bin/sudo", "usr/bin/pip3", "home/user/.bashrc"} {
 		_, err := os.Stat(filepath.Join(root, p))
 		must.NoError(t, err)
 	}

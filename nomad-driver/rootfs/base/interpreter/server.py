@@ -1,39 +1,37 @@
-"""The code interpreter of a sandbox: runs code in Jupyter kernels and answers with streams of JSON lines.
+"""The HTTP side: contexts, and executions as streams of JSON lines.
 
-It owns the kernels. It serves on the port that clients of the E2B contract expect and knows no tokens: who may speak to it is
-decided before a request gets into the sandbox. One execution at a time runs in a context; contexts do not wait for each other.
+One execution at a time runs in a context; contexts do not wait for each other. Each connection has a thread.
 """
 
-import asyncio
+import http.server
 import json
 import os
-import signal
-import sys
+import queue
+import re
+import select
+import socketserver
+import threading
 import time
 import uuid
 
-import tornado.web
-from jupyter_client.manager import AsyncKernelManager
-from tornado.iostream import StreamClosedError
+import kernel
 
 PORT = 49999
-HERE = os.path.dirname(os.path.abspath(__file__))
-DEFAULT_CWD = os.path.expanduser("~")
 KEEPALIVE = 5.0  # seconds between signs of life
-START_TIME = 60  # seconds that a kernel may take to be ready
+GLANCE = 0.2  # seconds between two looks whether the client is still there
+AGAIN = 1.0  # seconds between two interrupts of one execution
+PATIENCE = 10.0  # seconds that a kernel other than Python's may go on after the first
+IDLE = 600  # seconds that a connection may be silent
 MAX_BODY = 16 << 20  # bytes of a request
-MAX_LINE = 32 << 20  # bytes of one answered line; a longer one is an error of the execution
+DEFAULT_CWD = os.path.expanduser("~")
 
-PYTHON = "python"
-LANGUAGES = {"python": PYTHON, "python3": PYTHON}
-COMMANDS = {PYTHON: [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
-
-# Names of the answer's fields for what a kernel calls by MIME type.
-FIELDS = {
-    "text/plain": "text", "text/html": "html", "text/markdown": "markdown", "image/svg+xml": "svg", "image/png": "png",
-    "image/jpeg": "jpeg", "application/pdf": "pdf", "text/latex": "latex", "application/json": "json",
-    "application/javascript": "javascript", "e2b/data": "data", "e2b/chart": "chart",
+# Names that clients have for a language.
+LANGUAGES = {
+    "python": "python", "python3": "python", "bash": "bash", "sh": "bash", "javascript": "javascript", "js": "javascript",
+    "typescript": "typescript", "ts": "typescript",
 }
+# Contexts that are there from the start; the kernel of each starts when it is first needed, Python's at once.
+DEFAULTS = ("python", "javascript")
 
 
 class Failure(Exception):
@@ -47,318 +45,345 @@ class Failure(Exception):
 class Context:
     """A kernel with its state: variables, working directory."""
 
-    def __init__(self, language, cwd):
+    def __init__(self, processes, language, cwd):
+        self.processes = processes
         self.id = str(uuid.uuid4())
         self.language = language
         self.cwd = cwd
-        self.turn = asyncio.Lock()
-        self.manager = None
-        self.client = None
+        self.turn = threading.Lock()  # of executions
+        self.changing = threading.Lock()
+        self.kernel = None
+        self.removed = False
 
     def describe(self):
         return {"id": self.id, "language": self.language, "cwd": self.cwd}
 
-    async def start(self):
-        self.manager = AsyncKernelManager()
-        self.manager._kernel_spec = spec(self.language)
-        env = dict(os.environ, PYDEVD_DISABLE_FILE_VALIDATION="1")
-        await self.manager.start_kernel(cwd=self.cwd, env=env)
-        await self.connect()
+    def running(self):
+        """Returns the kernel, started if there is none or it has died."""
+        with self.changing:
+            if self.removed:
+                raise Failure(404, f"Context {self.id} not found")
+            if self.kernel is None or self.kernel.dead:
+                try:
+                    self.kernel = kernel.Kernel(self.processes, self.language, self.cwd)
+                except (kernel.StartError, OSError) as e:
+                    raise Failure(500, f"Failed to create context: {e}") from e
+            return self.kernel
 
-    async def connect(self):
-        self.client = self.manager.client()
-        self.client.start_channels()
-        await self.client.wait_for_ready(timeout=START_TIME)
-        with open(os.path.join(HERE, "startup.py"), encoding="utf-8") as f:
-            await self.silently(f.read())
+    def restart(self):
+        self.stop()
+        self.running()
 
-    async def silently(self, code):
-        """Runs code of ours that leaves no trace in the history."""
-        await self.client.execute_interactive(
-            code, silent=True, store_history=False, output_hook=lambda m: None, timeout=START_TIME)
-
-    async def restart(self):
-        self.client.stop_channels()
-        await self.manager.restart_kernel(now=True)
-        await self.connect()
-
-    async def stop(self):
-        if self.client is not None:
-            self.client.stop_channels()
-        if self.manager is not None and self.manager.has_kernel:
-            await self.manager.shutdown_kernel(now=True)
-
-    async def interrupt(self):
-        if self.manager.has_kernel:
-            await self.manager.interrupt_kernel()
-
-
-def spec(language):
-    from jupyter_client.kernelspec import KernelSpec
-
-    return KernelSpec(argv=COMMANDS[language], display_name=language, language=language, interrupt_mode="signal")
+    def stop(self, for_good=False):
+        with self.changing:
+            old, self.kernel = self.kernel, None
+            self.removed = self.removed or for_good
+        if old is not None:
+            old.kill()
 
 
 class Contexts:
-    """All contexts, and the default one of each language, which is made when it is first needed."""
-
-    def __init__(self):
+    def __init__(self, processes):
+        self.processes = processes
+        self.lock = threading.Lock()
         self.by_id = {}
         self.defaults = {}
-        self.making = {}
+        for language in DEFAULTS:
+            self.default(language)
 
-    async def create(self, language, cwd):
-        kind = LANGUAGES.get((language or PYTHON).lower())
+    def language(self, name):
+        kind = LANGUAGES.get((name or "python").lower().strip())
         if kind is None:
-            raise Failure(400, f"language {language!r} is not served: one of {', '.join(sorted(set(LANGUAGES.values())))} is")
-        cwd = os.path.expanduser(cwd or DEFAULT_CWD)
+            known = ", ".join(sorted(set(LANGUAGES.values())))
+            raise Failure(400, f"Failed to create context: language {name!r} is not supported, but {known} are")
+        return kind
+
+    def create(self, language, cwd):
+        kind = self.language(language)
+        cwd = os.path.join(DEFAULT_CWD, os.path.expanduser(cwd or DEFAULT_CWD))
         if not os.path.isdir(cwd):
-            raise Failure(400, f"cwd {cwd!r} does not exist")
-        c = Context(kind, cwd)
-        try:
-            await c.start()
-        except BaseException:
-            await c.stop()
-            raise
-        self.by_id[c.id] = c
+            raise Failure(400, f"Failed to create context: cwd {cwd!r} is no directory")
+        c = Context(self.processes, kind, cwd)
+        c.running()
+        with self.lock:
+            self.by_id[c.id] = c
         return c
 
-    async def default(self, language):
-        kind = LANGUAGES.get((language or PYTHON).lower())
-        if kind is None:
-            raise Failure(400, f"language {language!r} is not served: one of {', '.join(sorted(set(LANGUAGES.values())))} is")
-        lock = self.making.setdefault(kind, asyncio.Lock())
-        async with lock:
+    def default(self, language):
+        kind = self.language(language)
+        with self.lock:
             if kind not in self.defaults:
-                self.defaults[kind] = (await self.create(kind, DEFAULT_CWD)).id
+                c = Context(self.processes, kind, DEFAULT_CWD)
+                self.by_id[c.id] = c
+                self.defaults[kind] = c.id
             return self.by_id[self.defaults[kind]]
 
+    def list(self):
+        with self.lock:
+            return [c.describe() for c in self.by_id.values()]
+
     def get(self, context_id):
-        c = self.by_id.get(context_id)
+        with self.lock:
+            c = self.by_id.get(context_id)
         if c is None:
             raise Failure(404, f"Context {context_id} not found")
         return c
 
-    async def remove(self, context_id):
+    def remove(self, context_id):
         c = self.get(context_id)
-        del self.by_id[context_id]
-        for kind, default in list(self.defaults.items()):
-            if default == context_id:
-                del self.defaults[kind]
-        await c.stop()
+        with self.lock:
+            self.by_id.pop(context_id, None)
+            if self.defaults.get(c.language) == context_id:
+                del self.defaults[c.language]
+        c.stop(for_good=True)
 
 
-CONTEXTS = Contexts()
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection."""
 
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "soulbox-code-interpreter", ""
+    timeout = IDLE
+    contexts = None
 
-class Handler(tornado.web.RequestHandler):
-    """What all resources have in common."""
+    routes = [
+        ("GET", r"/health", "health"),
+        ("POST", r"/execute", "execute"),
+        ("GET", r"/contexts", "list"),
+        ("POST", r"/contexts", "create"),
+        ("DELETE", r"/contexts/([^/]+)", "remove"),
+        ("POST", r"/contexts/([^/]+)/restart", "restart"),
+    ]
 
-    def body(self):
-        if not self.request.body:
+    def log_message(self, *args):
+        pass
+
+    def route(self):
+        path = self.path.split("?", 1)[0]
+        allowed = []
+        try:
+            self.body = self.read_body()
+            for method, form, name in self.routes:
+                m = re.fullmatch(form, path)
+                if m and method == self.command:
+                    getattr(self, name)(*m.groups())
+                    return
+                if m:
+                    allowed.append(method)
+            if allowed:
+                raise Failure(405, f"{self.command} is not allowed here, but {', '.join(allowed)}")
+            raise Failure(404, "Not Found")
+        except Failure as e:
+            self.text(e.status, str(e))
+        except ConnectionError:
+            self.close_connection = True
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_PATCH = do_HEAD = route
+
+    def read_body(self):
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            parts, size = [], 0
+            while True:
+                try:
+                    n = int(self.rfile.readline(64).split(b";")[0], 16)
+                except ValueError:
+                    self.refuse(400, "the body is not chunked as it says")
+                size += n
+                if size > MAX_BODY:
+                    self.refuse(413, f"the body is larger than {MAX_BODY} bytes")
+                if n == 0:
+                    while self.rfile.readline(1024).strip():
+                        pass
+                    return b"".join(parts)
+                parts.append(self.rfile.read(n))
+                self.rfile.readline(64)
+        try:
+            n = int(self.headers.get("Content-Length") or 0)
+        except ValueError:
+            self.refuse(400, "Content-Length is no number")
+        if n > MAX_BODY:
+            self.refuse(413, f"the body is larger than {MAX_BODY} bytes")
+        return self.rfile.read(n) if n > 0 else b""
+
+    def refuse(self, status, text):
+        """For a body that is not read: the connection cannot be used any more."""
+        self.close_connection = True
+        raise Failure(status, text)
+
+    def json(self):
+        if not self.body:
             return {}
         try:
-            v = json.loads(self.request.body)
-        except ValueError as e:
+            v = json.loads(self.body)
+        except (ValueError, RecursionError) as e:
             raise Failure(400, f"the body is not JSON: {e}") from e
         if not isinstance(v, dict):
             raise Failure(400, "the body is not a JSON object")
         return v
 
-    def answer(self, value, status=200):
-        self.set_status(status)
-        self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps(value))
+    def member(self, body, name):
+        v = body.get(name)
+        if v is not None and not isinstance(v, str):
+            raise Failure(400, f"{name} is not a string")
+        return v
 
-    def write_error(self, status_code, **kwargs):
-        e = kwargs.get("exc_info", (None, None, None))[1]
-        self.set_header("Content-Type", "text/plain; charset=utf-8")
-        if isinstance(e, Failure):
-            self.set_status(e.status)
-            self.finish(str(e))
-        else:
-            self.finish("internal error")
+    def send(self, status, kind, data):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
-    def log_exception(self, typ, value, tb):
-        if not isinstance(value, Failure):
-            super().log_exception(typ, value, tb)
+    def text(self, status, text):
+        self.send(status, "text/plain; charset=utf-8", text.encode("utf-8", "backslashreplace"))
 
+    def answer(self, value):
+        self.send(200, "application/json", json.dumps(value).encode())
 
-class Health(Handler):
-    def get(self):
-        self.finish("OK")
+    def nothing(self):
+        self.send_response(204)
+        self.end_headers()
 
+    def health(self):
+        self.text(200, "OK")
 
-class ContextList(Handler):
-    def get(self):
-        self.answer([c.describe() for c in CONTEXTS.by_id.values()])
+    def list(self):
+        self.answer(self.contexts.list())
 
-    async def post(self):
-        b = self.body()
-        c = await CONTEXTS.create(b.get("language"), b.get("cwd"))
-        self.answer(c.describe())
+    def create(self):
+        b = self.json()
+        self.answer(self.contexts.create(self.member(b, "language"), self.member(b, "cwd")).describe())
 
+    def remove(self, context_id):
+        self.contexts.remove(context_id)
+        self.nothing()
 
-class OneContext(Handler):
-    async def delete(self, context_id):
-        await CONTEXTS.remove(context_id)
-        self.set_status(204)
-        self.finish()
+    def restart(self, context_id):
+        self.contexts.get(context_id).restart()
+        self.nothing()
 
-
-class Restart(Handler):
-    async def post(self, context_id):
-        c = CONTEXTS.get(context_id)
-        await c.restart()
-        self.set_status(204)
-        self.finish()
-
-
-class Execute(Handler):
-    """POST /execute: runs code and streams what comes of it, one JSON object a line."""
-
-    def initialize(self):
-        self.gone = asyncio.Event()
-
-    def on_connection_close(self):
-        self.gone.set()
-
-    async def line(self, value):
-        text = json.dumps(value)
-        if len(text) > MAX_LINE:
-            text = json.dumps({"type": "error", "name": "OutputTooLarge", "traceback": "",
-                               "value": f"one output of {len(text)} bytes, at most {MAX_LINE}"})
-        self.write(text + "\n")
-        try:
-            await self.flush()
-        except StreamClosedError:
-            self.gone.set()
-
-    async def post(self):
-        b = self.body()
-        code, context_id, language = b.get("code"), b.get("context_id"), b.get("language")
+    def execute(self):
+        b = self.json()
+        code, env = b.get("code"), b.get("env_vars") or {}
+        context_id, language = self.member(b, "context_id"), self.member(b, "language")
         if not isinstance(code, str):
             raise Failure(400, "code is missing")
         if context_id and language:
             raise Failure(400, "Only one of context_id or language can be provided")
-        env = b.get("env_vars") or {}
-        if not isinstance(env, dict) or not all(isinstance(k, str) and isinstance(v, str) for k, v in env.items()):
+        if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
             raise Failure(400, "env_vars is not an object of strings")
-        c = CONTEXTS.get(context_id) if context_id else await CONTEXTS.default(language)
-        self.set_header("Content-Type", "application/x-ndjson")
-        self.set_header("X-Accel-Buffering", "no")
-        async with c.turn:
-            if self.gone.is_set():
+        for k, v in env.items():
+            if not k or "=" in k or "\0" in k + v:
+                raise Failure(400, f"env_vars: {k!r} cannot be the name of a variable with this value")
+        c = self.contexts.get(context_id) if context_id else self.contexts.default(language)
+        Execution(self, c).run(code, env)
+
+    def gone(self):
+        """Whether the client has left."""
+        p = select.poll()
+        p.register(self.connection, select.POLLRDHUP)
+        return bool(p.poll(0))
+
+
+class Execution:
+    """One execution on its way to the client."""
+
+    def __init__(self, handler, context):
+        self.handler = handler
+        self.context = context
+        self.open = True  # the client is there
+        self.last = time.monotonic()  # that something was sent
+
+    def run(self, code, env):
+        c = self.context
+        first = c.running()  # an error is an answer, not a part of the stream
+        h = self.handler
+        h.send_response(200)
+        h.send_header("Content-Type", "application/x-ndjson")
+        h.send_header("Cache-Control", "no-cache")
+        h.send_header("X-Accel-Buffering", "no")
+        h.send_header("Transfer-Encoding", "chunked")
+        h.end_headers()
+        while not c.turn.acquire(timeout=GLANCE):
+            self.glance()
+            if not self.open:
+                h.close_connection = True
                 return
-            await self.run(c, code, env)
-        if not self.gone.is_set():
-            self.finish()
-
-    async def run(self, c, code, env):
-        if not env:
-            await self.stream(c, code)
-            return
-        await c.silently(f"_soulbox_env_push({json.dumps(env)!r})")
         try:
-            await self.stream(c, code)
+            self.pass_on(first, code, env)
         finally:
-            if await c.manager.is_alive():
-                await c.silently("_soulbox_env_pop()")
-
-    async def stream(self, c, code):
-        message = c.client.execute(code, store_history=True, allow_stdin=False)
-        beat = time.monotonic()
-        ended = interrupted = False
-        while not ended:
-            if self.gone.is_set() and not interrupted:
-                interrupted = True
-                await c.interrupt()
-            try:
-                m = await c.client.get_iopub_msg(timeout=0.5)
-            except Exception as e:  # jupyter_client raises queue.Empty
-                if type(e).__name__ != "Empty":
-                    raise
-                if not await c.manager.is_alive():
-                    await self.line({"type": "unexpected_end_of_execution"})
-                    await c.restart()
-                    return
-                if time.monotonic() - beat >= KEEPALIVE and not self.gone.is_set():
-                    beat = time.monotonic()
-                    await self.line({"type": "keepalive"})
-                continue
-            if m["parent_header"].get("msg_id") != message:
-                continue
-            value, ended = translate(m)
-            if value is not None and not self.gone.is_set():
-                beat = time.monotonic()
-                await self.line(value)
-        if not self.gone.is_set():
-            await self.line({"type": "end_of_execution"})
-
-
-def translate(m):
-    """Returns the line for a kernel's message, or None, and whether it was the last one."""
-    kind, content = m["msg_type"], m["content"]
-    if kind == "status":
-        return None, content["execution_state"] == "idle"
-    if kind == "execute_input":
-        return {"type": "number_of_executions", "execution_count": content["execution_count"]}, False
-    if kind == "stream":
-        return {"type": content["name"], "text": content["text"], "timestamp": str(m["header"]["date"])}, False
-    if kind == "error":
-        return {"type": "error", "name": content["ename"], "value": content["evalue"],
-                "traceback": "\n".join(content["traceback"])}, False
-    if kind in ("display_data", "execute_result"):
-        return result(content["data"], kind == "execute_result"), False
-    return None, False
-
-
-def result(data, main):
-    out = {"type": "result", "is_main_result": main}
-    extra = {}
-    for mime, value in data.items():
-        field = FIELDS.get(mime)
-        if field is None:
-            extra[mime] = value
-        elif mime == "text/plain":
-            out[field] = unquoted(value)
+            c.turn.release()
+        if self.open:
+            h.wfile.write(b"0\r\n\r\n")
         else:
-            out[field] = value
-    if extra:
-        out["extra"] = extra
-    return out
+            h.close_connection = True
+
+    def pass_on(self, running, code, env):
+        try:
+            running = self.context.running()  # another one since, if the first has died
+        except Failure as e:
+            self.line({"type": "error", "name": "ContextError", "value": str(e), "traceback": ""})
+            return
+        sink = running.execute(code, env)
+        left = interrupted = None  # when
+        while True:
+            try:
+                line = sink.get(timeout=GLANCE)
+            except queue.Empty:
+                self.glance()
+            else:
+                if line is None:
+                    return
+                if line is kernel.DIED:
+                    self.line({"type": "error", "name": "UnexpectedEndOfExecution", "traceback": "",
+                               "value": "Connection to the execution was closed before the execution was finished: the kernel has ended, and its variables are lost"})
+                self.line(line)
+            if self.open:
+                continue
+            now = time.monotonic()
+            left = left or now
+            if self.context.language != "python" and now - left > PATIENCE:
+                running.kill()
+            elif interrupted is None or now - interrupted > AGAIN:
+                interrupted = now
+                running.interrupt()
+
+    def glance(self):
+        if self.open and self.handler.gone():
+            self.open = False
+        if self.open and time.monotonic() - self.last >= KEEPALIVE:
+            self.line({"type": "keepalive"})
+
+    def line(self, value):
+        if not self.open:
+            return
+        data = json.dumps(value).encode() + b"\n"
+        self.last = time.monotonic()
+        try:
+            self.handler.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        except OSError:
+            self.open = False
 
 
-def unquoted(text):
-    """A string's own representation is shown without its quotes."""
-    if len(text) >= 2 and text[0] in "'\"" and text[0] == text[-1]:
-        return text[1:-1]
-    return text
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address):
+        import sys
+
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
 
-async def main():
-    app = tornado.web.Application([
-        (r"/health", Health),
-        (r"/execute", Execute),
-        (r"/contexts", ContextList),
-        (r"/contexts/([^/]+)", OneContext),
-        (r"/contexts/([^/]+)/restart", Restart),
-    ])
-    server = tornado.httpserver.HTTPServer(app, max_body_size=MAX_BODY)
-    server.listen(PORT, address="127.0.0.1")
-    stop = asyncio.Event()
-    for s in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(s, stop.set)
+def serve(channel):
+    processes = kernel.Processes(channel)
+    server = Server(("127.0.0.1", PORT), Handler)
+    Handler.contexts = Contexts(processes)
     # The first execution finds its kernel ready.
-    first = asyncio.ensure_future(CONTEXTS.default(PYTHON))
-    await stop.wait()
-    server.stop()
-    first.cancel()
-    for c in list(CONTEXTS.by_id.values()):
-        await c.stop()
-
-
-if __name__ == "__main__":
-    import tornado.httpserver
-
-    asyncio.run(main())
+    threading.Thread(target=Handler.contexts.default("python").running, daemon=True).start()
+    server.serve_forever()

@@ -1,28 +1,11 @@
-# Run once in every Python kernel, before the first code of a user: what tables and charts are shown as, and variables of the
-# environment that count for one execution only.
-import json as _soulbox_json
-import os as _soulbox_os
+"""What tables and charts are shown as: the data of a table, and what a figure shows, beside their pictures.
 
-_soulbox_env_saved = []
+pandas and matplotlib are not imported for it: what belongs to them is done when a user imports them.
+"""
 
 
-def _soulbox_env_push(text):
-    env = _soulbox_json.loads(text)
-    _soulbox_env_saved.append({k: _soulbox_os.environ.get(k) for k in env})
-    _soulbox_os.environ.update(env)
-
-
-def _soulbox_env_pop():
-    # A kernel that was restarted meanwhile has none.
-    for k, v in (_soulbox_env_saved.pop() if _soulbox_env_saved else {}).items():
-        if v is None:
-            _soulbox_os.environ.pop(k, None)
-        else:
-            _soulbox_os.environ[k] = v
-
-
-def _soulbox_formatters():
-    from IPython import get_ipython
+def install(shell):
+    """Adds the formats to a shell."""
     from IPython.core.formatters import BaseFormatter
     from traitlets import ObjectName, Unicode
 
@@ -36,8 +19,8 @@ def _soulbox_formatters():
         print_method = ObjectName("_repr_e2b_chart_")
         _return_type = dict
 
-    formatters = get_ipython().display_formatter.formatters
-    parent = get_ipython().display_formatter
+    parent = shell.display_formatter
+    formatters = parent.formatters
     data, chart = Data(parent=parent), Chart(parent=parent)
     formatters["e2b/data"], formatters["e2b/chart"] = data, chart
 
@@ -189,6 +172,3 @@ def _soulbox_formatters():
     sys.meta_path.insert(0, WhenImported())
     data.for_type_by_name("pandas.core.frame", "DataFrame", table)
 
-
-_soulbox_formatters()
-del _soulbox_formatters
