@@ -226,6 +226,19 @@ type TeamMetric struct {
 	SandboxStartRate    float64   `json:"sandboxStartRate"`
 }
 
+// MaxTeamMetric is the answer of GET /teams/{id}/metrics/max.
+type MaxTeamMetric struct {
+	Timestamp     time.Time `json:"timestamp"`
+	TimestampUnix int64     `json:"timestampUnix"`
+	Value         float64   `json:"value"`
+}
+
+// CancelledBuilds is the answer of POST /admin/teams/{id}/builds/cancel.
+type CancelledBuilds struct {
+	CancelledCount int `json:"cancelledCount"`
+	FailedCount    int `json:"failedCount"`
+}
+
 // NewAPIKey is the body of POST /api-keys.
 type NewAPIKey struct {
 	Name string `json:"name"`

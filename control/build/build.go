@@ -1,13 +1,17 @@
 // Package build makes templates from the instructions of E2B's contract: a sandbox of the base template, in which the steps run one
 // after the other, and whose files then become the new template.
 //
-// It owns the builds that run on this server, their logs and the files that clients upload for them. A build belongs to the server
-// that was asked for it and ends with it; what it has made is the template service's. It never runs anything outside of a sandbox.
+// It owns the builds that run on this server and the files that clients upload for them. What a build is and how it went is in the state,
+// with its log, for every server to tell; only the leader runs builds, and one that ends with its server is recorded as failed by the
+// next. What it has made is the template service's. It never runs anything outside of a sandbox.
 package build
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"regexp"
 	"slices"
@@ -27,13 +31,13 @@ import (
 
 // Limits of builds.
 const (
-	maxBuilds  = 1000             // that are remembered
 	maxRunning = 4                // at once; others wait
 	maxSteps   = 500              // of one build
 	maxTime    = time.Hour        // of one build
 	readyTime  = 10 * time.Minute // until a start command serves
 	readyGap   = 500 * time.Millisecond
 	forgetTime = 24 * time.Hour // after its end
+	sweepEvery = 2 * time.Second
 )
 
 // Sandboxes is what a build needs of the sandboxes; lifecycle.Service has it.
@@ -43,33 +47,48 @@ type Sandboxes interface {
 	NodeFor(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 }
 
-// Config of a Service. Sandboxes, Templates and Dir are required.
+// State is what a build needs of the state; state.Store has it.
+type State interface {
+	Build(id string) (state.Build, error)
+	Builds(tenant string) ([]state.Build, error) // of all tenants where tenant is empty
+	BuildLog(id string) ([]state.BuildLogEntry, error)
+	Apply(ctx context.Context, c state.Command) (state.Result, error)
+	Leads() bool
+}
+
+// Config of a Service. State, Sandboxes, Templates and Dir are required.
 type Config struct {
+	State     State
 	Sandboxes Sandboxes
 	Templates *template.Service
 	Dir       string // for uploads; made where it is missing
-	Logger    hclog.Logger
-	Now       func() time.Time
+	// Registries are the hosts, with their ports, of registries that images may be pulled from although their addresses are this
+	// network's own. Others have to be public: a tenant must not reach through this server what it cannot reach by itself.
+	Registries []string
+	Logger     hclog.Logger
+	Now        func() time.Time
 }
 
 // Service is safe for concurrent use. Close ends its builds.
 type Service struct {
 	cfg     Config
+	run     string // of this service, which its builds carry
 	uploads *uploads
+	images  *images
 
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	running chan struct{} // a place for each build that runs
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	places chan struct{} // one for each build that runs
 
-	mu     sync.Mutex
-	builds map[string]*build
+	mu   sync.Mutex
+	here map[string]*build // those that run here
 }
 
-// New returns a service. Uploads of a service before it are kept.
+// New returns a service. Uploads of a service before it are kept; builds that it left are ended.
 func New(cfg Config) (*Service, error) {
-	if cfg.Sandboxes == nil || cfg.Templates == nil || cfg.Dir == "" {
-		return nil, errors.New("build: sandboxes, templates and a folder are required")
+	if cfg.State == nil || cfg.Sandboxes == nil || cfg.Templates == nil || cfg.Dir == "" {
+		return nil, errors.New("build: state, sandboxes, templates and a folder are required")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = hclog.NewNullLogger()
@@ -81,8 +100,14 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{cfg: cfg, uploads: up, running: make(chan struct{}, maxRunning), builds: map[string]*build{}}
+	var run [8]byte
+	_, _ = rand.Read(run[:]) // never fails on Linux
+	s := &Service{
+		cfg: cfg, run: hex.EncodeToString(run[:]), uploads: up, images: newImages(cfg.Registries), places: make(chan struct{}, maxRunning),
+		here: map[string]*build{},
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.wg.Go(s.sweep)
 	return s, nil
 }
 
@@ -90,60 +115,74 @@ func New(cfg Config) (*Service, error) {
 func (s *Service) Close() {
 	s.cancel()
 	s.wg.Wait()
+	s.images.close()
 }
 
-// build is one build. The fields of the first group never change.
-type build struct {
-	id, templateID string
-	caller         auth.Identity
-	name           string // without a tag
-	tags           []string
-	public         bool
-	cpuMillis      int64
-	memoryMB       int64
-	createdAt      time.Time
+// sweep ends the builds that a server has left, again and again: it may have been another one, which leads no more.
+func (s *Service) sweep() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		if s.cfg.State.Leads() {
+			s.endAbandoned()
+		}
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
 
-	mu      sync.Mutex
-	status  string
-	reason  *api.BuildReason
-	log     []api.BuildLogEntry
-	endedAt time.Time
+func (s *Service) endAbandoned() {
+	all, err := s.cfg.State.Builds("")
+	if err != nil {
+		s.cfg.Logger.Warn("builds not looked at", "error", err)
+		return
+	}
+	for _, b := range all {
+		if b.Status != state.BuildBuilding || b.Creator == s.run {
+			continue
+		}
+		const why = "the server that ran the build has ended, or leads no more: build it again"
+		now := s.cfg.Now().UTC()
+		_, err := s.cfg.State.Apply(s.ctx, &state.BuildEnd{
+			ID: b.ID, Status: state.BuildError, Reason: why, At: now, Unless: s.run,
+			Entries: []state.BuildLogEntry{{At: now, Level: "error", Message: why}},
+		})
+		if err == nil && b.Sandbox != "" {
+			if err = s.cfg.Sandboxes.Delete(s.ctx, b.Tenant, b.Sandbox); api.IsNotFound(err) {
+				err = nil
+			}
+		}
+		if err != nil && s.ctx.Err() == nil {
+			s.cfg.Logger.Warn("abandoned build not ended", "build", b.ID, "error", err)
+		}
+	}
 }
 
 var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,127}$`)
 
 // Request notes a build that shall be: POST /v3/templates. It waits for its instructions.
-func (s *Service) Request(caller auth.Identity, req api.BuildRequest) (api.RequestedBuild, error) {
-	b, err := s.check(caller, req)
+func (s *Service) Request(ctx context.Context, caller auth.Identity, req api.BuildRequest) (api.RequestedBuild, error) {
+	put, err := s.check(caller, req)
 	if err != nil {
 		return api.RequestedBuild{}, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.cfg.Now()
-	for id, old := range s.builds {
-		if old.forgotten(now) {
-			delete(s.builds, id)
-		}
+	res, err := s.cfg.State.Apply(ctx, put)
+	if errors.Is(err, state.ErrState) {
+		return api.RequestedBuild{}, api.Errorf(http.StatusTooManyRequests, api.CodeCapacity, "%s", err)
 	}
-	if len(s.builds) >= maxBuilds {
-		return api.RequestedBuild{}, api.Errorf(http.StatusTooManyRequests, api.CodeCapacity, "more than %d builds are remembered", maxBuilds)
+	if err != nil {
+		return api.RequestedBuild{}, fmt.Errorf("record the build: %w", err)
 	}
-	for _, other := range s.builds { // a second build of a name that is new is one of the same template
-		if other.caller.Tenant == caller.Tenant && other.name == b.name && b.templateID == "" {
-			b.templateID = other.templateID
-		}
-	}
-	if b.templateID == "" {
-		b.templateID = template.NewID()
-	}
-	s.builds[b.id] = b
+	b := res.Build
 	return api.RequestedBuild{
-		TemplateID: b.templateID, BuildID: b.id, Public: b.public, Names: []string{b.name}, Aliases: []string{b.name}, Tags: b.tags,
+		TemplateID: b.TemplateID, BuildID: b.ID, Public: b.Public, Names: []string{b.Name}, Aliases: []string{b.Name}, Tags: b.Tags,
 	}, nil
 }
 
-func (s *Service) check(caller auth.Identity, req api.BuildRequest) (*build, error) {
+func (s *Service) check(caller auth.Identity, req api.BuildRequest) (*state.BuildPut, error) {
 	name := req.Name
 	if name == "" {
 		name = req.Alias
@@ -152,19 +191,21 @@ func (s *Service) check(caller auth.Identity, req api.BuildRequest) (*build, err
 	if !nameForm.MatchString(base) {
 		return nil, invalid("name %.140q is not 1 to 128 of [a-z0-9_-], beginning with a letter or digit", base)
 	}
-	b := &build{
-		id: template.NewBuildID(), caller: caller, name: base, tags: slices.Clone(req.Tags), status: api.BuildWaiting, createdAt: s.cfg.Now().UTC(),
+	now := s.cfg.Now().UTC()
+	b := state.Build{
+		ID: template.NewBuildID(), TemplateID: template.NewID(), Tenant: caller.Tenant, Name: base, Tags: slices.Clone(req.Tags),
+		Status: state.BuildWaiting, CreatedAt: now, CreatedBy: caller.Name,
 	}
-	if tag != "" && !slices.Contains(b.tags, tag) {
-		b.tags = append(b.tags, tag)
+	if tag != "" && !slices.Contains(b.Tags, tag) {
+		b.Tags = append(b.Tags, tag)
 	}
-	if len(b.tags) == 0 {
-		b.tags = []string{"default"}
+	if len(b.Tags) == 0 {
+		b.Tags = []string{"default"}
 	}
-	if len(b.tags) > 100 {
-		return nil, invalid("tags has %d elements, at most 100 are allowed", len(b.tags))
+	if len(b.Tags) > 100 {
+		return nil, invalid("tags has %d elements, at most 100 are allowed", len(b.Tags))
 	}
-	for _, t := range b.tags {
+	for _, t := range b.Tags {
 		if err := template.CheckTag(t); err != nil {
 			return nil, err
 		}
@@ -173,68 +214,100 @@ func (s *Service) check(caller auth.Identity, req api.BuildRequest) (*build, err
 		if *n < 1 || *n > 4096 {
 			return nil, invalid("cpuCount is %d, 1 to 4096 are allowed", *n)
 		}
-		b.cpuMillis = *n * 1000
+		b.CPUMillis = *n * 1000
 	}
 	if n := req.MemoryMB; n != nil {
 		if *n < 128 || *n > 64<<20 {
 			return nil, invalid("memoryMB is %d, %d to %d are allowed", *n, 128, 64<<20)
 		}
-		b.memoryMB = *n
+		b.MemoryMB = *n
 	}
+	put := &state.BuildPut{Fresh: true, WaitingBefore: now.Add(-maxTime), EndedBefore: now.Add(-forgetTime)}
 	old, err := s.cfg.Templates.Find(caller.Tenant, base)
 	switch {
 	case err == nil:
-		b.templateID, b.public = template.ID(old), old.Public
+		b.TemplateID, b.Public, put.Fresh = template.ID(old), old.Public, false
 	case !api.IsNotFound(err):
 		return nil, err
 	}
-	return b, nil
+	put.Build = b
+	return put, nil
 }
 
 // find returns a build of a tenant's template.
-func (s *Service) find(tenant, templateID, id string) (*build, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.builds[id]
-	if b == nil || b.caller.Tenant != tenant || b.templateID != templateID && b.name != templateID {
-		return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %.80q has no build %.80q", templateID, id)
+func (s *Service) find(tenant, templateID, id string) (state.Build, error) {
+	b, err := s.cfg.State.Build(id)
+	if err != nil && !errors.Is(err, state.ErrNotFound) {
+		return state.Build{}, err
+	}
+	if err != nil || b.Tenant != tenant || b.TemplateID != templateID && b.Name != templateID {
+		return state.Build{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %.80q has no build %.80q", templateID, id)
 	}
 	return b, nil
 }
 
-// Builds reports whether a template is being built, or was, here: its files may be uploaded before it exists.
-func (s *Service) Builds(tenant, templateID string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, b := range s.builds {
-		if b.caller.Tenant == tenant && (b.templateID == templateID || b.name == templateID) {
-			return true
-		}
-	}
-	return false
+// Builds returns a template's builds, the newest first, by its id or name.
+func (s *Service) Builds(tenant, templateID string) ([]state.Build, error) {
+	all, err := s.cfg.State.Builds(tenant)
+	return slices.DeleteFunc(all, func(b state.Build) bool { return b.TemplateID != templateID && b.Name != templateID }), err
 }
 
 // Start begins a build with its instructions: POST /v2/templates/{tid}/builds/{bid}.
-func (s *Service) Start(tenant, templateID, id string, in api.BuildInstructions) error {
-	b, err := s.find(tenant, templateID, id)
+func (s *Service) Start(ctx context.Context, caller auth.Identity, templateID, id string, in api.BuildInstructions) error {
+	record, err := s.find(caller.Tenant, templateID, id)
 	if err == nil {
 		err = checkInstructions(in)
 	}
 	if err != nil {
 		return err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.status != api.BuildWaiting {
+	res, err := s.cfg.State.Apply(ctx, &state.BuildStart{ID: record.ID, Creator: s.run, At: s.cfg.Now().UTC()})
+	if errors.Is(err, state.ErrState) {
 		return api.Errorf(http.StatusConflict, api.CodeConflict, "build %s was started before", id)
 	}
-	if s.ctx.Err() != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "the service stops")
+	if err != nil {
+		return fmt.Errorf("start the build: %w", err)
 	}
-	b.status = api.BuildBuilding
-	s.wg.Go(func() { s.run(b, in) })
+	b := &build{Build: res.Build, caller: caller, s: s}
+	b.ctx, b.stop = context.WithCancelCause(s.ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.here[b.ID] = b
+	s.wg.Go(func() { s.do(b, in) })
 	return nil
 }
+
+// Cancel ends all builds of a tenant that have not ended, and returns how many it did and did not.
+func (s *Service) Cancel(ctx context.Context, tenant string) (cancelled, failed int, err error) {
+	all, err := s.cfg.State.Builds(tenant)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, b := range all {
+		if b.Status.Ended() {
+			continue
+		}
+		now := s.cfg.Now().UTC()
+		_, err := s.cfg.State.Apply(ctx, &state.BuildEnd{
+			ID: b.ID, Status: state.BuildError, Reason: errCancelled.Error(), At: now,
+			Entries: []state.BuildLogEntry{{At: now, Level: "error", Message: errCancelled.Error()}},
+		})
+		if err != nil {
+			s.cfg.Logger.Warn("build not cancelled", "build", b.ID, "error", err)
+			failed++
+			continue
+		}
+		cancelled++
+		s.mu.Lock()
+		if own := s.here[b.ID]; own != nil {
+			own.stop(errCancelled)
+		}
+		s.mu.Unlock()
+	}
+	return cancelled, failed, nil
+}
+
+var errCancelled = errors.New("the build was cancelled")
 
 // Status tells how a build goes, with the entries of its log from offset on.
 func (s *Service) Status(tenant, templateID, id string, offset, limit int, level string) (api.TemplateBuildInfo, error) {
@@ -242,33 +315,29 @@ func (s *Service) Status(tenant, templateID, id string, offset, limit int, level
 	if err != nil {
 		return api.TemplateBuildInfo{}, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	log, err := s.cfg.State.BuildLog(b.ID)
+	if err != nil {
+		return api.TemplateBuildInfo{}, err
+	}
 	out := api.TemplateBuildInfo{
-		TemplateID: b.templateID, BuildID: b.id, Status: b.status, Reason: b.reason, Logs: []string{}, LogEntries: []api.BuildLogEntry{},
+		TemplateID: b.TemplateID, BuildID: b.ID, Status: string(b.Status), Logs: []string{}, LogEntries: []api.BuildLogEntry{},
+	}
+	if b.Status == state.BuildError {
+		out.Reason = &api.BuildReason{Message: b.Reason, Step: b.Step, LogEntries: []api.BuildLogEntry{}}
 	}
 	seen := 0
-	for _, e := range b.log {
+	for _, e := range log {
 		if weight(e.Level) < weight(level) {
 			continue
 		}
 		if seen++; seen > offset && len(out.LogEntries) < limit {
-			out.LogEntries = append(out.LogEntries, e)
+			out.LogEntries = append(out.LogEntries, api.BuildLogEntry{Timestamp: e.At, Level: e.Level, Message: e.Message, Step: e.Step})
 		}
 	}
 	return out, nil
 }
 
 func weight(level string) int { return slices.Index([]string{"debug", "info", "warn", "error"}, level) }
-
-func (b *build) forgotten(now time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.status == api.BuildWaiting {
-		return now.Sub(b.createdAt) > maxTime
-	}
-	return !b.endedAt.IsZero() && now.Sub(b.endedAt) > forgetTime
-}
 
 func invalid(format string, args ...any) error {
 	return api.Errorf(http.StatusBadRequest, api.CodeInvalid, format, args...)

@@ -33,7 +33,12 @@ func ptr[T any](v T) *T { return &v }
 func newService(t *testing.T) *Service {
 	t.Helper()
 	core := coretest.New(t, nil)
-	s, err := New(Config{Sandboxes: core.Sandboxes, Templates: core.Templates, Dir: filepath.Join(t.TempDir(), "uploads")})
+	return open(t, core, filepath.Join(t.TempDir(), "uploads"))
+}
+
+func open(t *testing.T, core *coretest.Server, dir string) *Service {
+	t.Helper()
+	s, err := New(Config{State: core.State, Sandboxes: core.Sandboxes, Templates: core.Templates, Dir: dir})
 	must.NoError(t, err)
 	t.Cleanup(s.Close)
 	return s
@@ -41,16 +46,16 @@ func newService(t *testing.T) *Service {
 
 func TestRequest_namesTheTemplate(t *testing.T) {
 	s := newService(t)
-	first, err := s.Request(owner, api.BuildRequest{Name: "mine:v1", Tags: []string{"stable"}, CPUCount: ptr[int64](2), MemoryMB: ptr[int64](512)})
+	first, err := s.Request(t.Context(), owner, api.BuildRequest{Name: "mine:v1", Tags: []string{"stable"}, CPUCount: ptr[int64](2), MemoryMB: ptr[int64](512)})
 	must.NoError(t, err)
 	must.Eq(t, []string{"stable", "v1"}, first.Tags)
 	must.Eq(t, []string{"mine"}, first.Names)
 	must.Len(t, 36, []byte(first.BuildID))
-	again, err := s.Request(owner, api.BuildRequest{Name: "mine"})
+	again, err := s.Request(t.Context(), owner, api.BuildRequest{Name: "mine"})
 	must.NoError(t, err)
 	must.Eq(t, []string{"default"}, again.Tags)
 	must.Eq(t, first.TemplateID, again.TemplateID, must.Sprint("a second build of a new name is one of the same template"))
-	other, err := s.Request(auth.Identity{Tenant: "other"}, api.BuildRequest{Name: "mine"})
+	other, err := s.Request(t.Context(), auth.Identity{Tenant: "other"}, api.BuildRequest{Name: "mine"})
 	must.NoError(t, err)
 	must.NotEq(t, first.TemplateID, other.TemplateID)
 
@@ -59,15 +64,19 @@ func TestRequest_namesTheTemplate(t *testing.T) {
 	must.Eq(t, api.BuildWaiting, info.Status)
 	_, err = s.Status("other", first.TemplateID, first.BuildID, 0, 10, "")
 	must.True(t, api.IsNotFound(err), must.Sprint("another tenant's build is not found"))
-	must.True(t, api.IsNotFound(s.Start("other", first.TemplateID, first.BuildID, api.BuildInstructions{FromTemplate: "base"})))
-	must.True(t, s.Builds(state.DefaultTenant, first.TemplateID))
-	must.False(t, s.Builds("other", first.TemplateID))
+	must.True(t, api.IsNotFound(s.Start(t.Context(), auth.Identity{Tenant: "other"}, first.TemplateID, first.BuildID, api.BuildInstructions{FromTemplate: "base"})))
+	mine, err := s.Builds(state.DefaultTenant, first.TemplateID)
+	must.NoError(t, err)
+	must.Len(t, 2, mine)
+	theirs, err := s.Builds("other", first.TemplateID)
+	must.NoError(t, err)
+	must.SliceEmpty(t, theirs)
 
 	for _, bad := range []api.BuildRequest{
 		{}, {Name: "Upper"}, {Name: "a b"}, {Name: "../x"}, {Name: "a:B"}, {Name: "a", Tags: []string{""}}, {Name: "a", CPUCount: ptr[int64](0)},
 		{Name: "a", MemoryMB: ptr[int64](127)}, {Name: strings.Repeat("a", 129)}, {Name: "a:00000000-0000-4000-8000-000000000000"},
 	} {
-		_, err := s.Request(owner, bad)
+		_, err := s.Request(t.Context(), owner, bad)
 		must.Eq(t, 400, api.StatusOf(err), must.Sprintf("%+v", bad))
 	}
 }
@@ -81,7 +90,9 @@ func TestInstructions_areCheckedBeforeTheBuild(t *testing.T) {
 	for name, bad := range map[string]api.BuildInstructions{
 		"no base":          {},
 		"two bases":        {FromTemplate: "a", FromImage: "b"},
-		"a registry":       {FromImage: "a", FromImageRegistry: []byte(`{"type":"registry"}`)},
+		"no image's name":  {FromImage: "http://a b"},
+		"no registry":      {FromImage: "a", FromImageRegistry: []byte(`[]`)},
+		"aws":              {FromImage: "a", FromImageRegistry: []byte(`{"type":"aws"}`)},
 		"an unknown step":  {FromTemplate: "a", Steps: []api.BuildStep{{Type: "ADD", Args: []string{"x"}}}},
 		"RUN of nothing":   {FromTemplate: "a", Steps: []api.BuildStep{{Type: "RUN"}}},
 		"half an ENV":      {FromTemplate: "a", Steps: []api.BuildStep{{Type: "ENV", Args: []string{"A"}}}},
@@ -97,19 +108,17 @@ func TestInstructions_areCheckedBeforeTheBuild(t *testing.T) {
 		"e2bdev/base": "base", "e2bdev/base:latest": "base", "docker.io/e2bdev/base:1": "base", "e2bdev/code-interpreter:latest": "code-interpreter-v1",
 		"ubuntu:24.04": "", "localhost:5000/base": "", "library/base": "",
 	} {
-		got, err := baseOf(api.BuildInstructions{FromImage: image})
-		must.Eq(t, want, got)
-		must.Eq(t, want == "", err != nil, must.Sprint(image))
+		must.Eq(t, want, ownImage(image))
 	}
 }
 
 func TestBuild_thatFailsSaysWhere(t *testing.T) {
 	s := newService(t)
-	for _, in := range []api.BuildInstructions{{FromTemplate: "nosuch"}, {FromImage: "ubuntu"}} {
-		b, err := s.Request(owner, api.BuildRequest{Name: "mine"})
+	for _, in := range []api.BuildInstructions{{FromTemplate: "nosuch"}, {FromImage: "127.0.0.1:1/ubuntu"}} {
+		b, err := s.Request(t.Context(), owner, api.BuildRequest{Name: "mine"})
 		must.NoError(t, err)
-		must.NoError(t, s.Start(owner.Tenant, b.TemplateID, b.BuildID, in))
-		must.Eq(t, 409, api.StatusOf(s.Start(owner.Tenant, b.TemplateID, b.BuildID, in)), must.Sprint("a build is started once"))
+		must.NoError(t, s.Start(t.Context(), owner, b.TemplateID, b.BuildID, in))
+		must.Eq(t, 409, api.StatusOf(s.Start(t.Context(), owner, b.TemplateID, b.BuildID, in)), must.Sprint("a build is started once"))
 		var info api.TemplateBuildInfo
 		coretest.Until(t, "it has failed", func() bool {
 			info, err = s.Status(owner.Tenant, b.TemplateID, b.BuildID, 0, 10, "")
@@ -122,6 +131,97 @@ func TestBuild_thatFailsSaysWhere(t *testing.T) {
 		must.NoError(t, err)
 		must.SliceEmpty(t, rest.LogEntries)
 	}
+}
+
+// A build is every server's to tell of, and one that was left is ended by the next.
+func TestBuild_outlivesItsServer(t *testing.T) {
+	core := coretest.New(t, nil)
+	dir := filepath.Join(t.TempDir(), "uploads")
+	s := open(t, core, dir)
+	b, err := s.Request(t.Context(), owner, api.BuildRequest{Name: "mine"})
+	must.NoError(t, err)
+	waiting, err := s.Request(t.Context(), owner, api.BuildRequest{Name: "later"})
+	must.NoError(t, err)
+	s.Close()
+	// As a server leaves it that is killed.
+	_, err = core.State.Apply(t.Context(), &state.BuildStart{ID: b.BuildID, Creator: "killed", At: time.Now()})
+	must.NoError(t, err)
+	_, err = core.State.Apply(t.Context(), &state.BuildLog{ID: b.BuildID, Creator: "killed", Entries: []state.BuildLogEntry{
+		{At: time.Now(), Level: "info", Step: "1", Message: "RUN true"},
+	}})
+	must.NoError(t, err)
+	core.Stop()
+	core.Start(t)
+
+	s = open(t, core, dir)
+	var info api.TemplateBuildInfo
+	coretest.Until(t, "it is ended", func() bool {
+		info, err = s.Status(owner.Tenant, b.TemplateID, b.BuildID, 0, 10, "")
+		return err == nil && info.Status == api.BuildError
+	})
+	must.StrContains(t, info.Reason.Message, "the server that ran the build has ended")
+	must.Eq(t, "RUN true", info.LogEntries[0].Message)
+	must.Len(t, 2, info.LogEntries)
+	info, err = s.Status(owner.Tenant, waiting.TemplateID, waiting.BuildID, 0, 10, "")
+	must.NoError(t, err)
+	must.Eq(t, api.BuildWaiting, info.Status)
+
+	cancelled, failed, err := s.Cancel(t.Context(), owner.Tenant)
+	must.NoError(t, err)
+	must.Eq(t, 1, cancelled)
+	must.Eq(t, 0, failed)
+	must.Eq(t, 409, api.StatusOf(s.Start(t.Context(), owner, waiting.TemplateID, waiting.BuildID, api.BuildInstructions{FromTemplate: "base"})))
+}
+
+func TestKey_isOfAllThatCounts(t *testing.T) {
+	base := state.Template{Digest: "sha256:1"}
+	in := api.BuildInstructions{FromTemplate: "base", Steps: []api.BuildStep{{Type: "COPY", Args: []string{"a", "b"}, FilesHash: hash}}}
+	key := keyOf(base, in)
+	same := in
+	same.FromTemplate, same.Force = "other name", true
+	must.Eq(t, key, keyOf(base, same))
+	seen := map[string]bool{key: true}
+	for _, change := range []func(*state.Template, *api.BuildInstructions){
+		func(b *state.Template, _ *api.BuildInstructions) { b.Digest = "sha256:2" },
+		func(_ *state.Template, in *api.BuildInstructions) { in.StartCmd = "x" },
+		func(_ *state.Template, in *api.BuildInstructions) { in.FromImage = "x" },
+		func(_ *state.Template, in *api.BuildInstructions) {
+			in.Steps = []api.BuildStep{{Type: "COPY", Args: []string{"a", "b"}, FilesHash: strings.Repeat("1", 64)}}
+		},
+		func(_ *state.Template, in *api.BuildInstructions) {
+			in.Steps = append(in.Steps, api.BuildStep{Type: "RUN", Args: []string{"x"}})
+		},
+	} {
+		b, changed := base, in
+		change(&b, &changed)
+		must.MapNotContainsKey(t, seen, keyOf(b, changed))
+		seen[keyOf(b, changed)] = true
+	}
+}
+
+// What is printed is bounded, and said to be.
+func TestLog_isBounded(t *testing.T) {
+	b := &build{}
+	for range maxEntries + 10 {
+		b.say("info", "1", "x")
+	}
+	must.Len(t, maxEntries+1, b.pending)
+	must.StrContains(t, b.pending[maxEntries].Message, "the log is full")
+	b = &build{}
+	l := &lines{b: b, level: "info", step: "1"}
+	for range 400 {
+		_, err := l.Write(bytes.Repeat([]byte("y"), maxLine))
+		must.NoError(t, err)
+	}
+	l.end()
+	must.StrContains(t, b.pending[len(b.pending)-1].Message, "the log is full")
+	total := 0
+	for chunk := b.take(); len(chunk) > 0; chunk = b.take() {
+		for _, e := range chunk {
+			total += len(e.Message)
+		}
+	}
+	must.Between(t, maxLog-2*maxLine, total, maxLog+2*maxLine)
 }
 
 func TestUploads_areTheTenantsOwn(t *testing.T) {

@@ -7,8 +7,8 @@ import (
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
-// The images of the contract's clients that a template stands for. No image is pulled: one that is wanted is imported by its operator.
-var images = map[string]string{
+// The images of the contract's clients that a template stands for. Others are pulled.
+var ownImages = map[string]string{
 	"e2bdev/base": "base", "e2bdev/code-interpreter": "code-interpreter-v1",
 }
 
@@ -17,12 +17,15 @@ func checkInstructions(in api.BuildInstructions) error {
 	switch {
 	case (in.FromImage == "") == (in.FromTemplate == ""):
 		return invalid("one of fromImage and fromTemplate is wanted")
-	case len(in.FromImageRegistry) > 0 && string(in.FromImageRegistry) != "null":
-		return invalid("fromImageRegistry: this version pulls no images: import one with `soulbox template import` and use fromTemplate")
 	case len(in.Steps) > maxSteps:
 		return invalid("steps has %d elements, at most %d are allowed", len(in.Steps), maxSteps)
 	case len(in.StartCmd) > state.MaxTemplateCommand || len(in.ReadyCmd) > state.MaxTemplateCommand:
 		return invalid("startCmd and readyCmd have at most %d bytes", state.MaxTemplateCommand)
+	}
+	if in.FromImage != "" {
+		if _, err := parseImage(in); err != nil {
+			return err
+		}
 	}
 	for i, st := range in.Steps {
 		n, err := len(st.Args), error(nil)
@@ -63,17 +66,11 @@ func checkInstructions(in api.BuildInstructions) error {
 	return nil
 }
 
-// baseOf returns the template that a build begins with.
-func baseOf(in api.BuildInstructions) (string, error) {
-	if in.FromTemplate != "" {
-		return in.FromTemplate, nil
-	}
-	name := strings.TrimPrefix(strings.TrimPrefix(in.FromImage, "docker.io/"), "library/")
+// ownImage returns the template that stands for an image, or "".
+func ownImage(image string) string {
+	name := strings.TrimPrefix(strings.TrimPrefix(image, "docker.io/"), "library/")
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		name = name[:i]
 	}
-	if t, ok := images[name]; ok {
-		return t, nil
-	}
-	return "", invalid("image %.200q is not here, and this version pulls none: import it with `soulbox template import NAME`, and use fromTemplate(NAME)", in.FromImage)
+	return ownImages[name]
 }

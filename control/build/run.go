@@ -38,7 +38,6 @@ const (
 // site is a build in its sandbox.
 type site struct {
 	*build
-	s    *Service
 	node *nodeapi.Client
 	box  api.SandboxID
 
@@ -48,47 +47,74 @@ type site struct {
 	keys []string          // of env, in order
 }
 
-// run does a build from its first step to its template.
-func (s *Service) run(b *build, in api.BuildInstructions) {
-	ctx, cancel := context.WithTimeoutCause(s.ctx, maxTime, fmt.Errorf("the build took longer than %s", maxTime))
+// do does a build from its first step to its template, and records what came of it.
+func (s *Service) do(b *build, in api.BuildInstructions) {
+	ctx, cancel := context.WithTimeoutCause(b.ctx, maxTime, fmt.Errorf("the build took longer than %s", maxTime))
 	defer cancel()
+	done := make(chan struct{})
+	s.wg.Go(func() { b.record(done) })
+	var step string
+	var err error
 	select {
-	case s.running <- struct{}{}:
-		defer func() { <-s.running }()
+	case s.places <- struct{}{}:
+		step, err = s.make(ctx, b, in)
+		<-s.places
 	case <-ctx.Done():
 	}
-	step, err := s.make(ctx, b, in)
-	if err != nil && ctx.Err() != nil {
+	close(done)
+	if ctx.Err() != nil && (err != nil || step == "") {
 		if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
 			err = errors.New("the service stopped")
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.endedAt = s.cfg.Now()
-	if err == nil {
-		b.status = api.BuildReady
-		return
+	end := &state.BuildEnd{ID: b.ID, Status: state.BuildReady, At: s.cfg.Now().UTC()}
+	if err != nil {
+		end.Status, end.Reason, end.Step = state.BuildError, err.Error(), step
+		s.cfg.Logger.Info("build failed", "build", b.ID, "template", b.Name, "step", step, "error", err)
 	}
-	b.status, b.reason = api.BuildError, &api.BuildReason{Message: err.Error(), Step: step, LogEntries: []api.BuildLogEntry{}}
-	b.log = append(b.log, api.BuildLogEntry{Timestamp: b.endedAt.UTC(), Level: "error", Message: err.Error(), Step: step})
-	s.cfg.Logger.Info("build failed", "build", b.id, "template", b.name, "step", step, "error", err)
+	final, cancelFinal := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancelFinal()
+	flushed := b.flush(final, "") // all but what the end itself can take
+	if err != nil {
+		end.Entries = []state.BuildLogEntry{entry("error", step, cut(err.Error()))}
+	}
+	if flushed == nil || errors.Is(flushed, errEnded) {
+		_, flushed = s.cfg.State.Apply(final, end)
+	}
+	if flushed != nil {
+		s.cfg.Logger.Warn("end of a build not recorded", "build", b.ID, "error", flushed)
+	}
+	b.stop(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.here, b.ID)
+}
+
+func cut(s string) string {
+	if len(s) > maxLine {
+		s = s[:maxLine] + "…"
+	}
+	return s
 }
 
 // make returns the step that failed with its error.
 func (s *Service) make(ctx context.Context, b *build, in api.BuildInstructions) (string, error) {
-	name, err := baseOf(in)
+	base, clean, err := s.base(ctx, b, in)
 	if err != nil {
 		return stepBase, err
 	}
-	base, err := s.cfg.Templates.Resolve(ctx, b.caller.Tenant, name)
-	if err != nil {
-		return stepBase, err
-	}
+	defer clean()
 	b.say("info", stepBase, "FROM "+base.Name+" ("+base.Digest+")")
+	key := keyOf(base, in)
+	if before, err := s.before(b, key, in); err != nil || before.Digest != "" {
+		if err == nil {
+			err = s.again(ctx, b, before)
+		}
+		return stepFinalize, err
+	}
 	sb, _, err := s.cfg.Sandboxes.Create(ctx, lifecycle.CreateParams{
-		Caller: b.caller, Template: base.Digest, Timeout: maxTime, CPUMillis: b.cpuMillis, MemoryMB: b.memoryMB,
-		Metadata: map[string]string{"soulbox.build": b.id}, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},
+		Caller: b.caller, Template: base.Digest, Timeout: maxTime, CPUMillis: b.CPUMillis, MemoryMB: b.MemoryMB,
+		Metadata: map[string]string{"soulbox.build": b.ID}, Lifecycle: state.Lifecycle{OnTimeout: state.OnTimeoutKill},
 	})
 	if err != nil {
 		return stepBase, fmt.Errorf("sandbox of the build: %w", err)
@@ -96,18 +122,26 @@ func (s *Service) make(ctx context.Context, b *build, in api.BuildInstructions) 
 	defer func() {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		if err := s.cfg.Sandboxes.Delete(clean, b.caller.Tenant, sb.ID); err != nil && !api.IsNotFound(err) {
-			s.cfg.Logger.Warn("sandbox of a build not ended", "build", b.id, "sandbox", sb.ID, "error", err)
+		if err := s.cfg.Sandboxes.Delete(clean, b.Tenant, sb.ID); err != nil && !api.IsNotFound(err) {
+			s.cfg.Logger.Warn("sandbox of a build not ended", "build", b.ID, "sandbox", sb.ID, "error", err)
 		}
 	}()
-	node, err := s.cfg.Sandboxes.NodeFor(ctx, b.caller.Tenant, sb.ID)
+	if err := b.flush(ctx, string(sb.ID)); err != nil {
+		return stepBase, err
+	}
+	node, err := s.cfg.Sandboxes.NodeFor(ctx, b.Tenant, sb.ID)
 	if err != nil {
 		return stepBase, err
 	}
-	at := &site{build: b, s: s, node: node, box: sb.ID, user: base.User, cwd: base.Cwd, env: map[string]string{}}
+	at := &site{build: b, node: node, box: sb.ID, user: base.User, cwd: base.Cwd, env: map[string]string{}}
 	for _, kv := range base.Env {
 		k, v, _ := strings.Cut(kv, "=")
 		at.set(k, v)
+	}
+	if in.FromImage != "" {
+		if err := at.provision(ctx); err != nil {
+			return stepBase, err
+		}
 	}
 	for i, st := range in.Steps {
 		step := strconv.Itoa(i + 1)
@@ -116,7 +150,7 @@ func (s *Service) make(ctx context.Context, b *build, in api.BuildInstructions) 
 			return step, err
 		}
 	}
-	return stepFinalize, at.finish(ctx, base, in)
+	return stepFinalize, at.finish(ctx, base, in, key)
 }
 
 // shown are the arguments of a step without the empty ones.
@@ -182,7 +216,7 @@ func (a *site) asRoot(ctx context.Context, step string, stdin io.Reader, script 
 }
 
 func (a *site) exec(ctx context.Context, step string, st guest.Start, stdin io.Reader) error {
-	out, errs := &lines{a: a, level: "info", step: step}, &lines{a: a, level: "warn", step: step}
+	out, errs := &lines{b: a.build, level: "info", step: step}, &lines{b: a.build, level: "warn", step: step}
 	exit, err := a.node.Run(ctx, a.box, nodeapi.ExecRequest{Start: st}, stdin, out, errs)
 	out.end()
 	errs.end()
@@ -252,7 +286,7 @@ func (a *site) copy(ctx context.Context, step string, st api.BuildStep) error {
 	if src == "" {
 		src = "."
 	}
-	f, err := os.Open(a.s.uploads.path(a.caller.Tenant, st.FilesHash))
+	f, err := os.Open(a.s.uploads.path(a.Tenant, st.FilesHash))
 	if err != nil {
 		return errors.New("the files of this step were not uploaded")
 	}
@@ -292,7 +326,7 @@ tar --create --file="$2" --one-file-system --numeric-owner --xattrs --xattrs-inc
 `
 
 // finish proves that the start command serves, and makes the template.
-func (a *site) finish(ctx context.Context, base state.Template, in api.BuildInstructions) error {
+func (a *site) finish(ctx context.Context, base state.Template, in api.BuildInstructions, key string) error {
 	start, ready := in.StartCmd, in.ReadyCmd
 	if start == "" {
 		start = base.StartCmd
@@ -314,33 +348,36 @@ func (a *site) finish(ctx context.Context, base state.Template, in api.BuildInst
 		return fmt.Errorf("read the files: %w", err)
 	}
 	defer tree.Close()
-	cpu, memory := a.cpuMillis, a.memoryMB
-	name := a.name
-	made, err := a.s.cfg.Templates.Build(ctx, a.caller.Tenant, a.nameFor(a.tags[0]), "build "+a.id, template.Built{
-		TemplateID: a.templateID, BuildID: a.id, CPUMillis: cpu, MemoryMB: memory, StartCmd: start, ReadyCmd: ready,
+	made, err := a.s.cfg.Templates.Build(ctx, a.Tenant, a.nameFor(a.Tags[0]), "build "+a.ID, template.Built{
+		TemplateID: a.TemplateID, BuildID: a.ID, BuildKey: key, CPUMillis: a.CPUMillis, MemoryMB: a.MemoryMB, StartCmd: start, ReadyCmd: ready,
 		ProcessDefaults: nodeapi.ProcessDefaults{User: a.user, Cwd: a.cwd, Env: a.environment()},
 	}, tree)
 	if err != nil {
 		return err
 	}
-	rest := slices.Clone(a.tags[1:])
-	if _, err := a.s.cfg.Templates.Find(a.caller.Tenant, name); api.IsNotFound(err) {
+	return a.tag(ctx, made)
+}
+
+// tag gives a template that was made the rest of its tags.
+func (b *build) tag(ctx context.Context, made state.Template) error {
+	rest := slices.Clone(b.Tags[1:])
+	if _, err := b.s.cfg.Templates.Find(b.Tenant, b.Name); api.IsNotFound(err) {
 		rest = append(rest, "default") // a template has one
 	}
 	if len(rest) > 0 {
-		if _, err := a.s.cfg.Templates.Tag(ctx, a.caller.Tenant, made.Name, rest); err != nil {
+		if _, err := b.s.cfg.Templates.Tag(ctx, b.Tenant, made.Name, rest); err != nil {
 			return err
 		}
 	}
-	a.say("info", stepFinalize, "template "+made.Name+" is "+made.Digest)
+	b.say("info", stepFinalize, "template "+made.Name+" is "+made.Digest)
 	return nil
 }
 
-func (a *site) nameFor(tag string) string {
+func (b *build) nameFor(tag string) string {
 	if tag == "default" {
-		return a.name
+		return b.Name
 	}
-	return a.name + ":" + tag
+	return b.Name + ":" + tag
 }
 
 // serve runs the start command until the ready command succeeds.

@@ -1,23 +1,27 @@
 package server
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 // Builds is what the server needs of the builder of templates; build.Service is one. Errors are as those of Lifecycle.
 type Builds interface {
-	Request(caller auth.Identity, req api.BuildRequest) (api.RequestedBuild, error)
-	// Builds reports whether a template is being built, or was a while ago.
-	Builds(tenant, templateID string) bool
+	Request(ctx context.Context, caller auth.Identity, req api.BuildRequest) (api.RequestedBuild, error)
+	// Builds returns a template's builds that are remembered, the newest first: a template has them before it exists.
+	Builds(tenant, templateID string) ([]state.Build, error)
 	// Files says whether a COPY step's files are there, and gives a ticket to upload them with.
 	Files(tenant, hash string) (present bool, ticket string, err error)
 	Upload(ticket string, r io.Reader) error
-	Start(tenant, templateID, buildID string, in api.BuildInstructions) error
+	Start(ctx context.Context, caller auth.Identity, templateID, buildID string, in api.BuildInstructions) error
+	// Cancel ends all builds of a tenant that have not ended.
+	Cancel(ctx context.Context, tenant string) (cancelled, failed int, err error)
 	// Status tells of a build, with at most limit entries of its log, of level and more, from offset on.
 	Status(tenant, templateID, buildID string, offset, limit int, level string) (api.TemplateBuildInfo, error)
 }
@@ -41,7 +45,7 @@ func (s *Server) e2bRequestBuild(w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(s.needBuilds(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
 		return err
 	}
-	out, err := s.cfg.Builds.Request(caller(r), req)
+	out, err := s.cfg.Builds.Request(r.Context(), caller(r), req)
 	if err != nil {
 		return err
 	}
@@ -54,7 +58,11 @@ func (s *Server) e2bBuildFiles(w http.ResponseWriter, r *http.Request) error {
 	if err := s.needBuilds(); err != nil {
 		return err
 	}
-	if !s.cfg.Builds.Builds(tenant(r), r.PathValue("tid")) {
+	known, err := s.cfg.Builds.Builds(tenant(r), r.PathValue("tid"))
+	if err != nil {
+		return err
+	}
+	if len(known) == 0 {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "template %.80q is not being built", r.PathValue("tid"))
 	}
 	present, ticket, err := s.cfg.Builds.Files(tenant(r), r.PathValue("hash"))
@@ -99,14 +107,27 @@ func (s *Server) e2bStartBuild(w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(s.needBuilds(), s.decodeBody(w, r, maxJSONBytes, false, &in)); err != nil {
 		return err
 	}
-	if err := s.cfg.Builds.Start(tenant(r), r.PathValue("tid"), r.PathValue("bid"), in); err != nil {
+	if err := s.cfg.Builds.Start(r.Context(), caller(r), r.PathValue("tid"), r.PathValue("bid"), in); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
 
-// build tells of a build: of one that was asked for here, else of the one that every template is that exists.
+// e2bCancelBuilds is POST /admin/teams/{team}/builds/cancel.
+func (s *Server) e2bCancelBuilds(w http.ResponseWriter, r *http.Request) error {
+	if err := firstOf(ownTeam(r), s.needBuilds()); err != nil {
+		return err
+	}
+	cancelled, failed, err := s.cfg.Builds.Cancel(r.Context(), tenant(r))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, api.CancelledBuilds{CancelledCount: cancelled, FailedCount: failed})
+	return nil
+}
+
+// build tells of a build: of one that was asked for, else of the one that every template is that exists.
 func (s *Server) build(r *http.Request, offset, limit int, level string) (api.TemplateBuildInfo, error) {
 	tid, bid := r.PathValue("tid"), r.PathValue("bid")
 	if s.cfg.Builds != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 // fakeBuilds knows one build, of template "t" with the id "b".
@@ -20,12 +22,19 @@ type fakeBuilds struct {
 	asked   []any
 }
 
-func (f *fakeBuilds) Request(_ auth.Identity, req api.BuildRequest) (api.RequestedBuild, error) {
+func (f *fakeBuilds) Request(_ context.Context, _ auth.Identity, req api.BuildRequest) (api.RequestedBuild, error) {
 	f.request = req
 	return api.RequestedBuild{TemplateID: "t", BuildID: "b", Names: []string{"mine"}, Aliases: []string{"mine"}, Tags: []string{"default"}}, nil
 }
 
-func (f *fakeBuilds) Builds(_, id string) bool { return id == "t" }
+func (f *fakeBuilds) Builds(_, id string) ([]state.Build, error) {
+	if id != "t" {
+		return nil, nil
+	}
+	return []state.Build{{ID: "b", TemplateID: "t", Name: "t", Status: state.BuildBuilding}}, nil
+}
+
+func (f *fakeBuilds) Cancel(context.Context, string) (int, int, error) { return 2, 1, nil }
 
 func (f *fakeBuilds) Files(_, hash string) (bool, string, error) {
 	return hash == "known", "ticket", nil
@@ -40,7 +49,7 @@ func (f *fakeBuilds) Upload(ticket string, r io.Reader) error {
 	return err
 }
 
-func (f *fakeBuilds) Start(_, _, _ string, in api.BuildInstructions) error {
+func (f *fakeBuilds) Start(_ context.Context, _ auth.Identity, _, _ string, in api.BuildInstructions) error {
 	f.started = in
 	return nil
 }

@@ -49,25 +49,6 @@ func ownTeam(r *http.Request) error {
 	return nil
 }
 
-// e2bTeamMetrics is GET /teams/{team}/metrics: how many sandboxes the tenant has, now. There is no history of that yet.
-func (s *Server) e2bTeamMetrics(w http.ResponseWriter, r *http.Request) error {
-	if err := ownTeam(r); err != nil {
-		return err
-	}
-	now, n, err := s.running(r)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, []api.TeamMetric{{Timestamp: now, TimestampUnix: now.Unix(), ConcurrentSandboxes: n}})
-	return nil
-}
-
-func (s *Server) running(r *http.Request) (time.Time, int, error) {
-	l, err := s.cfg.Lifecycle.List(r.Context(), state.Filter{Tenant: tenant(r), States: []state.SandboxState{state.Running}},
-		state.Descending, state.Page{Limit: 1})
-	return time.Now().UTC(), l.TotalRunning, err
-}
-
 func (s *Server) needKeys() error {
 	if s.cfg.Keys == nil {
 		return api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service does not manage keys")

@@ -148,15 +148,52 @@ func (s *Server) e2bTemplate(w http.ResponseWriter, r *http.Request) error {
 	}
 	v := e2bTemplateView(t, spawned[t.Digest])
 	finished := v.UpdatedAt
+	builds := []api.TemplateBuild{{
+		BuildID: v.BuildID, Status: buildReady, CreatedAt: v.UpdatedAt, UpdatedAt: v.UpdatedAt, FinishedAt: &finished,
+		CPUCount: v.CPUCount, MemoryMB: v.MemoryMB, DiskSizeMB: v.DiskSizeMB, EnvdVersion: envdVersion,
+	}}
+	if s.cfg.Builds != nil && t.Tenant == tenant(r) {
+		remembered, err := s.cfg.Builds.Builds(t.Tenant, v.TemplateID)
+		if err != nil {
+			return err
+		}
+		builds = append(buildViews(remembered, v, builds[0]), builds...)
+	}
 	writeJSON(w, http.StatusOK, api.TemplateWithBuilds{
 		TemplateID: v.TemplateID, Public: v.Public, Aliases: v.Aliases, Names: v.Names, CreatedAt: v.CreatedAt, UpdatedAt: v.UpdatedAt,
 		LastSpawnedAt: v.LastSpawnedAt, SpawnCount: v.SpawnCount,
-		Builds: []api.TemplateBuild{{
-			BuildID: v.BuildID, Status: buildReady, CreatedAt: v.UpdatedAt, UpdatedAt: v.UpdatedAt, FinishedAt: &finished,
-			CPUCount: v.CPUCount, MemoryMB: v.MemoryMB, DiskSizeMB: v.DiskSizeMB, EnvdVersion: envdVersion,
-		}},
+		Builds: builds,
 	})
 	return nil
+}
+
+// buildViews shows the builds of a template but the current one.
+func buildViews(all []state.Build, t api.E2BTemplate, current api.TemplateBuild) []api.TemplateBuild {
+	var out []api.TemplateBuild
+	for _, b := range all {
+		if b.ID == current.BuildID {
+			continue
+		}
+		v := api.TemplateBuild{
+			BuildID: b.ID, Status: string(b.Status), CreatedAt: b.CreatedAt.UTC(), UpdatedAt: b.CreatedAt.UTC(),
+			CPUCount: t.CPUCount, MemoryMB: t.MemoryMB, EnvdVersion: envdVersion,
+		}
+		if b.CPUMillis > 0 {
+			v.CPUCount = int((b.CPUMillis + 999) / 1000)
+		}
+		if b.MemoryMB > 0 {
+			v.MemoryMB = b.MemoryMB
+		}
+		if !b.StartedAt.IsZero() {
+			v.UpdatedAt = b.StartedAt.UTC()
+		}
+		if b.Status.Ended() {
+			at := b.EndedAt.UTC()
+			v.UpdatedAt, v.FinishedAt = at, &at
+		}
+		out = append(out, v)
+	}
+	return out
 }
 
 // e2bDeleteTemplate is DELETE /templates/{tid}: of a template, or of a snapshot, which the contract takes for one.

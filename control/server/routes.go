@@ -73,6 +73,8 @@ func (s *Server) routes() []route {
 
 		{pattern: "GET /teams", handle: s.e2bTeams, needs: can(rbac.Tenant, rbac.Read)},
 		{pattern: "GET /teams/{team}/metrics", handle: s.e2bTeamMetrics, needs: can(rbac.Tenant, rbac.Read)},
+		{pattern: "GET /teams/{team}/metrics/max", handle: s.e2bTeamMetricsMax, needs: can(rbac.Tenant, rbac.Read)},
+		{pattern: "POST /admin/teams/{team}/builds/cancel", handle: s.e2bCancelBuilds, needs: can(rbac.Template, rbac.Delete)},
 		{pattern: "GET /nodes", handle: s.e2bNodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /nodes/{node}", handle: s.e2bNode, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "POST /nodes/{node}", handle: later("changing a node's status is"), needs: can(rbac.Node, rbac.Update)},

@@ -32,6 +32,10 @@ const (
 	typeSnapshotPut     commandType = 96
 	typeSnapshotEnd     commandType = 97
 	typeSnapshotDelete  commandType = 98
+	typeBuildPut        commandType = 104
+	typeBuildStart      commandType = 105
+	typeBuildLog        commandType = 106
+	typeBuildEnd        commandType = 107
 	typeTenantPut       commandType = 48
 	typeTenantDelete    commandType = 49
 	typeRolePut         commandType = 64
@@ -70,6 +74,10 @@ var commands = map[commandType]func() Command{
 	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
 	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
 	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },
+	typeBuildPut:        func() Command { return new(BuildPut) },
+	typeBuildStart:      func() Command { return new(BuildStart) },
+	typeBuildLog:        func() Command { return new(BuildLog) },
+	typeBuildEnd:        func() Command { return new(BuildEnd) },
 	typeKeyChange:       func() Command { return new(KeyChange) },
 	typeKeysUsed:        func() Command { return new(KeysUsed) },
 	typeTenantPut:       func() Command { return new(TenantPut) },
@@ -103,6 +111,7 @@ type Result struct {
 	Template Template
 	Quota    Quota
 	Snapshot Snapshot
+	Build    Build
 	Tenant   Tenant
 	Role     Role
 	Binding  Binding

@@ -20,6 +20,8 @@ const (
 	MaxEnvBytes        = 128 << 10 // of all names and values together
 	MaxNetworkBytes    = 64 << 10
 	MaxBatch           = 1000 // records that one command ends or purges
+	MaxBuilds          = 1000 // that are remembered
+	MaxTenantBuilds    = 100  // of one tenant that have ended and are remembered
 )
 
 // LimitError tells which field breaks which limit.

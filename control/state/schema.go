@@ -16,6 +16,8 @@ const (
 	tableKey      = "key"
 	tableTemplate = "template"
 	tableSnapshot = "snapshot"
+	tableBuild    = "build"
+	tableBuildLog = "build_log"
 	tableQuota    = "quota"
 	tableUsage    = "usage" // follows from others: in no snapshot
 	tableTenant   = "tenant"
@@ -72,6 +74,12 @@ func schema() *memdb.DBSchema {
 		}},
 		tableSnapshot: {Name: tableSnapshot, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableBuild: {Name: tableBuild, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+		}},
+		tableBuildLog: {Name: tableBuildLog, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Key"}},
 		}},
 		tableTenant: {Name: tableTenant, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},

@@ -28,6 +28,8 @@ const (
 	recordKey      recordType = 3
 	recordTemplate recordType = 4
 	recordSnapshot recordType = 20
+	recordBuild    recordType = 21
+	recordBuildLog recordType = 22
 	recordTenant   recordType = 10
 	recordRole     recordType = 11
 	recordBinding  recordType = 12
@@ -48,6 +50,8 @@ var snapshotTables = []struct {
 	{recordKey, tableKey, func() any { return new(Key) }},
 	{recordTemplate, tableTemplate, func() any { return new(Template) }},
 	{recordSnapshot, tableSnapshot, func() any { return new(Snapshot) }},
+	{recordBuild, tableBuild, func() any { return new(Build) }},
+	{recordBuildLog, tableBuildLog, func() any { return new(buildChunk) }},
 	{recordTenant, tableTenant, func() any { return new(Tenant) }},
 	{recordRole, tableRole, func() any { return new(Role) }},
 	{recordBinding, tableBinding, func() any { return new(Binding) }},

@@ -203,6 +203,7 @@ type Template struct {
 	Env         []string  `codec:"env"`
 	TemplateID  string    `codec:"template_id"` // the same as long as its name exists; empty in records of before: made of the name
 	BuildID     string    `codec:"build_id"`    // a UUID; empty: made of the digest
+	BuildKey    string    `codec:"build_key"`   // of what it was built from and by; equal ones have equal content. Empty: not built
 	Public      bool      `codec:"public"`      // others may use it, with its tenant before its name
 	CPUMillis   int64     `codec:"cpu_millis"`  // of its sandboxes, where nobody says otherwise; 0: the service's default
 	MemoryMB    int64     `codec:"memory_mb"`   // the same, in MiB

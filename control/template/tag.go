@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -186,6 +187,7 @@ func (s *Service) published(owner, name string) (state.Template, error) {
 type Built struct {
 	TemplateID string // of a template that is new
 	BuildID    string
+	BuildKey   string
 	nodeapi.ProcessDefaults
 	CPUMillis int64
 	MemoryMB  int64
@@ -207,5 +209,55 @@ func (s *Service) Build(ctx context.Context, tenant, name, source string, b Buil
 	t.Name, t.Source, t.UpdatedAt, t.TemplateID, t.BuildID = name, source, s.cfg.Now().UTC(), b.TemplateID, b.BuildID
 	t.User, t.Cwd, t.Env = b.User, b.Cwd, b.Env
 	t.CPUMillis, t.MemoryMB, t.StartCmd, t.ReadyCmd = b.CPUMillis, b.MemoryMB, b.StartCmd, b.ReadyCmd
+	t.BuildKey = b.BuildKey
 	return s.record(ctx, t)
+}
+
+// BuiltBefore returns a template of the tenant that was built from the same and by the same, and is there; the zero value where there is
+// none.
+func (s *Service) BuiltBefore(tenant, key string) (state.Template, error) {
+	all, err := s.cfg.State.Templates(tenant)
+	if err != nil {
+		return state.Template{}, fmt.Errorf("list templates: %w", err)
+	}
+	for _, t := range all {
+		if t.BuildKey != key || key == "" {
+			continue
+		}
+		if _, _, err := s.resolve(tenant, t.Digest); err == nil {
+			return t, nil
+		}
+	}
+	return state.Template{}, nil
+}
+
+// BuildAgain is Build with the content of a template that there is.
+func (s *Service) BuildAgain(ctx context.Context, t state.Template, name string, b Built) (state.Template, error) {
+	t.Name, t.UpdatedAt, t.TemplateID, t.BuildID = name, s.cfg.Now().UTC(), b.TemplateID, b.BuildID
+	t.CreatedAt, t.Public, t.SpawnCount, t.SpawnedAt = t.UpdatedAt, false, 0, time.Time{}
+	t.CPUMillis, t.MemoryMB = b.CPUMillis, b.MemoryMB
+	if err := s.name(ctx, t); err != nil {
+		return state.Template{}, err
+	}
+	return s.record(ctx, t)
+}
+
+// Temporary stores the archive r on a node without a record, under a name that nothing else has, for a sandbox that is made of it next.
+// clean takes the name away; what the sandbox needs of it stays as long as the sandbox.
+func (s *Service) Temporary(ctx context.Context, tenant, name string, r io.Reader) (_ state.Template, clean func(), _ error) {
+	node, err := s.importer()
+	if err != nil {
+		return state.Template{}, nil, err
+	}
+	made, err := node.ImportTemplate(ctx, name, r)
+	if err != nil {
+		return state.Template{}, nil, err
+	}
+	return fromNode(tenant, made), func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportTime*10)
+		defer cancel()
+		if err := node.RemoveTemplate(ctx, name); err != nil && !api.IsNotFound(err) {
+			s.cfg.Logger.Warn("template of a build not removed", "template", name, "error", err)
+		}
+	}, nil
 }

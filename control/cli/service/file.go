@@ -41,6 +41,10 @@ type File struct {
 	// DefaultQuota is what tenants may use that have no limits of their own: { sandboxes = 100, cpu_millis = 64000 }.
 	DefaultQuota map[string]int64 `hcl:"default_quota,optional"`
 
+	// ImageRegistries are registries in the operator's own network that builds may pull images from, as host:port. Public ones need not
+	// be named.
+	ImageRegistries []string `hcl:"image_registries,optional"`
+
 	Audit  *AuditBlock  `hcl:"audit,block"`
 	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
 	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
@@ -200,6 +204,9 @@ func (f File) Check() error {
 		if v, err := time.ParseDuration(d.text); err != nil || v <= 0 {
 			bad(d.name, "%.40q is not a duration greater than zero, such as \"24h\"", d.text)
 		}
+	}
+	for _, r := range f.ImageRegistries {
+		hostPort("image_registries", r)
 	}
 	f.checkAudit(bad, abs)
 	for name, v := range f.DefaultQuota {

@@ -34,6 +34,9 @@ type Config struct {
 	Listen string      // host:port of the API
 	TLS    *tls.Config // of the API; nil: plain HTTP
 
+	// Registries are hosts with ports, in this network, that images of builds may be pulled from.
+	Registries []string
+
 	// Audit is how the audit log is kept. Empty fields mean the defaults: a folder in DataDir, and a signing key in a file beside it.
 	Audit audit.Config
 
@@ -91,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		return s, err
 	}
 	if s.builds, err = build.New(build.Config{
-		Sandboxes: s.Core.Sandboxes, Templates: s.Core.Templates, Dir: filepath.Join(cfg.DataDir, "uploads"), Logger: cfg.Logger.Named("build"),
+		State: s.Core.State, Sandboxes: s.Core.Sandboxes, Templates: s.Core.Templates, Registries: cfg.Registries, Dir: filepath.Join(cfg.DataDir, "uploads"), Logger: cfg.Logger.Named("build"),
 	}); err != nil {
 		return s, err
 	}

@@ -43,6 +43,7 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 			return cfg, fmt.Errorf("%s: %w", d.name, err)
 		}
 	}
+	cfg.Registries = f.ImageRegistries
 	if t := f.TLS; t != nil {
 		files := &certFiles{cert: t.CertFile, key: t.KeyFile}
 		if _, err := files.get(); err != nil {
