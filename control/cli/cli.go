@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"strings"
 
 	"github.com/hashicorp/cli"
 
@@ -53,6 +54,9 @@ func Run(env *Env, args []string) int {
 		HelpFunc:     help(env),
 		HelpWriter:   env.Stdout,
 		ErrorWriter:  env.Stderr,
+	}
+	if all := commands(env); len(args) > 0 && !strings.HasPrefix(args[0], "-") && all[args[0]] == nil {
+		fmt.Fprintf(env.Stderr, "Error: there is no command %q\n\n", printable(args[0]))
 	}
 	code, err := c.Run()
 	if err != nil {

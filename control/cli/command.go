@@ -48,6 +48,9 @@ func (c *command) Synopsis() string { return c.synopsis }
 // Run parses args and does what they ask for.
 func (c *command) Run(args []string) int {
 	if c.run == nil {
+		if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+			fmt.Fprintf(c.env.Stderr, "Error: there is no command %q below this one\n\n", printable(args[0]))
+		}
 		return cli.RunResultHelp
 	}
 	conn := &connection{env: c.env}

@@ -40,21 +40,13 @@ what was denied to it in the last ten minutes, with the rule that said so.
 		remote: true,
 		flags:  func(o *options) { o.Switch(&asJSON, "json", "Print it as JSON.") },
 		args:   sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
+			st, err := client.Network(ctx, id)
 			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			st, err := client.Network(ctx, ids[0])
-			if err != nil {
-				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("network of sandbox %s: %w", id, err)
 			}
 			return showNetwork(env, st, asJSON)
-		},
+		}),
 	}
 }
 
@@ -127,25 +119,17 @@ that the platform allows. Connections that it forbids end within a second.
 			o.Switch(&asJSON, "json", "Print the network as JSON.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
 			p := api.NetworkPolicy{Allow: allow, Deny: deny}
 			if closed {
 				p.Internet = new(bool)
 			}
-			st, err := client.SetNetwork(ctx, ids[0], p)
+			st, err := client.SetNetwork(ctx, id, p)
 			if err != nil {
-				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("network of sandbox %s: %w", id, err)
 			}
 			return showNetwork(env, st, asJSON)
-		},
+		}),
 	}
 }
 

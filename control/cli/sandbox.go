@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -47,6 +49,45 @@ func sandboxIDs(args []string, least, most int) ([]api.SandboxID, error) {
 		}
 	}
 	return ids, nil
+}
+
+// onSandbox is the run of a command that takes one sandbox.
+func onSandbox(do func(ctx context.Context, client *api.Client, id api.SandboxID) error) func(context.Context, *connection, []string) error {
+	return func(ctx context.Context, conn *connection, args []string) error {
+		ids, err := sandboxIDs(args, 1, 1)
+		if err != nil {
+			return err
+		}
+		client, err := conn.client()
+		if err != nil {
+			return err
+		}
+		return do(ctx, client, ids[0])
+	}
+}
+
+// onSandboxes is the run of a command that does the same to each sandbox that it is given; one that fails keeps no other from it. verb
+// and done name it, such as "pause" and "Paused".
+func onSandboxes(env *Env, verb, done string, do func(ctx context.Context, client *api.Client, id api.SandboxID) error) func(context.Context, *connection, []string) error {
+	return func(ctx context.Context, conn *connection, args []string) error {
+		ids, err := sandboxIDs(args, 1, 0)
+		if err != nil {
+			return err
+		}
+		client, err := conn.client()
+		if err != nil {
+			return err
+		}
+		var failed []error
+		for _, id := range ids {
+			if err := do(ctx, client, id); err != nil {
+				failed = append(failed, fmt.Errorf("%s sandbox %s: %w", verb, id, err))
+				continue
+			}
+			fmt.Fprintf(env.Stdout, "%s sandbox %s\n", done, id)
+		}
+		return errors.Join(failed...)
+	}
 }
 
 // states are the states of a sandbox, as -state takes them.

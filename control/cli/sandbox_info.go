@@ -23,18 +23,10 @@ ended, and what it uses.`,
 			o.Switch(&asJSON, "json", "Print the sandbox as JSON.")
 		},
 		args: sandboxNames(env, true),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
+			s, err := client.GetSandbox(ctx, id)
 			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			s, err := client.GetSandbox(ctx, ids[0])
-			if err != nil {
-				return fmt.Errorf("sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("sandbox %s: %w", id, err)
 			}
 			if asJSON {
 				return printJSON(env.Stdout, s)
@@ -44,7 +36,7 @@ ended, and what it uses.`,
 				rows = append(rows, usage(ctx, client, s.ID)...)
 			}
 			return printPairs(env.Stdout, rows)
-		},
+		}),
 	}
 }
 

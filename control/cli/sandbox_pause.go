@@ -30,25 +30,9 @@ a resume boots the sandbox anew from its files.
 			o.Switch(&filesOnly, "files-only", "Keep the files and end the processes.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 0)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			var failed []error
-			for _, id := range ids {
-				if err := client.PauseSandbox(ctx, id, filesOnly); err != nil {
-					failed = append(failed, fmt.Errorf("pause sandbox %s: %w", id, err))
-					continue
-				}
-				fmt.Fprintf(env.Stdout, "Paused sandbox %s\n", id)
-			}
-			return errors.Join(failed...)
-		},
+		run: onSandboxes(env, "pause", "Paused", func(ctx context.Context, client *api.Client, id api.SandboxID) error {
+			return client.PauseSandbox(ctx, id, filesOnly)
+		}),
 	}
 }
 
@@ -67,25 +51,10 @@ memory, files and terminals.`,
 			o.Switch(&filesOnly, "files-only", "Boot them anew from their files, and give up processes and memory.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 0)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			var failed []error
-			for _, id := range ids {
-				if _, err := client.ResumeSandbox(ctx, id, timeout, filesOnly); err != nil {
-					failed = append(failed, fmt.Errorf("resume sandbox %s: %w", id, err))
-					continue
-				}
-				fmt.Fprintf(env.Stdout, "Resumed sandbox %s\n", id)
-			}
-			return errors.Join(failed...)
-		},
+		run: onSandboxes(env, "resume", "Resumed", func(ctx context.Context, client *api.Client, id api.SandboxID) error {
+			_, err := client.ResumeSandbox(ctx, id, timeout, filesOnly)
+			return err
+		}),
 	}
 }
 
@@ -111,25 +80,17 @@ machine id and tokens of its own.
 			o.Switch(&asJSON, "json", "Print the copies as JSON.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
 			start := time.Now()
-			forks, err := client.ForkSandbox(ctx, ids[0], int(count), timeout)
+			forks, err := client.ForkSandbox(ctx, id, int(count), timeout)
 			if err != nil {
-				return fmt.Errorf("fork sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("fork sandbox %s: %w", id, err)
 			}
 			if asJSON {
 				return printJSON(env.Stdout, forks)
 			}
 			return printForks(env, forks, quiet, time.Since(start))
-		},
+		}),
 	}
 }
 

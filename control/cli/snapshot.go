@@ -48,19 +48,11 @@ snapshot can be used wherever a template can.`,
 			o.Switch(&asJSON, "json", "Print the snapshot as JSON.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
-			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
 			start := time.Now()
-			sn, err := client.CreateSnapshot(ctx, api.SnapshotRequest{SandboxID: ids[0], Name: name, Description: description, Labels: labels})
+			sn, err := client.CreateSnapshot(ctx, api.SnapshotRequest{SandboxID: id, Name: name, Description: description, Labels: labels})
 			if err != nil {
-				return fmt.Errorf("snapshot of sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("snapshot of sandbox %s: %w", id, err)
 			}
 			switch {
 			case asJSON:
@@ -69,10 +61,10 @@ snapshot can be used wherever a template can.`,
 				_, err = fmt.Fprintln(env.Stdout, sn.ID)
 			default:
 				_, err = fmt.Fprintf(env.Stdout, "Snapshot %s of sandbox %s: %s, %s stored, in %s\n",
-					sn.ID, ids[0], transfer.Bytes(sn.Bytes), transfer.Bytes(sn.StoredBytes), short(time.Since(start)))
+					sn.ID, id, transfer.Bytes(sn.Bytes), transfer.Bytes(sn.StoredBytes), short(time.Since(start)))
 			}
 			return err
-		},
+		}),
 	}
 }
 

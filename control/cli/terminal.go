@@ -39,18 +39,10 @@ Lists the terminals of a sandbox, and those that ended a moment ago.`,
 			o.Switch(&asJSON, "json", "Print the terminals as JSON.")
 		},
 		args: sandboxNames(env, false),
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			ids, err := sandboxIDs(args, 1, 1)
+		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
+			list, err := client.Terminals(ctx, id)
 			if err != nil {
-				return err
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			list, err := client.Terminals(ctx, ids[0])
-			if err != nil {
-				return fmt.Errorf("terminals of sandbox %s: %w", ids[0], err)
+				return fmt.Errorf("terminals of sandbox %s: %w", id, err)
 			}
 			if asJSON {
 				return printJSON(env.Stdout, list)
@@ -64,7 +56,7 @@ Lists the terminals of a sandbox, and those that ended a moment ago.`,
 				rows = append(rows, []string{string(t.ID), state, ago(t.StartedAt, time.Now()), t.User, strings.Join(t.Command, " ")})
 			}
 			return printTable(env.Stdout, rows)
-		},
+		}),
 	}
 }
 
