@@ -1,4 +1,4 @@
-// Package sdk runs the examples of examples/sdk-js: the official E2B clients, unmodified, against `soulbox dev`.
+// Package sdk runs the examples: the official E2B clients, unmodified, and the Go client, against `soulbox dev`.
 package sdk
 
 import (
@@ -64,6 +64,15 @@ func TestExamples_runWithTheOfficialClients(t *testing.T) {
 			must.StrHasSuffix(t, want, string(out))
 		})
 	}
+	t.Run("go", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), exampleTime)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "go", "run", "-tags=hashicorpmetrics", "./examples/go")
+		cmd.Dir, cmd.Env = "../..", env
+		out, err := cmd.CombinedOutput()
+		must.NoError(t, err, must.Sprintf("%s", out))
+		must.Eq(t, "5 characters\nHELLO\n", string(out))
+	})
 }
 
 // install puts the packages into the cache, once for each set of them, and returns the folder node_modules.
