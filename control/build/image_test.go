@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -28,7 +29,7 @@ import (
 // serveRegistry is a registry that asks for a password, with one image; wrap may change its answers.
 func serveRegistry(t *testing.T, wrap func(http.Handler) http.Handler) (host string, img v1.Image) {
 	t.Helper()
-	inner := registry.New(registry.Logger(nil))
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	locked := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, pass, _ := r.BasicAuth(); pass != "secret" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)

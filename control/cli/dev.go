@@ -33,8 +33,9 @@ type development struct {
 	keep     bool
 	cluster  bool
 
-	freePorts bool
-	release   func() // lets the next signal end this program at once
+	freePorts  bool
+	registries []string
+	release    func() // lets the next signal end this program at once
 
 	client *api.Client
 }
@@ -62,6 +63,7 @@ half a minute; after that a start takes less than a second. It needs root.
 			o.Switch(&d.keep, "keep", "Leave sandboxes running at the end; the next call finds them again.")
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
+			o.Func("image-registry", "<host:port>", "A registry of this machine or network that builds may pull images from. May be repeated.", nil, words(&d.registries))
 			o.String(&d.logLevel, "log-level", "<level>", "trace, debug, info, warn or error. Default = warn.",
 				complete.PredictSet("trace", "debug", "info", "warn", "error"))
 		},
@@ -96,7 +98,7 @@ func (d *development) run(ctx context.Context) error {
 		fmt.Fprintln(d.env.Stdout, "==> Starting Nomad, Consul and Vault")
 		begin = devserver.StartCluster
 	}
-	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts})
+	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts, Registries: d.registries})
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) erro
 		directory.Close()
 		return err
 	}
-	conf := service.Config{Config: coreConfig(cfg, filepath.Join(clusterDir, "server")), Listen: cfg.Listen, Closers: []func() error{
+	conf := service.Config{Config: coreConfig(cfg, filepath.Join(clusterDir, "server")), Listen: cfg.Listen, Registries: cfg.Registries, Closers: []func() error{
 		func() error { directory.Close(); return nil },
 		func() error { placer.Close(); return nil },
 	}}

@@ -29,6 +29,8 @@ type Config struct {
 	Logger   hclog.Logger
 	// FreePorts gives the agents of a cluster ports that are free instead of their usual ones.
 	FreePorts bool
+	// Registries are hosts with ports, in this network, that images of builds may be pulled from.
+	Registries []string
 }
 
 func (c *Config) check() error {

@@ -55,7 +55,7 @@ func (s *Server) embedded(ctx context.Context, cfg Config, socket string) error 
 	}
 	client := nodeapi.NewUnix(socket)
 	placer := local.New(client)
-	conf := service.Config{Config: coreConfig(cfg, "server"), Listen: cfg.Listen, Closers: []func() error{
+	conf := service.Config{Config: coreConfig(cfg, "server"), Listen: cfg.Listen, Registries: cfg.Registries, Closers: []func() error{
 		func() error { client.Close(); return nil },
 		func() error { placer.Close(); return nil },
 	}}
