@@ -106,7 +106,8 @@ func newStack(t testing.TB) *stack {
 	t.Cleanup(front.Close)
 	srv, err := server.New(server.Config{
 		Front:     front.Wrap,
-		Lifecycle: c.Sandboxes, Auth: auth.NewChain(c.Auth), Access: c.Access, Tenants: c.State, Policy: c.State, Templates: templates{c.Templates}, Fleet: c.Fleet, Watcher: c.State, Logger: log.Named("http"),
+		Lifecycle: c.Sandboxes, Auth: auth.NewChain(c.Auth), Access: c.Access, Tenants: c.State, Policy: c.State, Templates: templates{c.Templates}, Fleet: c.Fleet, Watcher: c.State, Pools: c.Pools,
+		Logger: log.Named("http"),
 	})
 	must.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
