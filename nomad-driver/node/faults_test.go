@@ -298,20 +298,28 @@ func TestFaults_whatCannotBeCheckpointed(t *testing.T) {
 	d.settled(sb)
 }
 
-// hostPID returns the pid on the host of the one child of PID 1 that has a name.
-func (d *daemon) hostPID(sb nodeapi.Sandbox, name string) int {
+// hostPID returns the pid on the host of the child of PID 1 that has a name, once it has it. Each thread of PID 1 has children.
+func (d *daemon) hostPID(sb nodeapi.Sandbox, name string) (pid int) {
 	d.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", sb.PID, sb.PID))
-	must.NoError(d.t, err)
-	for _, f := range strings.Fields(string(b)) {
-		if comm, err := os.ReadFile("/proc/" + f + "/comm"); err == nil && strings.TrimSpace(string(comm)) == name {
-			pid, err := strconv.Atoi(f)
-			must.NoError(d.t, err)
-			return pid
+	waitUntil(d.t, "process "+name, func() bool {
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", sb.PID))
+		must.NoError(d.t, err)
+		for _, list := range lists {
+			b, err := os.ReadFile(list)
+			if err != nil {
+				continue // the thread has ended
+			}
+			for _, f := range strings.Fields(string(b)) {
+				if comm, err := os.ReadFile("/proc/" + f + "/comm"); err == nil && strings.TrimSpace(string(comm)) == name {
+					pid, err = strconv.Atoi(f)
+					must.NoError(d.t, err)
+					return true
+				}
+			}
 		}
-	}
-	d.t.Fatalf("no process %s in %s", name, sb.ID)
-	return 0
+		return false
+	})
+	return pid
 }
 
 // seize has a thread of this process trace another one until release, or the end of the test.
