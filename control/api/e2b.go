@@ -251,6 +251,17 @@ type NewAPIKey struct {
 	ExpiresAt  time.Time `json:"expires_at,omitzero"`
 }
 
+// APIKeyUpdate is the body of PATCH /api-keys/{key}.
+type APIKeyUpdate struct {
+	Name string `json:"name"`
+}
+
+// KilledSandboxes is the answer of POST /admin/teams/{tenant}/sandboxes/kill.
+type KilledSandboxes struct {
+	Killed int64 `json:"killedCount"`
+	Failed int64 `json:"failedCount"`
+}
+
 // TeamAPIKey is an API key without its secret.
 type TeamAPIKey struct {
 	ID        string     `json:"id"` // a UUID

@@ -127,8 +127,8 @@ func e2bRefuse(req api.NewSandbox) error {
 		return invalid("autoPauseMemory is false, which only goes with autoPause")
 	case req.AutoPauseMemory != nil && !*req.AutoPauseMemory && req.AutoResume != nil && *req.AutoResume.Enabled:
 		return invalid("autoPauseMemory is false, which excludes autoResume")
-	case given(req.MCP):
-		return unsupported("mcp", "no MCP gateway is started in sandboxes yet")
+	case given(req.MCP) && req.MCP[0] != '{':
+		return invalid("mcp is not a JSON object") // what is in it is for the gateway, which the client itself starts
 	case req.IAM != nil && len(req.IAM.Tokens) > 0:
 		return unsupported("iam", "no tokens are issued to sandboxes yet")
 	case len(req.VolumeMounts) > 0:

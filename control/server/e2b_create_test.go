@@ -56,7 +56,7 @@ func TestE2BCreate_passesEverythingOn(t *testing.T) {
 	h := newHarness(t)
 	a := h.do("POST", "/v2/sandboxes", `{"templateID":"base:tag","timeout":60,"metadata":{"a":"b","A":"c"},"envVars":{"X":"y"},
 		"autoPause":false,"autoPauseMemory":true,"autoResume":{"enabled":false},"secure":true,"allow_internet_access":false,
-		"network":{"allowPublicTraffic":false,"allowOut":[],"denyOut":[],"egressProxy":null,"rules":{}},"mcp":null,
+		"network":{"allowPublicTraffic":false,"allowOut":[],"denyOut":[],"egressProxy":null,"rules":{}},"mcp":{"x":{}},
 		"iam":{"tokens":{}},"volumeMounts":[],"somethingNew":{"deep":[1,2,{"a":null}]}}`)
 	must.Eq(t, http.StatusCreated, a.status, must.Sprint(a.body))
 	p := h.life.created[0]
@@ -70,7 +70,6 @@ func TestE2BCreate_passesEverythingOn(t *testing.T) {
 
 func TestE2BCreate_refusesWhatItWouldIgnore(t *testing.T) {
 	for field, body := range map[string]string{
-		"mcp":          `"mcp":{"x":{}}`,
 		"iam":          `"iam":{"tokens":{"t":{"audience":"a","tokenType":"JWT-SVID"}}}`,
 		"volumeMounts": `"volumeMounts":[{"name":"v","path":"/v"}]`,
 	} {
@@ -138,6 +137,7 @@ func TestPrivateTraffic_needsASecuredSandbox(t *testing.T) {
 func TestE2BCreate_refusesBadFields(t *testing.T) {
 	for name, tc := range map[string]struct{ body, field string }{
 		"no template":           {`{}`, "templateID"},
+		"mcp no object":         {`{"templateID":"b","mcp":[]}`, "mcp"},
 		"empty template":        {`{"templateID":""}`, "templateID"},
 		"template of type":      {`{"templateID":7}`, "templateID"},
 		"timeout zero":          {`{"templateID":"b","timeout":0}`, "timeout"},

@@ -23,6 +23,9 @@ type Keys interface {
 // e2bTeams is GET /teams: the tenants that the caller has a role in, the one that he acts in first.
 func (s *Server) e2bTeams(w http.ResponseWriter, r *http.Request) error {
 	shown, _ := credentials(r) // the chain has verified them
+	if shown.Key == "" && caller(r).KeyID != "" {
+		shown.Key = shown.Bearer // a key, shown as a token
+	}
 	out := []api.Team{{TeamID: tenant(r), Name: tenant(r), APIKey: shown.Key, IsDefault: true}}
 	if s.cfg.Policy != nil && s.cfg.Tenants != nil {
 		list, err := s.ownTenants(r)
@@ -94,6 +97,29 @@ func (s *Server) e2bCreateKey(w http.ResponseWriter, r *http.Request) error {
 	}
 	requestOf(r).object = k.ID
 	writeJSON(w, http.StatusCreated, api.CreatedTeamAPIKey{TeamAPIKey: keyView(k), Key: secret.E2BKey()})
+	return nil
+}
+
+// e2bRenameKey is PATCH /api-keys/{key}.
+func (s *Server) e2bRenameKey(w http.ResponseWriter, r *http.Request) error {
+	var req api.APIKeyUpdate
+	if err := firstOf(s.needKeys(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
+		return err
+	}
+	if req.Name == "" {
+		return invalid("name is missing")
+	}
+	if err := checkText("name", req.Name, state.MaxKeyName); err != nil {
+		return err
+	}
+	k, err := s.ownKey(r)
+	if err != nil {
+		return err
+	}
+	if k, err = s.cfg.Keys.Change(r.Context(), &state.KeyChange{Tenant: k.Tenant, ID: k.ID, Name: &req.Name}); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, keyView(k))
 	return nil
 }
 

@@ -313,6 +313,47 @@ func TestTenant_actingInAnother(t *testing.T) {
 	must.Eq(t, 201, x.as(x.admin, "POST", "/api-keys", `{"name":"lease","tenant":"acme","roles":["viewer"]}`).status)
 }
 
+// The contract's routes for administrators are for those of all tenants, by either header.
+func TestAdmin_ofAllTenants(t *testing.T) {
+	x := withRights(t)
+	local := x.key("acme", rbac.RoleAdmin)
+	for _, call := range []string{
+		"POST /admin/teams/acme/sandboxes/kill", "GET /admin/sandboxes/running-counts", "POST /admin/teams/acme/api-keys", "DELETE /admin/teams/acme/api-keys/0000000000000000",
+	} {
+		method, path, _ := strings.Cut(call, " ")
+		body := map[string]string{"POST": `{"name":"x"}`}[method]
+		x.as(local, method, path, body).mustFail(t, 403, api.CodeForbidden)
+		x.as(x.key("other", rbac.RoleAdmin), method, strings.Replace(path, "acme", "nono", 1), body)
+	}
+	must.Eq(t, `{"acme":1}`, strings.TrimSpace(x.do("GET", "/admin/sandboxes/running-counts", "", "X-API-Key", "", "X-Admin-Token", x.admin).body))
+	must.Eq(t, `{"killedCount":1,"failedCount":0}`, strings.TrimSpace(x.as(x.admin, "POST", "/admin/teams/acme/sandboxes/kill", "").body))
+	x.as(x.admin, "POST", "/admin/teams/nono/sandboxes/kill", "").mustFail(t, 404, api.CodeNotFound)
+
+	var k api.CreatedTeamAPIKey
+	a := x.as(x.admin, "POST", "/admin/teams/acme/api-keys", `{"name":"made for acme"}`)
+	must.Eq(t, 201, a.status)
+	must.NoError(t, json.Unmarshal([]byte(a.body), &k))
+	must.StrContains(t, x.as(k.Key, "GET", "/teams", "").body, `"teamID":"acme"`)
+	must.StrContains(t, x.do("GET", "/teams", "", "X-API-Key", "", "Authorization", "Bearer "+k.Key).body, k.Key)
+	must.Eq(t, 204, x.as(x.admin, "DELETE", "/admin/teams/acme/api-keys/"+k.ID, "").status)
+	x.as(k.Key, "GET", "/teams", "").mustFail(t, 401, api.CodeUnauthorized)
+}
+
+func TestKeys_areRenamed(t *testing.T) {
+	x := withRights(t)
+	ta := x.key("acme", rbac.RoleTenantAdmin)
+	var k api.CreatedTeamAPIKey
+	must.NoError(t, json.Unmarshal([]byte(x.as(ta, "POST", "/api-keys", `{"name":"before"}`).body), &k))
+	a := x.as(ta, "PATCH", "/api-keys/"+k.ID, `{"name":"after"}`)
+	must.Eq(t, 200, a.status)
+	must.StrContains(t, a.body, `"name":"after"`)
+	must.StrContains(t, x.as(ta, "GET", "/api-keys", "").body, `"name":"after"`)
+	x.as(ta, "PATCH", "/api-keys/"+k.ID, `{}`).mustFail(t, 400, api.CodeInvalid)
+	x.as(ta, "PATCH", "/api-keys/"+k.ID, `{"name":"`+strings.Repeat("x", 1000)+`"}`).mustFail(t, 400, api.CodeInvalid)
+	x.as(x.key("other", rbac.RoleTenantAdmin), "PATCH", "/api-keys/"+k.ID, `{"name":"mine"}`).mustFail(t, 404, api.CodeNotFound)
+	x.as(x.key("acme", rbac.RoleDeveloper), "PATCH", "/api-keys/"+k.ID, `{"name":"mine"}`).mustFail(t, 403, api.CodeForbidden)
+}
+
 func TestKeys_liveAndEnd(t *testing.T) {
 	x := withRights(t)
 	ta := x.key("acme", rbac.RoleTenantAdmin)
