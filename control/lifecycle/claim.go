@@ -159,6 +159,6 @@ func ClaimRequest(sb state.Sandbox) (nodeapi.ClaimRequest, error) {
 	}
 	return nodeapi.ClaimRequest{
 		Env: maps.Clone(sb.EnvVars), Deadline: sb.EndAt, OnDeadline: onDeadline(sb.Lifecycle), Network: network, AccessToken: sb.EnvdToken,
-		Metadata: map[string]string{"tenant": sb.Tenant, "template": sb.Template},
+		Metadata: map[string]string{"tenant": sb.Tenant, "template": sb.Template, nodeapi.MetaTemplateID: sb.TemplateID},
 	}, nil
 }

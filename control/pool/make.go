@@ -90,7 +90,7 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 		// A node that is cut off ends it by itself, some time after this service would have.
 		Deadline: s.cfg.Now().UTC().Add(p.MaxAge + time.Hour),
 		Owner:    nodeapi.Owner{Kind: placement.OwnerKind},
-		Metadata: map[string]string{"tenant": p.Tenant, "template": p.Template, "pool": p.Name},
+		Metadata: map[string]string{"tenant": p.Tenant, "template": p.Template, nodeapi.MetaTemplateID: t.TemplateID, "pool": p.Name},
 	}})
 	if err != nil {
 		return caused(within, err)
