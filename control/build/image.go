@@ -216,6 +216,9 @@ func writeLayout(w io.Writer, img v1.Image) error {
 		if err == nil && n != size {
 			err = fmt.Errorf("%s has %d bytes, %d were announced", path, n, size)
 		}
+		if err == nil { // its digest is checked where it ends
+			_, err = io.Copy(io.Discard, io.LimitReader(r, 1))
+		}
 		return err
 	}
 	written := map[v1.Hash]bool{}
