@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -253,11 +254,27 @@ func (s *Service) Temporary(ctx context.Context, tenant, name string, r io.Reade
 	if err != nil {
 		return state.Template{}, nil, err
 	}
-	return fromNode(tenant, made), func() {
+	t := fromNode(tenant, made)
+	s.awaitReported(ctx, t)
+	return t, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reportTime*10)
 		defer cancel()
 		if err := node.RemoveTemplate(ctx, name); err != nil && !api.IsNotFound(err) {
 			s.cfg.Logger.Warn("template of a build not removed", "template", name, "error", err)
 		}
 	}, nil
+}
+
+// awaitReported returns once a connected node reports a template that has no record, or after a while: a sandbox of it can be made.
+func (s *Service) awaitReported(ctx context.Context, t state.Template) {
+	late := time.After(10 * reportTime) // it is large, and the node busy
+	for !slices.ContainsFunc(s.cfg.Fleet.Nodes(), func(n fleet.Node) bool { return n.Connected && has(n, t) }) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-late:
+			return
+		case <-time.After(reportGap):
+		}
+	}
 }
