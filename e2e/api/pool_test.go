@@ -1,12 +1,15 @@
 package api
 
 import (
+	"errors"
+	"os"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 )
@@ -85,17 +88,60 @@ func TestPool_sandboxesThatAreThereBeforeTheyAreAskedFor(t *testing.T) {
 	must.Eq(t, "hello\n", s.sh(t, sb.ID, "echo $GREETING"), must.Sprint("who came from it goes on"))
 }
 
-// BenchmarkCreateWarm is a create that finds a slot of a pool. The refill goes on outside the measured time.
-func BenchmarkCreateWarm(b *testing.B) {
+// BenchmarkPool is a create that finds a slot of a pool: alone, with a first exec, and fifty at once. Refills go on outside the measured time.
+func BenchmarkPool(b *testing.B) {
 	s := newStack(b)
-	s.fill(b, 8)
-	for b.Loop() {
+	s.fill(b, 50)
+	f, err := os.CreateTemp("", "sbf")
+	must.NoError(b, err)
+	defer os.Remove(f.Name())
+	defer f.Close()
+	var creates, firsts, herds, syncs []time.Duration
+	create := func() (api.SandboxID, time.Duration) {
+		begin := time.Now()
 		sb, err := s.client.CreateSandbox(b.Context(), api.CreateRequest{Template: "base"})
-		b.StopTimer()
+		took := time.Since(begin)
 		must.NoError(b, err)
 		must.True(b, sb.Warm)
-		must.NoError(b, s.client.DeleteSandbox(b.Context(), sb.ID))
-		s.refilled(b, 8)
-		b.StartTimer()
+		return sb.ID, took
 	}
+	for b.Loop() {
+		begin := time.Now()
+		_, err := f.WriteAt(make([]byte, 4096), 0)
+		must.NoError(b, errors.Join(err, unix.Fdatasync(int(f.Fd()))))
+		syncs = append(syncs, time.Since(begin))
+		begin = time.Now()
+		id, took := create()
+		creates = append(creates, took)
+		_, err = s.client.Run(b.Context(), id, api.ExecRequest{Argv: []string{"/bin/true"}}, nil, nil, nil)
+		firsts = append(firsts, time.Since(begin))
+		must.NoError(b, err)
+		must.NoError(b, s.client.DeleteSandbox(b.Context(), id))
+		s.refilled(b, 50)
+	}
+	for range 4 {
+		var mu sync.Mutex
+		var ids []api.SandboxID
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Go(func() {
+				id, took := create()
+				mu.Lock()
+				defer mu.Unlock()
+				ids, herds = append(ids, id), append(herds, took)
+			})
+		}
+		wg.Wait()
+		for _, id := range ids {
+			must.NoError(b, s.client.DeleteSandbox(b.Context(), id))
+		}
+		s.refilled(b, 50)
+	}
+	p, err := s.client.Pool(b.Context(), "quick")
+	must.NoError(b, err)
+	report(b, "create-", creates, syncs)
+	report(b, "first-", firsts, nil)
+	report(b, "herd-", herds, nil)
+	b.ReportMetric(p.Status.Refill*1e6, "refill-µs")
+	b.ReportMetric(0, "ns/op")
 }

@@ -49,6 +49,14 @@ func all(o options) []group {
 				{Metric: "download of it", Unit: "%", P50: f["down-%"], Target: 70, Rate: true},
 			}
 		}},
+		{"pool", "./e2e/api", "BenchmarkPool", o.nomad, func(f figures) []Row {
+			return []Row{
+				f.row("create that finds a warm sandbox, durable", "ms", "create-", micros, "4 KiB written and synced", 2),
+				f.row("  and a first exec in it", "ms", "first-", micros, "", 5),
+				f.row("  fifty at once", "ms", "herd-", micros, "", 10),
+				{Metric: "  until a slot is made and warm", Unit: "ms", P50: f["refill-µs"] * micros},
+			}
+		}},
 		{"link", "./e2e/vault", "BenchmarkLink", o.nomad, func(f figures) []Row {
 			return []Row{
 				{Metric: "check of a signed link, with the key in memory", Unit: "µs", P50: f["local-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes", Target: 5},
