@@ -106,7 +106,11 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 		}
 		b.step("network")
 	}
-	err = b.sendBoot(root)
+	err = b.awaitExec(ctx)
+	b.step("exec")
+	if err == nil {
+		err = b.sendBoot(root)
+	}
 	if err = errors.Join(err, root.Close()); err != nil {
 		return nil, b.whyDied(err)
 	}
@@ -322,9 +326,6 @@ func (b *builder) mapIDs() (*os.File, error) {
 			return nil, b.whyDied(fmt.Errorf("map ids: %w", err))
 		}
 	}
-	if err := writeProc(procPath(b.child.pid, "oom_score_adj"), b.c.QoS.oomScoreAdj()); err != nil {
-		return nil, b.whyDied(fmt.Errorf("set out of memory order: %w", err))
-	}
 	fd, err := unix.Open(procPath(b.child.pid, "ns/user"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, b.whyDied(fmt.Errorf("open user namespace: %w", err))
@@ -375,6 +376,23 @@ func openDir(path string) (*os.File, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return os.NewFile(uintptr(fd), path), nil
+}
+
+// awaitExec waits until PID 1 has a memory of its own, and gives it its place in the order of who ends when memory is short: earlier, the
+// kernel would give the same place to all that share that memory, the node among them.
+func (b *builder) awaitExec(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = b.child.status.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := b.child.awaitExec(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	if err := writeProc(procPath(b.child.pid, "oom_score_adj"), b.c.QoS.oomScoreAdj()); err != nil {
+		return fmt.Errorf("set out of memory order: %w", err)
+	}
+	return nil
 }
 
 // sendBoot sends the boot message with its descriptors.
@@ -441,22 +459,15 @@ func (b *builder) whyDied(err error) error {
 	if derr := b.child.status.SetReadDeadline(time.Now().Add(time.Second)); derr != nil {
 		return errors.Join(err, derr)
 	}
-	var buf [8]byte
-	if _, rerr := io.ReadFull(b.child.status, buf[:]); rerr != nil {
-		if b.group == nil {
-			return err
-		}
+	if cerr := b.child.awaitExec(); cerr != nil && !errors.Is(cerr, os.ErrDeadlineExceeded) {
+		return cerr
+	}
+	if b.group != nil {
 		if oom, oerr := b.group.OOMKills(); oerr == nil && oom > 0 {
 			return fmt.Errorf("init was killed: the memory limit of %d bytes is too small to start: %w", b.c.Limits.MemoryBytes, err)
 		}
-		return err
 	}
-	step, errno := binary.NativeEndian.Uint32(buf[:]), unix.Errno(binary.NativeEndian.Uint32(buf[4:]))
-	name := "unknown step"
-	if int(step) < len(forkStepNames) {
-		name = forkStepNames[step]
-	}
-	return fmt.Errorf("child: %s: %w", name, errno)
+	return err
 }
 
 // closeHandedOver closes what PID 1 has now.

@@ -82,7 +82,9 @@ func reap(ctx context.Context, c *child) error {
 	if err == nil {
 		_, err = unix.Wait4(c.pid, nil, unix.WNOHANG, nil)
 	}
-	if err != nil {
+	if err == nil {
+		c.settled()
+	} else {
 		err = fmt.Errorf("reap process %d: %w", c.pid, err)
 	}
 	return errors.Join(err, c.pidfd.Close())

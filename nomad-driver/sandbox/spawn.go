@@ -1,11 +1,15 @@
 package sandbox
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"reflect"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -24,8 +28,13 @@ func runtimeBeforeFork()
 //go:linkname runtimeAfterFork syscall.runtime_AfterFork
 func runtimeAfterFork()
 
-//go:linkname runtimeAfterForkInChild syscall.runtime_AfterForkInChild
-func runtimeAfterForkInChild()
+// cloneOnto calls clone3(2) with args and, in the child, the function at the address child, with s, on the stack that args name. In spawn_amd64.s.
+//
+//go:noescape
+func cloneOnto(args *cloneArgs, size uintptr, s *forkSpec, child uintptr) (pid uintptr, errno syscall.Errno)
+
+// childEntry is where the code of runChild begins.
+var childEntry = reflect.ValueOf(runChild).Pointer()
 
 // cloneArgs is struct clone_args of clone3(2).
 type cloneArgs struct {
@@ -42,13 +51,22 @@ type capData [2]struct{ effective, permitted, inheritable uint32 }
 // keepID tells setresuid(2) to leave an id alone.
 const keepID = ^uintptr(0)
 
+// childStack is what a child has of stack until its exec. It calls nothing but system calls.
+const childStack = 16 << 10
+
 // maxTasksFiles is how many cgroup v1 hierarchies a child can join.
 const maxTasksFiles = 16
 
-// forkSpec is everything that the child reads. It is made before the fork: the child allocates nothing.
+// forkSpec is everything that the child reads and writes. It is made before the fork: the child allocates nothing. The two may share
+// their memory until the exec, so it must be on the heap, and stays in lent until then.
 type forkSpec struct {
 	clone   cloneArgs
+	stack   []byte // the child's
+	entry   uintptr
 	pidfd   int32
+	fail    forkFailure                // the child's
+	one     [1]byte                    // the child's
+	signals uint64                     // blocked ones: none
 	boot    int                        // the child's end of the boot socket
 	kept    [maxTasksFiles + 4]uintptr // descriptors that the child needs, ascending; it closes all others
 	nkept   int
@@ -78,7 +96,8 @@ type forkFailure struct {
 
 // What a forkFailure's step was.
 const (
-	forkForget uint32 = iota
+	forkSignals uint32 = iota
+	forkForget
 	forkWait
 	forkJoin
 	forkIDs
@@ -92,9 +111,13 @@ const (
 )
 
 var forkStepNames = [...]string{
-	"close the node's descriptors", "wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
+	"unblock signals", "close the node's descriptors", "wait for id map", "join cgroup", "become id 0", "enter cgroup namespace", "start session", "join keyring",
 	"set inheritable capabilities", "drop bounding set", "arrange descriptors", "exec init",
 }
+
+// lent are the specs of children that may still run on them: neither seen to have executed nor reaped. One that does neither keeps
+// its own for good.
+var lent sync.Map // of *forkSpec
 
 // cloneNamespaces are those that every sandbox gets with its PID 1. Without a network namespace to be born in, it gets a new one, too.
 const cloneNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
@@ -105,6 +128,33 @@ type child struct {
 	pidfd  *os.File
 	boot   *os.File // our end of the boot socket
 	status *os.File // read end of the status pipe
+	spec   *forkSpec
+}
+
+// settled says that the child does not share the node's memory any more.
+func (c *child) settled() {
+	if c.spec != nil {
+		lent.Delete(c.spec)
+	}
+}
+
+// awaitExec waits until the child has executed init, or says why it could not.
+func (c *child) awaitExec() error {
+	var f [unsafe.Sizeof(forkFailure{})]byte
+	// The kernel closes the child's end after it has given it the memory of the new program.
+	switch _, err := io.ReadFull(c.status, f[:]); {
+	case errors.Is(err, io.EOF):
+		c.settled()
+		return nil
+	case err != nil:
+		return fmt.Errorf("await exec of init: %w", err)
+	}
+	step, errno := binary.NativeEndian.Uint32(f[:]), unix.Errno(binary.NativeEndian.Uint32(f[4:]))
+	name := "unknown step"
+	if int(step) < len(forkStepNames) {
+		name = forkStepNames[step]
+	}
+	return fmt.Errorf("child: %s: %w", name, errno)
 }
 
 // forkInit forks PID 1 into its namespaces, which belong to the host id owner, with keep as its bounding set. It waits there
@@ -154,9 +204,16 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 	s := &forkSpec{
 		boot: sp[1], status: status, null: null, exec: exec, ntasks: len(tasks), owner: uintptr(owner),
 		capHdr: capHeader{version: unix.LINUX_CAPABILITY_VERSION_3}, keep: keep, lastCap: lastCapability(),
-		argv: argv, envv: envv, empty: new(byte), netns: -1, home: -1,
+		argv: argv, envv: envv, empty: new(byte), netns: -1, home: -1, stack: make([]byte, childStack), entry: childEntry,
 	}
-	flags := uint64(cloneNamespaces | unix.CLONE_PIDFD)
+	// Handlers are the Go runtime's, and none of the child's.
+	flags := uint64(cloneNamespaces | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND)
+	if owner != 0 {
+		// No copy of the node's memory, of which each page would be copied again when the node next writes it: the dearest part of
+		// a create. Not where the node owns the namespaces: the change of ids in the child makes the memory that it shares not dumpable,
+		// and such a node may lack the capability to look at its own children then.
+		flags |= unix.CLONE_VM
+	}
 	if netns == nil {
 		flags |= unix.CLONE_NEWNET
 	} else {
@@ -181,21 +238,25 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		s.tasks[i] = int(f.Fd())
 	}
 	s.keepFiles()
-	s.clone = cloneArgs{flags: flags, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD)}
+	s.clone = cloneArgs{
+		flags: flags, pidfd: uint64(uintptr(unsafe.Pointer(&s.pidfd))), exitSignal: uint64(unix.SIGCHLD),
+		stack: uint64(uintptr(unsafe.Pointer(&s.stack[0]))), stackSize: childStack - stackMargin,
+	}
 	if cgroupFD >= 0 {
 		s.clone.flags |= unix.CLONE_INTO_CGROUP
 		s.clone.cgroup = uint64(cgroupFD)
 	}
+	lent.Store(s, nil)
 	pid, errno := fork(s)
-	runtime.KeepAlive(s)
 	runtime.KeepAlive(tasks)
 	runtime.KeepAlive(netns)
 	if errno != 0 {
+		lent.Delete(s)
 		return nil, errors.Join(fmt.Errorf("clone into new namespaces: %w", errno), unix.Close(sp[0]), unix.Close(pipe[0]))
 	}
 	// Non-blocking, so that waiting for its end takes a place in the poller and no thread.
 	nerr := errors.Join(unix.SetNonblock(int(s.pidfd), true), unix.SetNonblock(sp[0], true), unix.SetNonblock(pipe[0], true))
-	c := &child{pid: int(pid), pidfd: os.NewFile(uintptr(s.pidfd), "pidfd"), boot: os.NewFile(uintptr(sp[0]), "boot socket"), status: os.NewFile(uintptr(pipe[0]), "status pipe")}
+	c := &child{pid: int(pid), pidfd: os.NewFile(uintptr(s.pidfd), "pidfd"), boot: os.NewFile(uintptr(sp[0]), "boot socket"), status: os.NewFile(uintptr(pipe[0]), "status pipe"), spec: s}
 	if nerr != nil {
 		return c, fmt.Errorf("prepare descriptors: %w", nerr)
 	}
@@ -229,19 +290,13 @@ func openNull() (int, error) {
 	return fd, nil
 }
 
-// fork clones and, in the child, execs. Between the two the child must not grow its stack, allocate, lock or schedule:
-// it has one thread of a runtime that thinks it has many. So there are only raw system calls, on memory made before.
+// fork clones. The child goes on in runChild.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
-	var (
-		e    syscall.Errno
-		fail forkFailure
-		one  [1]byte
-		n    uintptr
-	)
+	var e syscall.Errno
 	runtimeBeforeFork()
 	// The child is born in its network namespace: to enter it later it would need capabilities over the host's user namespace.
 	// This thread is there for the moment of the clone; nothing else runs on it meanwhile.
@@ -259,26 +314,44 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		_, _, errno = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&s.capHdr)), uintptr(unsafe.Pointer(&s.capOwn)), 0)
 	}
 	if errno == 0 {
-		pid, _, errno = syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
+		pid, errno = cloneOnto(&s.clone, unsafe.Sizeof(s.clone), s, s.entry)
 	}
-	if errno != 0 || pid != 0 {
-		// Back to the real id, whose permitted capabilities become effective again.
-		_, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, keepID, 0, keepID)
-		if e == 0 && s.netns >= 0 {
-			_, _, e = syscall.RawSyscall(unix.SYS_SETNS, uintptr(s.home), unix.CLONE_NEWNET, 0)
-		}
-		runtimeAfterFork()
-		if e != 0 {
-			panic("sandbox: the thread that forked cannot become root in the host's network again")
-		}
-		return pid, errno
+	// Back to the real id, whose permitted capabilities become effective again.
+	_, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, keepID, 0, keepID)
+	if e == 0 && s.netns >= 0 {
+		_, _, e = syscall.RawSyscall(unix.SYS_SETNS, uintptr(s.home), unix.CLONE_NEWNET, 0)
 	}
-	runtimeAfterForkInChild()
+	runtimeAfterFork()
+	if e != 0 {
+		panic("sandbox: the thread that forked cannot become root in the host's network again")
+	}
+	return pid, errno
+}
 
+// stackMargin is what a Go function may use above its frame, for its arguments.
+const stackMargin = 64
+
+// runChild is the child from its birth to its exec. It must not grow its stack, allocate, lock or schedule: the runtime knows nothing of
+// it, and runs on in the same memory, or, in a copy of that, not at all. So there are only raw system calls, and what it writes is
+// its own part of the spec.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func runChild(s *forkSpec) {
+	var (
+		e syscall.Errno
+		n uintptr
+	)
+	s.fail.step = forkSignals
+	if _, _, e = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&s.signals)), 0, unsafe.Sizeof(s.signals), 0, 0); e != 0 {
+		goto failed
+	}
 	// Nothing of the node's stays open in who waits: not our end of the boot socket, so that the read ends when the node dies,
 	// nor that of a sandbox forked at the same time. Two that held each other's would wait for ever, with the node's
 	// connections open.
-	fail.step = forkForget
+	s.fail.step = forkForget
 	for i := 0; i <= s.nkept; i++ {
 		first, last := uintptr(0), ^uintptr(0)>>32
 		if i > 0 {
@@ -294,9 +367,9 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 			goto failed
 		}
 	}
-	fail.step = forkWait
+	s.fail.step = forkWait
 	for {
-		n, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(s.boot), uintptr(unsafe.Pointer(&one)), 1)
+		n, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(s.boot), uintptr(unsafe.Pointer(&s.one)), 1)
 		if e != syscall.EINTR {
 			break
 		}
@@ -307,15 +380,15 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 
 	// Writing 0 moves the calling thread without the lock that stops all forks of the machine for an RCU grace period;
 	// this process has no other thread. The kernel checks the rights of who opened the file: the node.
-	fail.step = forkJoin
-	one[0] = '0'
+	s.fail.step = forkJoin
+	s.one[0] = '0'
 	for i := 0; i < s.ntasks; i++ {
-		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.tasks[i]), uintptr(unsafe.Pointer(&one)), 1); e != 0 {
+		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.tasks[i]), uintptr(unsafe.Pointer(&s.one)), 1); e != 0 {
 			goto failed
 		}
 	}
 
-	fail.step = forkIDs
+	s.fail.step = forkIDs
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); e != 0 {
 		goto failed
 	}
@@ -325,25 +398,25 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); e != 0 {
 		goto failed
 	}
-	fail.step = forkCgroupNS
+	s.fail.step = forkCgroupNS
 	if _, _, e = syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0); e != 0 {
 		goto failed
 	}
-	fail.step = forkSession
+	s.fail.step = forkSession
 	if _, _, e = syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); e != 0 {
 		goto failed
 	}
 	// An anonymous session keyring instead of the host's. A kernel without keys has nothing to leave.
-	fail.step = forkKeyring
+	s.fail.step = forkKeyring
 	if _, _, e = syscall.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0); e != 0 && e != syscall.ENOSYS {
 		goto failed
 	}
 	// Inheritable capabilities survive an exec whatever the bounding set is. PID 1 gives them all up after its set-up.
-	fail.step = forkCaps
+	s.fail.step = forkCaps
 	if _, _, e = syscall.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&s.capHdr)), uintptr(unsafe.Pointer(&s.capFull)), 0); e != 0 {
 		goto failed
 	}
-	fail.step = forkBounding
+	s.fail.step = forkBounding
 	for c := uintptr(0); c <= s.lastCap; c++ {
 		if s.keep&(1<<c) == 0 {
 			if _, _, e = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0); e != 0 {
@@ -352,7 +425,7 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 		}
 	}
 	// Nothing but stdio and the boot socket survives the exec.
-	fail.step = forkFiles
+	s.fail.step = forkFiles
 	for fd := uintptr(0); fd < 3; fd++ {
 		if _, _, e = syscall.RawSyscall(unix.SYS_DUP3, uintptr(s.null), fd, 0); e != 0 {
 			goto failed
@@ -369,13 +442,13 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 	if e != 0 {
 		goto failed
 	}
-	fail.step = forkExec
+	s.fail.step = forkExec
 	_, _, e = syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(s.exec), uintptr(unsafe.Pointer(s.empty)),
 		uintptr(unsafe.Pointer(&s.argv[0])), uintptr(unsafe.Pointer(&s.envv[0])), unix.AT_EMPTY_PATH, 0)
 
 failed:
-	fail.errno = uint32(e)
-	syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&fail)), unsafe.Sizeof(fail))
+	s.fail.errno = uint32(e)
+	syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.status), uintptr(unsafe.Pointer(&s.fail)), unsafe.Sizeof(s.fail))
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 127, 0, 0)
 	}
