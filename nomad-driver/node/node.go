@@ -34,6 +34,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 	"github.com/soulbox-dev/soulbox/nomad-driver/probe"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
@@ -306,6 +307,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, n.cancel)
 	defer stop()
+	if err := osthread.ShortTurns(); err != nil { // PID 1 of each sandbox has them from here, too
+		n.log.Warn("answers take longer beside a load", "error", err)
+	}
 	n.wg.Go(func() { n.sync.run(n.ctx) })
 	n.wg.Go(func() { n.deadlines.run(n.ctx) })
 	n.wg.Go(func() { n.keepHouse(n.ctx) })

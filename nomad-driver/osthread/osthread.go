@@ -1,7 +1,7 @@
-// Package osthread runs functions on operating system threads that end with them.
+// Package osthread runs functions on operating system threads that end with them, and says how the scheduler shall treat this process's.
 //
-// It owns the choice of the thread. It never changes one: what a function does to its thread (namespaces, credentials) is its own
-// business, and gone with it.
+// It owns the choice of the thread. It never changes one but in its turns of the processor: what a function does to its thread
+// (namespaces, credentials) is its own business, and gone with it.
 package osthread
 
 import (

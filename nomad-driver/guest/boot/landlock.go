@@ -26,12 +26,28 @@ func newStarter() *starter {
 		if !<-s.restrict {
 			return
 		}
-		s.ready <- restrictFiles()
+		s.ready <- errors.Join(restrictFiles(), ordinaryTurns())
 		for f := range s.jobs {
 			f()
 		}
 	}()
 	return s
+}
+
+// ordinaryTurns takes back, for the calling thread and what it starts, the short turns of the processor that PID 1 has from the node: they
+// are for those who answer, not for those who compute.
+func ordinaryTurns() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return fmt.Errorf("get own place with the scheduler: %w", err)
+	}
+	if attr.Policy != unix.SCHED_NORMAL {
+		return nil
+	}
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Flags: attr.Flags, Nice: attr.Nice}, 0); err != nil {
+		return fmt.Errorf("set own place with the scheduler: %w", err)
+	}
+	return nil
 }
 
 // begin restricts the thread. It must still have CAP_SYS_ADMIN.
