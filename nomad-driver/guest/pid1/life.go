@@ -13,14 +13,10 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
 
-// catchSignals returns where SIGTERM arrives. The other signals that would end PID 1 are caught and dropped: a process of the
-// sandbox may send them. They must not be ignored instead, which its children would inherit.
-func catchSignals() <-chan os.Signal {
+// catchTerm returns where SIGTERM arrives.
+func catchTerm() <-chan os.Signal {
 	terms := make(chan os.Signal, 1)
 	signal.Notify(terms, unix.SIGTERM)
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM,
-		unix.SIGVTALRM, unix.SIGPROF, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGIO, unix.SIGPWR, unix.SIGABRT, unix.SIGTRAP,
-		unix.SIGSYS, unix.SIGSTKFLT, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGCONT, unix.SIGWINCH)
 	return terms
 }
 

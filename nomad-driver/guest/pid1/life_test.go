@@ -134,7 +134,7 @@ func TestSIGTERM_shutsDown(t *testing.T) {
 // What processes of the sandbox may send to PID 1 does not end it.
 func TestSignalsFromInside(t *testing.T) {
 	g := startGuest(t, guest.Boot{})
-	for _, sig := range strings.Fields("HUP INT QUIT USR1 USR2 ALRM PIPE TSTP CONT WINCH STOP KILL") {
+	for _, sig := range strings.Fields("HUP INT QUIT TRAP ABRT USR1 USR2 ALRM PIPE XCPU VTALRM PROF IO SYS TSTP TTIN CONT WINCH STOP KILL 40 64") {
 		_, _, exit := all(t, g.sh("kill -"+sig+" 1"))
 		must.Zero(t, exit.Code)
 	}

@@ -88,8 +88,8 @@ func Run(c Config) (exitCode int) {
 		c.Started(0, err)
 		return exitFailed
 	}
-	heedSignals()
-	terms := catchSignals()
+	defaultSignals()
+	terms := catchTerm()
 	s.workers = newWorkers()
 
 	var mainID guest.ProcessID
