@@ -103,7 +103,8 @@ func TestGates_byVersion(t *testing.T) {
 		{"CVE-2022-0847", "5.7.19", Closed}, {"CVE-2022-0847", "5.15.24", Open}, {"CVE-2022-0847", "5.15.25", Closed},
 		{"CVE-2022-0847", "5.13.1", Open}, {"CVE-2022-0847", "6.18.0", Closed},
 		{"CVE-2024-1086", "6.1.75", Mitigated}, {"CVE-2024-1086", "6.1.76", Closed},
-		{"CVE-2026-31431", "6.18.44", Mitigated}, {"CVE-2026-31431", "4.13.0", Closed},
+		{"CVE-2026-31431", "6.18.21", Mitigated}, {"CVE-2026-31431", "4.13.0", Closed}, {"CVE-2026-31431", "6.18.22", Closed},
+		{"CVE-2026-31431", "6.17.13", Mitigated}, {"CVE-2026-31431", "7.0.0", Closed}, {"CVE-2026-43503", "6.18.32", Mitigated}, {"CVE-2026-43503", "7.0.10", Closed},
 		{"CVE-2026-43284", "6.18.44", Mitigated}, {"CVE-2026-43500", "5.2.0", Closed}, {"CVE-2026-43500", "5.15.0", Mitigated},
 	} {
 		v, known := upstream(tc.release, "", "")
@@ -115,10 +116,23 @@ func TestGates_byVersion(t *testing.T) {
 	}
 }
 
+func TestGates_aBranchWithoutAFixIsNotCalledOld(t *testing.T) {
+	p, err := profile("default")
+	must.NoError(t, err)
+	for release, want := range map[string]string{"6.18.21": "older than its branch's fix", "6.17.13": "no release of Linux 6.17 with the fix is known here"} {
+		v, known := upstream(release, "", "")
+		for _, f := range weaknesses(v, known, hostFiles{root: t.TempDir()}, []Profile{p}) {
+			if f.ID == "CVE-2026-31431" {
+				must.StrContains(t, f.Detail, want)
+			}
+		}
+	}
+}
+
 // A filter that lets a weakness's calls through is told, whatever the text says.
 func TestGates_aHoleInTheFilterIsOpen(t *testing.T) {
 	allow := []byte{unix.BPF_RET | unix.BPF_K, 0, 0, 0, 0, 0, 0xff, 0x7f}
-	v, known := upstream("6.18.44", "", "")
+	v, known := upstream("6.18.21", "", "")
 	for _, f := range weaknesses(v, known, hostFiles{root: t.TempDir()}, []Profile{{Name: "leaky", program: allow}}) {
 		if f.ID == "CVE-2026-31431" {
 			must.Eq(t, Open, f.State)
@@ -130,7 +144,7 @@ func TestGates_aHoleInTheFilterIsOpen(t *testing.T) {
 func TestGates_codeThatIsNotThere(t *testing.T) {
 	root := t.TempDir()
 	write(t, root, "/proc/kallsyms", "ffffffff81000000 T _text\nffffffff81000001 t esp_input\n")
-	v, known := upstream("6.18.44", "", "")
+	v, known := upstream("6.18.21", "", "")
 	p, err := profile("default")
 	must.NoError(t, err)
 	got := map[string]State{}
