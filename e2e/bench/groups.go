@@ -39,6 +39,20 @@ func all(o options) []group {
 		{"exec", "./nomad-driver/node", "BenchmarkExec", o.n, func(f figures) []Row {
 			return []Row{f.row("exec of /bin/true, to its exit code", "ms", "", micros, "the same program started on the host", 2.5)}
 		}},
+		{"hardening", "./nomad-driver/sandbox", "BenchmarkHardening", o.hardening, func(f figures) []Row {
+			bare := "the same without seccomp, Landlock and masks, with all capabilities, in turns"
+			ms := func(unit string) float64 { return f[unit] * micros }
+			return []Row{
+				{Metric: "create of a sandbox, hardened", Unit: "ms", P50: ms("create-hardened-p50-µs"), Floor: ms("create-bare-p50-µs"), FloorIs: bare},
+				{
+					Metric: "  what the hardening adds to it", Unit: "ms", P50: ms("create-cost-all-µs"), Target: 1,
+					FloorIs: fmt.Sprintf("alone: seccomp %.2f ms, Landlock %.2f ms, masks %.2f ms, capabilities %.2f ms",
+						ms("create-cost-seccomp-µs"), ms("create-cost-landlock-µs"), ms("create-cost-masks-µs"), ms("create-cost-capabilities-µs")),
+				},
+				{Metric: "exec of /bin/true in it", Unit: "ms", P50: ms("exec-hardened-p50-µs"), Floor: ms("exec-bare-p50-µs"), FloorIs: bare},
+				{Metric: "  what the hardening adds to it", Unit: "ms", P50: ms("exec-cost-all-µs")},
+			}
+		}},
 		{"wire", "./e2e/api", "BenchmarkWire", o.n, func(f figures) []Row {
 			return []Row{
 				f.row("exec of /bin/true through the SDKs' protocol and the public port", "ms", "exec-", micros, "the same program started on the host", 2.5),
