@@ -38,7 +38,8 @@ func TestLandlock_holdsWhereTheOtherWallsAreGone(t *testing.T) {
 		{"mount", "mount -t tmpfs none /tmp", 2},
 		{"write to /proc/sys after a remount", "mount -o remount,bind,rw /proc/sys", 2},
 		{"bind", "mount --bind /etc /tmp", 2},
-		// Linux 6.1 lets a node 0:0 through, which is no device; others it refuses for want of CAP_MKNOD on the host.
+		// The node 0:0 is the only one that takes no capability of the host: overlayfs marks with it what is deleted, and opening it fails.
+		// Linux 6.1 (version 2) was seen to make it for a process of the domain, while it refused mounts.
 		{"make a device", "mknod /tmp/dev c 0 0", 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -48,8 +49,8 @@ func TestLandlock_holdsWhereTheOtherWallsAreGone(t *testing.T) {
 			for _, landlock := range []bool{false, true} {
 				sandbox.Without(t, sandbox.Walls{Seccomp: true, Capabilities: true, Landlock: !landlock})
 				s := h.Create(t, h.Config())
-				out := sandboxtest.Shell(t, s, "", tt.script+" >/dev/null 2>&1; echo $?")
-				if got := out != "0\n"; got != landlock {
+				out := sandboxtest.Shell(t, s, "", tt.script+" 2>&1; echo $?")
+				if got := !strings.HasSuffix("\n"+out, "\n0\n"); got != landlock {
 					t.Errorf("with landlock %v: %q ends with %s", landlock, tt.script, out)
 				}
 			}

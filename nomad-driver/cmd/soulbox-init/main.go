@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
@@ -14,6 +15,10 @@ import (
 
 // version is set by the build.
 var version = "dev"
+
+// The main goroutine keeps the main thread from the beginning. To the kernel that thread is PID 1: were it the one that starts processes, it
+// would be in their Landlock domain, and they could signal it.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	if os.Getpid() != 1 {
