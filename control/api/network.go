@@ -22,6 +22,31 @@ type NetworkLayer struct {
 	NetworkPolicy
 }
 
+// NetworkRule adds headers to a sandbox's requests for a domain, in the node: the sandbox never has them. They are sent over TLS
+// alone; the sandbox trusts the node's authority for it, or asks over plain HTTP.
+type NetworkRule struct {
+	Domain  string            `json:"domain"` // or *.domain
+	Headers map[string]string `json:"headers"`
+}
+
+// EgressProxy is a proxy that all of a sandbox's connections go through. What is not TCP is denied then.
+type EgressProxy struct {
+	Address  string `json:"address"` // [socks5://|http://]host:port
+	Username string `json:"username,omitempty"`
+	Password string `json:"password,omitempty"`
+}
+
+// NetworkProxied is what the node's proxy decided about a connection or a request.
+type NetworkProxied struct {
+	Time    time.Time  `json:"time"`
+	Name    string     `json:"name,omitempty"` // that it was for
+	Address netip.Addr `json:"address"`        // as the sandbox had it
+	Port    uint16     `json:"port"`
+	Allow   bool       `json:"allow"`
+	Layer   string     `json:"layer"`
+	Rule    string     `json:"rule,omitempty"`
+}
+
 // NetworkStatus is GET /v1/sandboxes/{id}/network.
 type NetworkStatus struct {
 	Enabled bool           `json:"enabled"`          // false: loopback only
@@ -35,6 +60,10 @@ type NetworkStatus struct {
 	Counts  NetworkCounts  `json:"counts"`
 	Denied  []NetworkDeny  `json:"denied,omitempty"` // of the last ten minutes, latest first
 	Names   NetworkNames   `json:"names"`
+
+	Rules   []NetworkRule    `json:"rules,omitempty"`        // the headers' names, with their values left out
+	Proxy   string           `json:"egress_proxy,omitempty"` // its address
+	Proxied []NetworkProxied `json:"proxied,omitempty"`      // the last 64 decisions of the node's proxy, latest first
 }
 
 // NetworkNames is what a sandbox asked the name server for, since the node's daemon started.

@@ -29,6 +29,7 @@ type development struct {
 	init     string
 	source   string // of the template base; empty: it is made
 	logLevel string
+	network  string
 	first    bool
 	keep     bool
 	cluster  bool
@@ -64,6 +65,8 @@ half a minute; after that a start takes less than a second. It needs root.
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
 			o.Func("image-registry", "<host:port>", "A registry of this machine or network that builds may pull images from. May be repeated.", nil, words(&d.registries))
+			o.String(&d.network, "network", "<mode>", "on: sandboxes reach the internet, and nothing private. auto: where the machine can. "+
+				"off: their loopback only. Default = off.", complete.PredictSet("on", "auto", "off"))
 			o.String(&d.logLevel, "log-level", "<level>", "trace, debug, info, warn or error. Default = warn.",
 				complete.PredictSet("trace", "debug", "info", "warn", "error"))
 		},
@@ -74,6 +77,11 @@ half a minute; after that a start takes less than a second. It needs root.
 			d.release = conn.release
 			if d.cluster && d.keep {
 				return usagef("-keep and -cluster do not go together: the sandboxes end with the cluster")
+			}
+			switch d.network {
+			case "", "on", "auto", "off":
+			default:
+				return usagef("network %.40q is none of on, auto, off", d.network)
 			}
 			return d.run(ctx)
 		},
@@ -98,7 +106,7 @@ func (d *development) run(ctx context.Context) error {
 		fmt.Fprintln(d.env.Stdout, "==> Starting Nomad, Consul and Vault")
 		begin = devserver.StartCluster
 	}
-	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts, Registries: d.registries})
+	s, err := begin(ctx, devserver.Config{StateDir: d.dir, Listen: d.listen, InitPath: d.init, Logger: log, FreePorts: d.freePorts, Registries: d.registries, Network: d.network})
 	if err != nil {
 		return err
 	}

@@ -3,8 +3,10 @@ package cli
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -86,6 +88,21 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 			to = netip.AddrPortFrom(d.Address, d.Port).String()
 		}
 		pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s://%s by %s: %s", d.Last.Local().Format(time.TimeOnly), d.Proto, to, d.Layer, d.Rule)})
+	}
+	if st.Proxy != "" {
+		pairs = append(pairs, []string{"Egress proxy", st.Proxy})
+	}
+	for _, r := range st.Rules {
+		pairs = append(pairs, []string{"Header rule", r.Domain + ": " + strings.Join(slices.Sorted(maps.Keys(r.Headers)), ", ")})
+	}
+	for _, p := range st.Proxied {
+		if !p.Allow {
+			to := p.Name
+			if to == "" {
+				to = p.Address.String()
+			}
+			pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s:%d by %s: %s", p.Time.Local().Format(time.TimeOnly), to, p.Port, p.Layer, p.Rule)})
+		}
 	}
 	n := st.Names
 	pairs = append(pairs, []string{"Names", fmt.Sprintf("%d asked for, %d denied, %d out of reach, %d too many, %d failed", n.Queries, n.Denied, n.Refused, n.Limited, n.Failed)})

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -100,10 +102,46 @@ func networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(n.AllowOut) == 0 && len(n.DenyOut) == 0 && sb.AllowInternetAccess == nil {
+	var want nodeapi.Network
+	if len(n.AllowOut) > 0 || len(n.DenyOut) > 0 || sb.AllowInternetAccess != nil {
+		want.Layers = []nodeapi.NetworkLayer{{Name: layerSandbox, NetworkPolicy: api.NetworkPolicy{
+			Internet: sb.AllowInternetAccess, Allow: n.AllowOut, Deny: n.DenyOut,
+		}}}
+	}
+	if want.Rules, err = rulesOf(n.Rules); err == nil && isGiven(n.EgressProxy) {
+		err = json.Unmarshal(n.EgressProxy, &want.Proxy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stored network of sandbox %s: %w", sb.ID, err)
+	}
+	if len(want.Layers) == 0 && len(want.Rules) == 0 && want.Proxy == nil {
 		return nil, nil
 	}
-	return &nodeapi.Network{Layers: []nodeapi.NetworkLayer{{Name: layerSandbox, NetworkPolicy: api.NetworkPolicy{
-		Internet: sb.AllowInternetAccess, Allow: n.AllowOut, Deny: n.DenyOut,
-	}}}}, nil
+	return &want, nil
 }
+
+// rulesOf reads the contract's rules, of which each domain has one, in the order of their domains.
+func rulesOf(raw json.RawMessage) ([]nodeapi.NetworkRule, error) {
+	if !isGiven(raw) {
+		return nil, nil
+	}
+	var domains map[string][]struct {
+		Transform struct {
+			Headers map[string]string `json:"headers"`
+		} `json:"transform"`
+	}
+	if err := json.Unmarshal(raw, &domains); err != nil {
+		return nil, err
+	}
+	var rules []nodeapi.NetworkRule
+	for _, domain := range slices.Sorted(maps.Keys(domains)) {
+		for _, r := range domains[domain] {
+			if len(r.Transform.Headers) > 0 {
+				rules = append(rules, nodeapi.NetworkRule{Domain: domain, Headers: r.Transform.Headers})
+			}
+		}
+	}
+	return rules, nil
+}
+
+func isGiven(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }

@@ -43,6 +43,8 @@ type BootFile struct {
 	Content string `json:"content"`
 	// Replace takes away what stands there and is no regular file, a link for example. Otherwise that is left alone.
 	Replace bool `json:"replace,omitempty"`
+	// Append adds to what is there. It is for a file that only ever grows, such as a list of certificates.
+	Append bool `json:"append,omitempty"`
 }
 
 // Bounds of Boot.Files.

@@ -85,7 +85,7 @@ func (p *Pool) open() error {
 	}
 	p.fw, err = firewall.Open(firewall.Config{
 		Host: p.cfg.Host, Table: "soulbox-" + p.cfg.Owner, LinkPrefix: p.cfg.linkPrefix(), Range: p.prefix,
-		Inner: Inner, Gateway: Gateway, Self: p.self, Base: p.cfg.base(nil), Limits: p.cfg.Limits,
+		Inner: Inner, Gateway: Gateway, Self: p.self, Proxy: ProxyPort, Base: p.cfg.base(nil), Limits: p.cfg.Limits,
 	})
 	if err != nil {
 		return err

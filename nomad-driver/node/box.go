@@ -12,6 +12,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/proxy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -65,9 +66,10 @@ type box struct {
 	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
 	inst     instance
 	slot     *network.Slot    // nil where it has its loopback only
-	asker    *resolver.Client // with slot
-	deleting bool             // the record goes with the sandbox: writing it once more is not worth it
-	pumped   chan struct{}    // closed when the log pump has ended; nil where there is none
+	asker    *resolver.Client // with slot, as carrier
+	carrier  *proxy.Client
+	deleting bool          // the record goes with the sandbox: writing it once more is not worth it
+	pumped   chan struct{} // closed when the log pump has ended; nil where there is none
 }
 
 func newBox(rec record) *box {

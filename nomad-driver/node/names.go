@@ -1,13 +1,13 @@
 package node
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
-	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
-	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/proxy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -31,12 +31,29 @@ func (n *Node) openNames() error {
 	return nil
 }
 
-// attachNames lets a sandbox look names up.
-func (n *Node) attachNames(id api.SandboxID, s *network.Slot, pol *policy.Policy) *resolver.Client {
-	fw := s.Firewall()
-	return n.resolver.Attach(s.Addr, resolver.Sandbox{ID: string(id), Policy: pol, Pin: func(name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error) {
-		return n.network.Firewall().Pin(fw, name, addrs, ttl)
-	}})
+// attach lets a sandbox look names up and connect through the proxy, or changes what decides about both. b.mu is held, or nobody else
+// has b.
+func (n *Node) attach(b *box, st proxy.Settings) {
+	if b.asker != nil {
+		b.asker.SetPolicy(st.Policy)
+		b.carrier.Set(st)
+		return
+	}
+	fw, id := b.slot.Firewall(), string(b.id)
+	asker := n.resolver.Attach(b.slot.Addr, resolver.Sandbox{
+		ID: id, Policy: st.Policy,
+		Pin: func(name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error) {
+			return n.network.Firewall().Pin(fw, name, addrs, ttl)
+		},
+	})
+	b.asker = asker
+	b.carrier = n.proxy.Attach(b.slot.Addr, proxy.Sandbox{
+		ID: id, Settings: st,
+		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
+			return n.resolver.Lookup(ctx, asker, name)
+		},
+		Names: func(a netip.Addr) []string { return n.network.Firewall().Names(fw, a) },
+	})
 }
 
 // namesOf says what a sandbox asked for.

@@ -55,7 +55,7 @@ func (n *Node) openNetwork() error {
 	if err == nil {
 		n.network = p
 		n.closers = append(n.closers, func() error { return closeNetwork(p) })
-		err = n.openNames()
+		err = errors.Join(n.openNames(), n.openProxy())
 	}
 	switch {
 	case err == nil:
@@ -125,7 +125,7 @@ func (n *Node) checkNetwork(req *nodeapi.CreateRequest) error {
 	if req.Network == nil {
 		return nil
 	}
-	_, err := n.compile(req.Network.Layers)
+	_, err := n.settings(req.Network)
 	return err
 }
 
@@ -172,21 +172,17 @@ func (n *Node) loseSlot(b *box) {
 
 // holdSlot gives a box its slot, with its policy. The slot is given back on error.
 func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
-	var layers []nodeapi.NetworkLayer
-	if want != nil {
-		layers = want.Layers
-	}
-	pol, err := n.compile(layers)
-	if err == nil && len(layers) > 0 {
-		_, err = n.network.Apply(s, pol)
+	st, err := n.settings(want)
+	if err == nil && (len(st.Policy.Layers()) > 0 || st.Policy.Proxied() != policy.ProxyNothing) {
+		_, err = n.network.Apply(s, st.Policy)
 	}
 	if err != nil {
 		return errors.Join(err, n.network.Give(s))
 	}
-	asker := n.attachNames(b.id, s, pol)
 	ref := s.Ref()
 	b.mu.Lock()
-	b.slot, b.asker, b.rec.Network, b.rec.Slot = s, asker, want, &ref
+	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
+	n.attach(b, st)
 	b.mu.Unlock()
 	return nil
 }
@@ -197,12 +193,13 @@ func (n *Node) giveSlot(b *box) {
 	defer b.networking.Unlock()
 	b.mu.Lock()
 	s := b.slot
-	b.slot, b.asker = nil, nil
+	b.slot, b.asker, b.carrier = nil, nil, nil
 	b.mu.Unlock()
 	if s == nil {
 		return
 	}
 	n.resolver.Detach(s.Addr)
+	n.proxy.Detach(s.Addr)
 	if err := n.network.Give(s); err != nil {
 		n.log.Error("network slot cannot be given back", "sandbox", b.id, "slot", s.Number, "error", err)
 	}
@@ -225,19 +222,15 @@ func (n *Node) recoverSlot(b *box) {
 		return
 	}
 	b.slot = s
-	var layers []nodeapi.NetworkLayer
-	if b.rec.Network != nil {
-		layers = b.rec.Network.Layers
-	}
-	pol, err := n.compile(layers)
+	st, err := n.settings(b.rec.Network)
 	if err == nil {
-		_, err = n.network.Apply(s, pol)
+		_, err = n.network.Apply(s, st.Policy)
 	}
 	if err != nil {
 		n.log.Error("sandbox keeps the network rules it had, and looks up no names", "sandbox", b.id, "error", err)
 		return
 	}
-	b.asker = n.attachNames(b.id, s, pol)
+	n.attach(b, st)
 }
 
 // slotOf returns the slot of a running sandbox, and its policy.
@@ -256,14 +249,14 @@ func (n *Node) slotOf(id api.SandboxID) (*box, *network.Slot, *policy.Policy, []
 	if want != nil {
 		layers = want.Layers
 	}
-	pol, err := n.compile(layers)
-	return b, s, pol, layers, err
+	st, err := n.settings(want)
+	return b, s, st.Policy, layers, err
 }
 
 // SetNetwork replaces what a sandbox may reach. The record is written first: a daemon that is killed in between leaves the old rules in
 // the kernel, and the next one applies what the record says.
 func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.NetworkStatus, error) {
-	pol, err := n.compile(want.Layers)
+	st, err := n.settings(&want)
 	if err != nil {
 		return nodeapi.NetworkStatus{}, err
 	}
@@ -289,16 +282,17 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 		return nodeapi.NetworkStatus{}, err
 	}
 	b.mu.Unlock()
-	cut, err := n.network.Apply(s, pol)
+	if len(want.Rules) > 0 && (old == nil || len(old.Rules) == 0) {
+		if err := n.trust(b); err != nil { // it may speak plain HTTP all the same
+			n.log.Warn("sandbox does not trust the proxy", "sandbox", id, "error", err)
+		}
+	}
+	cut, err := n.network.Apply(s, st.Policy)
 	if err != nil {
 		return nodeapi.NetworkStatus{}, fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
 	b.mu.Lock()
-	if b.asker != nil {
-		b.asker.SetPolicy(pol)
-	} else {
-		b.asker = n.attachNames(id, s, pol)
-	}
+	n.attach(b, st)
 	b.mu.Unlock()
 	n.log.Info("network policy changed", "sandbox", id, "layers", len(want.Layers), "connections_ended", cut)
 	return n.NetworkStatus(id)
@@ -338,10 +332,19 @@ func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
 		st.Denied = append(st.Denied, n.explain(s, pol, d))
 	}
 	b.mu.Lock()
-	asker := b.asker
+	asker, carrier, want := b.asker, b.carrier, b.rec.Network
 	b.mu.Unlock()
 	if asker != nil {
 		st.Names = namesOf(asker)
+	}
+	if carrier != nil {
+		st.Proxied = proxiedOf(carrier)
+	}
+	if want != nil {
+		st.Rules = withoutValues(want.Rules)
+		if want.Proxy != nil {
+			st.Proxy = want.Proxy.Address
+		}
 	}
 	return st, nil
 }

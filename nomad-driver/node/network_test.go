@@ -151,6 +151,72 @@ func TestRealNetwork_namesOpenTheWayToTheirAddresses(t *testing.T) {
 	must.False(t, ok)
 }
 
+// web asks over plain HTTP from inside and returns the status line and the body.
+func web(d *daemon, sb nodeapi.Sandbox, at, host string) string {
+	d.t.Helper()
+	out, _ := d.exec(sb, "bash", "-c", `exec 3<>"/dev/tcp/$0/80" && printf 'GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nX-Key: mine\r\n\r\n' "$1" >&3 && cat <&3`, at, host)
+	head, body, _ := strings.Cut(out, "\r\n\r\n")
+	line, _, _ := strings.Cut(head, "\r\n")
+	return line + " | " + strings.TrimSpace(body)
+}
+
+func TestRealNetwork_theWebGoesWhereItsNamesMay(t *testing.T) {
+	w := networktest.New(t)
+	networktest.ServeNames(t, w.Outside, networktest.OutsideAddr+":53",
+		"www.example.com. 60 IN A 198.51.100.1", "api.example.com. 60 IN A 198.51.100.2", "evil.example.org. 60 IN A 198.51.100.1")
+	networktest.ServeWeb(t, w.Outside, "198.51.100.1:80", nil)
+	cert := networktest.ServeWeb(t, w.Outside, "198.51.100.2:443", []string{"api.example.com"})
+	roots := filepath.Join(t.TempDir(), "roots.pem")
+	must.NoError(t, os.WriteFile(roots, cert, 0o600))
+	t.Setenv("SSL_CERT_FILE", roots)
+	d := startDaemonIn(t, w.Host, "-network", "on", "-config", configFile(t, `network { resolvers = ["`+networktest.OutsideAddr+`"] }`))
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Network = allowing("*.example.com") })
+
+	must.EqOp(t, `HTTP/1.1 200 OK | GET www.example.com / key "mine"`, web(d, sb, "www.example.com", "www.example.com"))
+	// One address has two names, and only one is allowed.
+	must.EqOp(t, "HTTP/1.1 403 Forbidden | soulbox: denied by sandbox: deny 0.0.0.0/0", web(d, sb, "198.51.100.1", "evil.example.org"))
+	st, err := d.client.Network(t.Context(), sb.ID)
+	must.NoError(t, err)
+	must.EqOp(t, "evil.example.org", st.Proxied[0].Name)
+	must.False(t, st.Proxied[0].Allow)
+	// Nobody reaches the proxy but by way of another destination.
+	_, ok := connect(d, sb, "10.255.255.1", 15001)
+	must.False(t, ok)
+
+	// A header that the sandbox never has.
+	want := *allowing("*.example.com")
+	want.Rules = []nodeapi.NetworkRule{{Domain: "api.example.com", Headers: map[string]string{"x-key": "s3cret-of-the-tenant"}}}
+	st, err = d.client.SetNetwork(t.Context(), sb.ID, want)
+	must.NoError(t, err)
+	must.Eq(t, []nodeapi.NetworkRule{{Domain: "api.example.com", Headers: map[string]string{"x-key": ""}}}, st.Rules)
+	must.EqOp(t, `HTTP/1.1 200 OK | GET api.example.com / key "s3cret-of-the-tenant"`, web(d, sb, "api.example.com", "api.example.com"))
+	out, _ := d.exec(sb, "bash", "-c", `{ env; cat /proc/[0-9]*/environ /etc/resolv.conf /etc/ssl/certs/ca-certificates.crt /run/e2b/.* 2>/dev/null; } | tr '\0' '\n'`)
+	must.StrNotContains(t, out, "s3cret")
+	must.StrContains(t, out, "BEGIN CERTIFICATE")
+	must.StrNotContains(t, out, "PRIVATE KEY")
+	must.EqOp(t, `HTTP/1.1 200 OK | GET www.example.com / key "mine"`, web(d, sb, "www.example.com", "www.example.com"))
+
+	// Without the daemon's memory, by its record.
+	d.kill()
+	d.start()
+	must.StrContains(t, web(d, sb, "api.example.com", "api.example.com"), "s3cret-of-the-tenant")
+	must.StrContains(t, web(d, sb, "198.51.100.1", "evil.example.org"), "403 Forbidden")
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
+	must.NoError(t, err)
+	must.EqOp(t, `HTTP/1.1 200 OK | GET evil.example.org / key "mine"`, web(d, sb, "198.51.100.1", "evil.example.org"))
+
+	for text, bad := range map[string]nodeapi.Network{
+		`network.rules[0].domain: "1.2.3.4" is no domain`:                       {Rules: []nodeapi.NetworkRule{{Domain: "1.2.3.4"}}},
+		`network.rules[0].headers: 0, must be between 1 and 20`:                 {Rules: []nodeapi.NetworkRule{{Domain: "a.example"}}},
+		`network.rules[0].headers: Host is of the connection`:                   {Rules: []nodeapi.NetworkRule{{Domain: "a.example", Headers: map[string]string{"host": "x"}}}},
+		`network.egress_proxy.address: scheme "ftp" is neither socks5 nor http`: {Proxy: &nodeapi.EgressProxy{Address: "ftp://x:1"}},
+	} {
+		_, err := d.client.SetNetwork(t.Context(), sb.ID, bad)
+		must.EqOp(t, http.StatusBadRequest, api.StatusOf(err))
+		must.ErrorContains(t, err, text)
+	}
+}
+
 func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {
 	w := networktest.New(t)
 	networktest.Serve(t, w.Outside, "198.51.100.1:80")

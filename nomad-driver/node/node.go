@@ -31,6 +31,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/proxy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -64,8 +65,10 @@ type Node struct {
 	sampler   *prommetrics.Sampler
 	disks     diskLooks
 	books     *logbook.Books
-	network   *network.Pool      // nil where sandboxes have their loopback only
-	resolver  *resolver.Server   // with network
+	network   *network.Pool    // nil where sandboxes have their loopback only
+	resolver  *resolver.Server // with network, as proxy
+	proxy     *proxy.Server
+	authority *proxy.Authority
 	noNetwork string             // why
 	closers   []func() error     // in the order of opening
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why

@@ -135,7 +135,7 @@ func (n *Node) create(ctx context.Context, b *box, cfg sandbox.Config, want *nod
 	}
 	if b.slot != nil {
 		cfg.Network = b.slot.Namespace()
-		cfg.Boot.Files = append(cfg.Boot.Files, nameServerFile)
+		n.outfit(&cfg.Boot, req.Network)
 	}
 	return n.runtime.Create(ctx, cfg)
 }

@@ -52,7 +52,7 @@ func StartCluster(ctx context.Context, cfg Config) (*Server, error) {
 	group, slot := identity(cfg.StateDir)
 	c, err := dev.Start(ctx, dev.Config{
 		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: ports, Driver: driver, Init: init, Engine: engine,
-		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", group, slot), Logger: cfg.Logger.Named("cluster"),
+		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\nnetwork {\n  mode = %q\n}\n", group, slot, cfg.Network), Logger: cfg.Logger.Named("cluster"),
 	})
 	if err != nil {
 		return nil, err

@@ -27,6 +27,7 @@ type Config struct {
 	Listen   string // host:port of the API
 	InitPath string // of soulbox-init; empty: beside this program, or in /usr/libexec/soulbox
 	Logger   hclog.Logger
+	Network  string // node.Network.Mode of the node
 	// FreePorts gives the agents of a cluster ports that are free instead of their usual ones.
 	FreePorts bool
 	// Registries are hosts with ports, in this network, that images of builds may be pulled from.

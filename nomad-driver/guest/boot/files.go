@@ -1,9 +1,12 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -13,6 +16,12 @@ func writeFiles(files []guest.BootFile) error {
 	for _, f := range files {
 		if err := os.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 			return fmt.Errorf("write %s: %w", f.Path, err)
+		}
+		if f.Append {
+			if err := appendTo(f.Path, f.Content); err != nil {
+				return fmt.Errorf("write %s: %w", f.Path, err)
+			}
+			continue
 		}
 		if f.Replace {
 			if st, err := os.Lstat(f.Path); err == nil && !st.Mode().IsRegular() {
@@ -26,6 +35,22 @@ func writeFiles(files []guest.BootFile) error {
 		}
 	}
 	return nil
+}
+
+// appendTo adds to a file, which is made where there is none. What is no regular file is left alone.
+func appendTo(path, content string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err == nil && st.Mode().IsRegular() {
+		_, err = f.WriteString(content)
+	}
+	return errors.Join(err, f.Close())
 }
 
 // checkFiles refuses files that no node asks for.

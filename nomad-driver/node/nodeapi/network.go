@@ -12,7 +12,15 @@ import (
 // answers 501 with api.CodeUnsupported.
 type Network struct {
 	Layers []NetworkLayer `json:"layers,omitempty"` // outermost first; each can only narrow; at most MaxNetworkLayers
+	Rules  []NetworkRule  `json:"rules,omitempty"`  // at most MaxNetworkRules
+	Proxy  *EgressProxy   `json:"egress_proxy,omitempty"`
 }
+
+// MaxNetworkRules bounds Network.Rules, MaxRuleHeaders the headers of each.
+const (
+	MaxNetworkRules = 10
+	MaxRuleHeaders  = 20
+)
 
 // MaxNetworkLayers bounds Network.Layers.
 const MaxNetworkLayers = 8
@@ -25,6 +33,9 @@ type (
 	NetworkDeny    = api.NetworkDeny
 	NetworkNames   = api.NetworkNames
 	NetworkName    = api.NetworkName
+	NetworkRule    = api.NetworkRule
+	EgressProxy    = api.EgressProxy
+	NetworkProxied = api.NetworkProxied
 	NetworkTest    = api.NetworkTest
 	NetworkVerdict = api.NetworkVerdict
 )
