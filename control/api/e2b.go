@@ -40,6 +40,12 @@ type NetworkConfig struct {
 	MaskRequestHost    string          `json:"maskRequestHost,omitempty"`
 	Rules              json.RawMessage `json:"rules,omitempty"`
 	HTTPSPorts         []int           `json:"httpsPorts,omitempty"`
+	SoulBox            *NetworkOptions `json:"soulbox,omitempty"` // beyond the contract
+}
+
+// NetworkOptions is NetworkConfig.SoulBox.
+type NetworkOptions struct {
+	Shape *NetworkShape `json:"shape,omitempty"`
 }
 
 // IAM is NewSandbox.IAM.

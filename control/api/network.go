@@ -36,6 +36,26 @@ type EgressProxy struct {
 	Password string `json:"password,omitempty"`
 }
 
+// NetworkDirection is how a sandbox's link carries packets one way. The zero NetworkDirection leaves it as fast and reliable as it is.
+type NetworkDirection struct {
+	Rate  uint64 `json:"rate_bytes,omitempty"`  // bytes a second, headers included; 8 KiB to 4 GiB
+	Burst uint64 `json:"burst_bytes,omitempty"` // that may pass at once after a pause; 0: 10 ms worth
+
+	// The rest needs the node's kernel to have netem.
+	Delay     time.Duration `json:"delay_nanos,omitempty"`  // at most 10 s
+	Jitter    time.Duration `json:"jitter_nanos,omitempty"` // around Delay
+	Loss      float64       `json:"loss,omitempty"`         // share of packets, 0 to 1
+	Duplicate float64       `json:"duplicate,omitempty"`
+	Reorder   float64       `json:"reorder,omitempty"` // share that overtakes the delayed ones
+}
+
+// NetworkShape is PUT /v1/sandboxes/{id}/network/shape, and NetworkStatus.Shape. What the node's kernel cannot do is answered with 501 and
+// CodeUnsupported, and nothing has changed.
+type NetworkShape struct {
+	In  NetworkDirection `json:"in"`  // what the sandbox receives
+	Out NetworkDirection `json:"out"` // what it sends
+}
+
 // NetworkProxied is what the node's proxy decided about a connection or a request.
 type NetworkProxied struct {
 	Time    time.Time  `json:"time"`
@@ -61,6 +81,7 @@ type NetworkStatus struct {
 	Denied  []NetworkDeny  `json:"denied,omitempty"` // of the last ten minutes, latest first
 	Names   NetworkNames   `json:"names"`
 
+	Shape   *NetworkShape    `json:"shape,omitempty"`
 	Rules   []NetworkRule    `json:"rules,omitempty"`        // the headers' names, with their values left out
 	Proxy   string           `json:"egress_proxy,omitempty"` // its address
 	Proxied []NetworkProxied `json:"proxied,omitempty"`      // the last 64 decisions of the node's proxy, latest first
@@ -135,6 +156,12 @@ func (c *Client) Network(ctx context.Context, id SandboxID) (NetworkStatus, erro
 func (c *Client) SetNetwork(ctx context.Context, id SandboxID, p NetworkPolicy) (NetworkStatus, error) {
 	var out NetworkStatus
 	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/network"), nil, p, &out)
+}
+
+// ShapeNetwork changes how a sandbox's link carries packets, at once.
+func (c *Client) ShapeNetwork(ctx context.Context, id SandboxID, s NetworkShape) (NetworkStatus, error) {
+	var out NetworkStatus
+	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/network/shape"), nil, s, &out)
 }
 
 // TestNetwork says what would become of a connection. Nothing is sent.

@@ -117,6 +117,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 		"network":          networkCommand,
 		"network show":     networkShowCommand,
 		"network set":      networkSetCommand,
+		"network shape":    networkShapeCommand,
 		"network test":     networkTestCommand,
 		"node":             nodeCommand,
 		"node audit":       nodeAuditCommand,

@@ -89,6 +89,9 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 		}
 		pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s://%s by %s: %s", d.Last.Local().Format(time.TimeOnly), d.Proto, to, d.Layer, d.Rule)})
 	}
+	if st.Shape != nil {
+		pairs = append(pairs, []string{"Shape in", shapeText(st.Shape.In)}, []string{"Shape out", shapeText(st.Shape.Out)})
+	}
 	if st.Proxy != "" {
 		pairs = append(pairs, []string{"Egress proxy", st.Proxy})
 	}
@@ -148,6 +151,113 @@ that the platform allows. Connections that it forbids end within a second.
 			return showNetwork(env, st, asJSON)
 		}),
 	}
+}
+
+func networkShapeCommand(env *Env) *command {
+	var in, out, both api.NetworkDirection
+	var asJSON bool
+	return &command{
+		synopsis: "Change how fast and how reliably a sandbox's link is",
+		usage:    "[options] <id>",
+		about: `
+Replaces what shapes a sandbox's link, at once; without options nothing does.
+Rates are in bits a second, with the headers of packets. Delay, jitter, loss,
+duplicates and reordering hold in each direction, and need a kernel with netem
+on the node.
+
+    $ soulbox network shape -in=100mbit -out=20mbit <id>
+    $ soulbox network shape -delay=50ms -jitter=10ms -loss=2% <id>`,
+		remote: true,
+		flags: func(o *options) {
+			rate := func(name, help string, to *uint64) {
+				o.Func(name, "<rate>", help, nil, func(s string) (err error) { *to, err = parseBitRate(s); return err })
+			}
+			rate("in", "What it receives at most, as in 800kbit, 100mbit or 1gbit.", &in.Rate)
+			rate("out", "What it sends at most.", &out.Rate)
+			o.Duration(&both.Delay, "delay", "<duration>", "Delay of each packet, at most 10s.")
+			o.Duration(&both.Jitter, "jitter", "<duration>", "How much more or less that may be.")
+			share := func(name, help string, to *float64) {
+				o.Func(name, "<share>", help, nil, func(s string) (err error) { *to, err = parseShare(s); return err })
+			}
+			share("loss", "Share of packets that get lost, as in 2% or 0.02.", &both.Loss)
+			share("duplicate", "Share of packets that arrive twice.", &both.Duplicate)
+			share("reorder", "Share of packets that overtake the delayed ones.", &both.Reorder)
+			o.Switch(&asJSON, "json", "Print the network as JSON.")
+		},
+		args: sandboxNames(env, false),
+		run: func(ctx context.Context, conn *connection, args []string) error {
+			ids, err := sandboxIDs(args, 1, 1)
+			if err != nil {
+				return err
+			}
+			client, err := conn.client()
+			if err != nil {
+				return err
+			}
+			var s api.NetworkShape
+			s.In, s.Out = both, both
+			s.In.Rate, s.Out.Rate = in.Rate, out.Rate
+			st, err := client.ShapeNetwork(ctx, ids[0], s)
+			if err != nil {
+				return fmt.Errorf("network of sandbox %s: %w", ids[0], err)
+			}
+			return showNetwork(env, st, asJSON)
+		},
+	}
+}
+
+// parseBitRate reads bits a second, with a unit of 1000, and returns bytes.
+func parseBitRate(s string) (uint64, error) {
+	for _, u := range []struct {
+		name string
+		bits float64
+	}{{"kbit", 1e3}, {"mbit", 1e6}, {"gbit", 1e9}, {"bit", 1}} {
+		digits, ok := strings.CutSuffix(strings.ToLower(s), u.name)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseFloat(digits, 64)
+		if err == nil && n > 0 && n*u.bits <= 1e12 {
+			return uint64(n * u.bits / 8), nil
+		}
+	}
+	return 0, fmt.Errorf("%.40q is no rate such as 800kbit, 100mbit or 1gbit", s)
+}
+
+// parseShare reads a share, or a percentage.
+func parseShare(s string) (float64, error) {
+	digits, percent := strings.CutSuffix(s, "%")
+	n, err := strconv.ParseFloat(digits, 64)
+	if percent {
+		n /= 100
+	}
+	if err != nil || !(n >= 0 && n <= 1) {
+		return 0, fmt.Errorf("%.40q is no share between 0 and 1, or 0%% and 100%%", s)
+	}
+	return n, nil
+}
+
+// shapeText says what a direction is held to.
+func shapeText(d api.NetworkDirection) string {
+	var parts []string
+	if d.Rate > 0 {
+		parts = append(parts, fmt.Sprintf("%.4g Mbit/s", float64(d.Rate)*8/1e6))
+	}
+	if d.Delay > 0 {
+		parts = append(parts, fmt.Sprintf("delay %s ± %s", d.Delay, d.Jitter))
+	}
+	for _, f := range []struct {
+		name  string
+		share float64
+	}{{"loss", d.Loss}, {"duplicates", d.Duplicate}, {"reordered", d.Reorder}} {
+		if f.share > 0 {
+			parts = append(parts, fmt.Sprintf("%s %.3g%%", f.name, f.share*100))
+		}
+	}
+	if len(parts) == 0 {
+		return "as it is"
+	}
+	return strings.Join(parts, ", ")
 }
 
 func networkTestCommand(env *Env) *command {

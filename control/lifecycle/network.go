@@ -31,7 +31,49 @@ func (s *Service) SetNetwork(ctx context.Context, tenant string, id api.SandboxI
 	if err != nil {
 		return state.Sandbox{}, err
 	}
-	n.AllowPublicTraffic, n.MaskRequestHost, n.HTTPSPorts = had.AllowPublicTraffic, had.MaskRequestHost, had.HTTPSPorts
+	n.AllowPublicTraffic, n.MaskRequestHost, n.HTTPSPorts, n.SoulBox = had.AllowPublicTraffic, had.MaskRequestHost, had.HTTPSPorts, had.SoulBox
+	return s.storeNetwork(ctx, sb, n, internet)
+}
+
+// ShapeNetwork implements API.
+func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error {
+	defer s.locks.lock(id)()
+	sb, err := s.live(tenant, id)
+	if err != nil {
+		return err
+	}
+	if sb.State != state.Running {
+		return notRunning(sb)
+	}
+	n, err := networkConfig(sb)
+	if err != nil {
+		return err
+	}
+	n.SoulBox = &api.NetworkOptions{Shape: &shape}
+	changed, err := json.Marshal(n)
+	if err != nil {
+		return fmt.Errorf("network of sandbox %s: %w", id, err)
+	}
+	// The node first: it knows what its kernel can do.
+	next := sb
+	next.Network = changed
+	want, err := networkOf(next)
+	if err != nil {
+		return err
+	}
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err != nil {
+		return err
+	}
+	if _, err := node.SetNetwork(ctx, id, *want); err != nil {
+		return fmt.Errorf("shape network of sandbox %s: %w", id, err)
+	}
+	_, err = s.cfg.State.Apply(ctx, &state.SandboxNetwork{ID: id, Network: changed, AllowInternetAccess: sb.AllowInternetAccess})
+	return stateError(id, err)
+}
+
+func (s *Service) storeNetwork(ctx context.Context, sb state.Sandbox, n api.NetworkConfig, internet *bool) (state.Sandbox, error) {
+	id := sb.ID
 	b, err := json.Marshal(n)
 	if err != nil {
 		return state.Sandbox{}, fmt.Errorf("network of sandbox %s: %w", id, err)
@@ -114,7 +156,10 @@ func networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stored network of sandbox %s: %w", sb.ID, err)
 	}
-	if len(want.Layers) == 0 && len(want.Rules) == 0 && want.Proxy == nil {
+	if n.SoulBox != nil {
+		want.Shape = n.SoulBox.Shape
+	}
+	if len(want.Layers) == 0 && len(want.Rules) == 0 && want.Proxy == nil && want.Shape == nil {
 		return nil, nil
 	}
 	return &want, nil

@@ -55,6 +55,8 @@ type API interface {
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	// SetNetworkPolicy replaces the lists of a running sandbox and whether it may reach the internet, and leaves rules and proxy.
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
+	// ShapeNetwork changes how a running sandbox's link carries packets.
+	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	// SetLimits changes limits of a running sandbox. Zero fields stay as they are.
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c LimitChange) (state.Sandbox, error)
 	// NodeOf returns the node that a sandbox is, or was, on. One that never had a node is not running.

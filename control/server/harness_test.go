@@ -291,6 +291,11 @@ func (f *fakeLifecycle) SetNetworkPolicy(ctx context.Context, tenant string, id 
 	return err
 }
 
+func (f *fakeLifecycle) ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, s api.NetworkShape) error {
+	_, err := f.SetNetwork(ctx, tenant, id, api.NetworkConfig{SoulBox: &api.NetworkOptions{Shape: &s}}, nil)
+	return err
+}
+
 func (f *fakeLifecycle) SetLimits(_ context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

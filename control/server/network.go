@@ -44,6 +44,22 @@ func (s *Server) putNetwork(w http.ResponseWriter, r *http.Request) error {
 	return s.getNetwork(w, r)
 }
 
+// shapeNetwork is PUT /v1/sandboxes/{id}/network/shape.
+func (s *Server) shapeNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, err := sandboxID(r)
+	if err != nil {
+		return err
+	}
+	var req api.NetworkShape
+	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+		return err
+	}
+	if err := s.cfg.Lifecycle.ShapeNetwork(r.Context(), tenant(r), id, req); err != nil {
+		return err
+	}
+	return s.getNetwork(w, r)
+}
+
 // testNetwork is POST /v1/sandboxes/{id}/network/test.
 func (s *Server) testNetwork(w http.ResponseWriter, r *http.Request) error {
 	id, err := sandboxID(r)

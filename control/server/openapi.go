@@ -104,6 +104,7 @@ var operations = map[string]operationDoc{
 	"PUT /v1/sandboxes/{id}/limits":        {summary: "Change limits of a running sandbox", in: api.LimitsRequest{}, out: api.Sandbox{}},
 	"GET /v1/sandboxes/{id}/network":       {summary: "A sandbox's network: addresses, policy, counters, last denials", out: api.NetworkStatus{}},
 	"PUT /v1/sandboxes/{id}/network":       {summary: "Replace what a running sandbox may reach", in: api.NetworkPolicy{}, out: api.NetworkStatus{}},
+	"PUT /v1/sandboxes/{id}/network/shape": {summary: "Change how a running sandbox's link carries packets: rate, delay, loss", in: api.NetworkShape{}, out: api.NetworkStatus{}},
 	"POST /v1/sandboxes/{id}/network/test": {summary: "What would become of a connection, and by which rule", in: api.NetworkTest{}, out: api.NetworkVerdict{}},
 	"GET /v1/sandboxes/{id}/health":        {summary: "Whether a sandbox answers", out: api.SandboxHealth{}},
 	"GET /v1/sandboxes/{id}/stats":         {summary: "The kernel's counters of a sandbox", out: api.Stats{}},

@@ -109,6 +109,7 @@ func (s *Server) routes() []route {
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/network", handle: s.getNetwork, needs: can(rbac.Network, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/network", handle: s.putNetwork, needs: can(rbac.Network, rbac.Update)},
+		{pattern: "PUT /v1/sandboxes/{id}/network/shape", handle: s.shapeNetwork, needs: can(rbac.Network, rbac.Update)},
 		{pattern: "POST /v1/sandboxes/{id}/network/test", handle: s.testNetwork, needs: can(rbac.Network, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/health", handle: s.sandboxHealth, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/stats", handle: s.stats, needs: can(rbac.Sandbox, rbac.Read)},

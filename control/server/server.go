@@ -44,6 +44,7 @@ type Lifecycle interface {
 	Fork(ctx context.Context, caller auth.Identity, id api.SandboxID, count int, d time.Duration) ([]lifecycle.Forked, error)
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
+	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error)
 	NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
@@ -184,8 +185,9 @@ func (p *Pool) Apply(s *Slot, pol *policy.Policy) (cut int, err error) {
 }
 
 // Shape changes how fast and how reliably a slot's link carries packets: in is what the sandbox receives, out what it sends. Where the
-// kernel cannot do it shape.ErrUnsupported is in the error's chain, and that direction is not shaped.
-func (p *Pool) Shape(s *Slot, in, out shape.Direction) error {
+// kernel cannot do it shape.ErrUnsupported is in the error's chain, and that direction is not shaped. netns is the slot's namespace, where
+// the slot itself has none.
+func (p *Pool) Shape(s *Slot, netns *os.File, in, out shape.Direction) error {
 	if err := in.Check(); err != nil {
 		return fmt.Errorf("in: %w", err)
 	}
@@ -195,13 +197,16 @@ func (p *Pool) Shape(s *Slot, in, out shape.Direction) error {
 	if err := shape.Apply(p.host, s.Index, in); err != nil {
 		return fmt.Errorf("network slot %d: in: %w", s.Number, err)
 	}
-	if s.netns == nil {
-		if out == (shape.Direction{}) {
-			return nil
-		}
-		return fmt.Errorf("network slot %d: out: its namespace is not at hand: %w", s.Number, shape.ErrUnsupported)
+	if s.netns != nil {
+		netns = s.netns
 	}
-	h, err := handleAt(s.netns)
+	if netns == nil && out == (shape.Direction{}) {
+		return nil
+	}
+	if netns == nil {
+		return fmt.Errorf("network slot %d: out: its namespace is not at hand", s.Number)
+	}
+	h, err := handleAt(netns)
 	if err != nil {
 		return err
 	}

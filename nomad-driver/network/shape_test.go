@@ -85,7 +85,7 @@ func TestShape_capsHoldInBothDirections(t *testing.T) {
 				if upload {
 					in, out = out, d
 				}
-				must.NoError(t, p.Shape(s, in, out))
+				must.NoError(t, p.Shape(s, nil, in, out))
 				port++
 				got := rate(t, w, p, s, net.JoinHostPort("198.51.100.1", strconv.Itoa(port)), flows, upload, time.Second, 3*time.Second) * 8 / 1e6
 				t.Logf("%d Mbit/s, %d flows, upload %v: %.2f Mbit/s", mbit, flows, upload, got)
@@ -93,7 +93,7 @@ func TestShape_capsHoldInBothDirections(t *testing.T) {
 			}
 		}
 	}
-	must.NoError(t, p.Shape(s, shape.Direction{}, shape.Direction{}))
+	must.NoError(t, p.Shape(s, nil, shape.Direction{}, shape.Direction{}))
 	must.Greater(t, 110.0, rate(t, w, p, s, "198.51.100.1:9999", 1, false, 100*time.Millisecond, time.Second)*8/1e6)
 }
 
@@ -103,7 +103,7 @@ func TestShape_delayNeedsAKernelThatHasIt(t *testing.T) {
 	s := w.take(p)
 	defer func() { must.NoError(t, p.Give(s)) }()
 	serve(t, w.outside, outsideAddr+":80")
-	err := p.Shape(s, shape.Direction{Delay: 50 * time.Millisecond, Jitter: 10 * time.Millisecond}, shape.Direction{})
+	err := p.Shape(s, nil, shape.Direction{Delay: 50 * time.Millisecond, Jitter: 10 * time.Millisecond}, shape.Direction{})
 	if errors.Is(err, shape.ErrUnsupported) {
 		must.ErrorContains(t, err, "sch_netem")
 		_, err := ask(s.Namespace(), "tcp4", outsideAddr+":80") // and nothing is worse for it

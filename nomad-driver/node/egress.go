@@ -63,7 +63,7 @@ func (n *Node) settings(want *nodeapi.Network) (proxy.Settings, error) {
 		pol = pol.Through(policy.ProxyAll)
 	}
 	st.Policy = pol
-	return st, nil
+	return st, checkShape(want.Shape)
 }
 
 // unruly are headers of the connection, which no rule sets.

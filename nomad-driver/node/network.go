@@ -184,6 +184,9 @@ func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
 	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
 	n.attach(b, st)
 	b.mu.Unlock()
+	if want != nil { // on error the creation fails, and the slot is given back with it
+		return n.shapeSlot(b, want.Shape, nil)
+	}
 	return nil
 }
 
@@ -275,6 +278,15 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 	}
 	b.mu.Lock()
 	old := b.rec.Network
+	b.mu.Unlock()
+	var had *nodeapi.NetworkShape
+	if old != nil {
+		had = old.Shape
+	}
+	if err := n.shapeSlot(b, want.Shape, had); err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	b.mu.Lock()
 	b.rec.Network = &want
 	if err := n.records.put(&b.rec); err != nil {
 		b.rec.Network = old
@@ -341,7 +353,7 @@ func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
 		st.Proxied = proxiedOf(carrier)
 	}
 	if want != nil {
-		st.Rules = withoutValues(want.Rules)
+		st.Rules, st.Shape = withoutValues(want.Rules), want.Shape
 		if want.Proxy != nil {
 			st.Proxy = want.Proxy.Address
 		}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
@@ -253,6 +254,61 @@ func TestRealNetwork_changesLiveAndOutlivesTheDaemon(t *testing.T) {
 	var links []netlink.Link
 	must.NoError(t, networktest.In(w.Host, func() (err error) { links, err = netlink.LinkList(); return err }))
 	must.Len(t, 2, links)
+}
+
+func TestRealNetwork_isShapedLive(t *testing.T) {
+	w := networktest.New(t)
+	networktest.Serve(t, w.Outside, "198.51.100.1:80")
+	d := startDaemonIn(t, w.Host, "-network", "on")
+	rate := api.NetworkDirection{Rate: 1 << 20}
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Network = &nodeapi.Network{Shape: &nodeapi.NetworkShape{In: rate}} })
+	disciplines := func() []string {
+		var list []netlink.Qdisc
+		must.NoError(t, networktest.In(w.Host, func() error {
+			link, err := netlink.LinkByName(linkOf(d, sb))
+			must.NoError(t, err)
+			list, err = netlink.QdiscList(link)
+			return err
+		}))
+		var names []string
+		for _, q := range list {
+			names = append(names, q.Type())
+		}
+		return names
+	}
+	must.SliceContains(t, disciplines(), "tbf")
+	_, ok := connect(d, sb, "198.51.100.1", 80)
+	must.True(t, ok)
+	// Another daemon does not have the slot's namespace, and finds it.
+	d.kill()
+	d.start()
+	st, err := d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{Shape: &nodeapi.NetworkShape{Out: rate}})
+	must.NoError(t, err)
+	must.Eq(t, &nodeapi.NetworkShape{Out: rate}, st.Shape)
+	must.SliceNotContains(t, disciplines(), "tbf")
+	out, _ := d.exec(sb, "cat", "/proc/net/dev")
+	must.StrContains(t, out, "eth0")
+
+	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{Shape: &nodeapi.NetworkShape{In: api.NetworkDirection{Rate: 1}}})
+	must.EqOp(t, http.StatusBadRequest, api.StatusOf(err))
+	must.ErrorContains(t, err, "network.shape.in: rate_bytes is 1")
+	late := api.NetworkDirection{Delay: time.Millisecond}
+	st, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{Shape: &nodeapi.NetworkShape{In: late}})
+	if api.StatusOf(err) == http.StatusNotImplemented {
+		must.ErrorContains(t, err, "sch_netem")
+		st, err = d.client.Network(t.Context(), sb.ID)
+		must.NoError(t, err)
+		must.Eq(t, &nodeapi.NetworkShape{Out: rate}, st.Shape)
+		return
+	}
+	must.NoError(t, err)
+	must.Eq(t, &nodeapi.NetworkShape{In: late}, st.Shape)
+}
+
+func linkOf(d *daemon, sb nodeapi.Sandbox) string {
+	st, err := d.client.Network(d.t.Context(), sb.ID)
+	must.NoError(d.t, err)
+	return st.Link
 }
 
 func TestRealNetwork_offMeansLoopbackOnly(t *testing.T) {

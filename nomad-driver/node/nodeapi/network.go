@@ -14,6 +14,7 @@ type Network struct {
 	Layers []NetworkLayer `json:"layers,omitempty"` // outermost first; each can only narrow; at most MaxNetworkLayers
 	Rules  []NetworkRule  `json:"rules,omitempty"`  // at most MaxNetworkRules
 	Proxy  *EgressProxy   `json:"egress_proxy,omitempty"`
+	Shape  *NetworkShape  `json:"shape,omitempty"`
 }
 
 // MaxNetworkRules bounds Network.Rules, MaxRuleHeaders the headers of each.
@@ -36,6 +37,7 @@ type (
 	NetworkRule    = api.NetworkRule
 	EgressProxy    = api.EgressProxy
 	NetworkProxied = api.NetworkProxied
+	NetworkShape   = api.NetworkShape
 	NetworkTest    = api.NetworkTest
 	NetworkVerdict = api.NetworkVerdict
 )

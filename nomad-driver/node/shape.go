@@ -1,0 +1,76 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// checkShape checks bounds. Its errors name the field.
+func checkShape(s *nodeapi.NetworkShape) error {
+	if s == nil {
+		return nil
+	}
+	if err := shape.Direction(s.In).Check(); err != nil {
+		return invalid("network.shape.in: %s", err)
+	}
+	if err := shape.Direction(s.Out).Check(); err != nil {
+		return invalid("network.shape.out: %s", err)
+	}
+	return nil
+}
+
+// shapeSlot changes how a sandbox's link carries packets. Where the kernel cannot do what is wanted the link is as it was before.
+func (n *Node) shapeSlot(b *box, want, had *nodeapi.NetworkShape) error {
+	next, last := nodeapi.NetworkShape{}, nodeapi.NetworkShape{}
+	if want != nil {
+		next = *want
+	}
+	if had != nil {
+		last = *had
+	}
+	if next == last {
+		return nil
+	}
+	netns, err := b.netns()
+	if err != nil {
+		return err
+	}
+	if netns != nil {
+		defer netns.Close()
+	}
+	err = n.network.Shape(b.slot, netns, shape.Direction(next.In), shape.Direction(next.Out))
+	if err == nil {
+		return nil
+	}
+	undo := n.network.Shape(b.slot, netns, shape.Direction(last.In), shape.Direction(last.Out))
+	if errors.Is(err, shape.ErrUnsupported) && undo == nil {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "network.shape: %s", err)
+	}
+	return errors.Join(err, undo)
+}
+
+// netns opens the network namespace of a sandbox that runs; nil where it is yet to start, and the slot has it.
+func (b *box) netns() (*os.File, error) {
+	b.mu.Lock()
+	inst, pid := b.inst, b.rec.Sandbox.PID
+	b.mu.Unlock()
+	if inst == nil {
+		return nil, nil
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, fmt.Errorf("network namespace of sandbox %s: %w", b.id, err)
+	}
+	select {
+	case <-inst.Done(): // the number may be another's by now
+		return nil, errors.Join(notRunning(b.view()), f.Close())
+	default:
+		return f, nil
+	}
+}
