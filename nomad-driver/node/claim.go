@@ -77,7 +77,7 @@ func (n *Node) checkClaim(req *nodeapi.ClaimRequest) error {
 		req.Deadline = req.Deadline.UTC().Round(0)
 	}
 	if req.Network != nil {
-		if _, err := n.compile(req.Network.Layers); err != nil {
+		if _, err := n.settings(req.Network); err != nil {
 			return err
 		}
 	}
