@@ -17,7 +17,7 @@ func FuzzHello(f *testing.F) {
 	plain := clientHello(f, "www.example.com")
 	f.Add(plain)
 	f.Add(inRecords(plain, 9))
-	f.Add(withECH(plain))
+	f.Add(encryptedHello(f, "www.example.com", "evil.example.org"))
 	f.Add(plain[:40])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseHello(b)

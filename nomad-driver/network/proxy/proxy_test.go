@@ -3,6 +3,8 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -91,6 +93,8 @@ func (r *rig) dial(ctx context.Context, network, address string) (net.Conn, erro
 }
 
 func (r *rig) goesTo(to string) {
+	_, out := r.client.current()
+	out.CloseIdleConnections() // the next request needs one of its own
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.to, r.asked = netip.MustParseAddrPort(to), nil
@@ -142,7 +146,9 @@ func echo(name string) http.Handler {
 func (r *rig) request(raw string) string {
 	r.t.Helper()
 	c, err := net.Dial("tcp", r.addr)
-	must.NoError(r.t, err)
+	if err != nil { // who is refused may learn of it this early
+		return "error: " + err.Error()
+	}
 	defer c.Close()
 	must.NoError(r.t, c.SetDeadline(time.Now().Add(20*time.Second)))
 	_, err = io.WriteString(c, raw)
@@ -264,13 +270,16 @@ func TestTLS_goesWhereItsNameMay(t *testing.T) {
 }
 
 // clientHello returns the first bytes of a TLS client.
-func clientHello(t testing.TB, name string) []byte {
+func clientHello(t testing.TB, name string) []byte { return helloOf(t, &tls.Config{ServerName: name}) }
+
+func helloOf(t testing.TB, cfg *tls.Config) []byte {
 	t.Helper()
+	cfg.InsecureSkipVerify = true // it gets no further
 	a, b := net.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = tls.Client(a, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake() //nolint:gosec // it gets no further
+		_ = tls.Client(a, cfg).Handshake()
 	}()
 	buf := make([]byte, maxHello)
 	n, err := b.Read(buf)
@@ -280,9 +289,17 @@ func clientHello(t testing.TB, name string) []byte {
 	return buf[:n]
 }
 
-// withECH makes the extension of encrypted names of one that is empty.
-func withECH(hello []byte) []byte {
-	return bytes.Replace(hello, []byte{0, 18, 0, 0}, []byte{0xfe, 0x0d, 0, 0}, 1)
+// encryptedHello returns the first bytes of a TLS client that shows one name and means another.
+func encryptedHello(t testing.TB, shown, meant string) []byte {
+	t.Helper()
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	must.NoError(t, err)
+	// ECHConfigContents: id, KEM, key, suites, longest name, public name, no extensions.
+	c := append([]byte{1, 0, 0x20, 0, 32}, key.PublicKey().Bytes()...)
+	c = append(c, 0, 4, 0, 1, 0, 1, 32, byte(len(shown)))
+	c = append(append(c, shown...), 0, 0)
+	list := append([]byte{0, byte(len(c) + 4), 0xfe, 0x0d, 0, byte(len(c))}, c...)
+	return helloOf(t, &tls.Config{ServerName: meant, MinVersion: tls.VersionTLS13, EncryptedClientHelloConfigList: list})
 }
 
 // inRecords splits a record of TLS into several.
@@ -306,7 +323,7 @@ func TestHello_isReadAsItIs(t *testing.T) {
 	}{
 		{"as it is sent", plain, hello{read: true, name: "www.example.com"}},
 		{"in records of 7 bytes", inRecords(plain, 7), hello{read: true, name: "www.example.com"}},
-		{"with an encrypted name", withECH(plain), hello{read: true, name: "www.example.com", encrypted: true}},
+		{"with an encrypted name", encryptedHello(t, "www.example.com", "evil.example.org"), hello{read: true, name: "www.example.com", encrypted: true}},
 		{"without a name", clientHello(t, ""), hello{read: true}},
 	} {
 		got, err := parseHello(c.bytes)
@@ -324,9 +341,8 @@ func TestHello_isReadAsItIs(t *testing.T) {
 func TestTLS_encryptedNamesAndPiecesAreNoWayRound(t *testing.T) {
 	r := newRig(t, closedTo)
 	r.secure("www.example.com", "198.51.100.1")
-	plain := clientHello(t, "www.example.com")
 	r.goesTo("198.51.100.1:443")
-	must.StrContains(t, r.request(string(withECH(plain))), "\x15\x03\x03\x00\x02\x02\x31")
+	must.StrContains(t, r.request(string(encryptedHello(t, "www.example.com", "evil.example.org"))), "\x15\x03\x03\x00\x02\x02\x31")
 	must.SliceEmpty(t, r.asked)
 	must.EqOp(t, "the name in the ClientHello is encrypted", r.client.Decisions()[0].Rule)
 	evil := clientHello(t, "evil.example.org")
