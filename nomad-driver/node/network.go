@@ -141,7 +141,7 @@ func (n *Node) takeSlot(ctx context.Context, b *box, want *nodeapi.Network) erro
 	if err != nil {
 		return err
 	}
-	return n.holdSlot(b, s, want)
+	return n.holdSlot(b, s, nil, want)
 }
 
 // adoptSlot returns what makes a slot of the network namespace that a restore has made, for the sandbox that comes back in it; nil
@@ -158,7 +158,7 @@ func (n *Node) adoptSlot(ctx context.Context, b *box, want *nodeapi.Network) fun
 		if err != nil {
 			return err
 		}
-		return n.holdSlot(b, s, want)
+		return n.holdSlot(b, s, netns, want)
 	}
 }
 
@@ -170,8 +170,9 @@ func (n *Node) loseSlot(b *box) {
 	b.mu.Unlock()
 }
 
-// holdSlot gives a box its slot, with its policy. The slot is given back on error.
-func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
+// holdSlot gives a box its slot, with its policy and its shape. netns is the slot's namespace where the slot itself does not have it. The
+// slot is given back on error.
+func (n *Node) holdSlot(b *box, s *network.Slot, netns *os.File, want *nodeapi.Network) error {
 	st, err := n.settings(want)
 	if err == nil && (len(st.Policy.Layers()) > 0 || st.Policy.Proxied() != policy.ProxyNothing) {
 		_, err = n.network.Apply(s, st.Policy)
@@ -185,7 +186,7 @@ func (n *Node) holdSlot(b *box, s *network.Slot, want *nodeapi.Network) error {
 	n.attach(b, st)
 	b.mu.Unlock()
 	if want != nil { // on error the creation fails, and the slot is given back with it
-		return n.shapeSlot(b, want.Shape, nil)
+		return n.shapeSlot(s, netns, want.Shape, nil)
 	}
 	return nil
 }
@@ -283,7 +284,7 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 	if old != nil {
 		had = old.Shape
 	}
-	if err := n.shapeSlot(b, want.Shape, had); err != nil {
+	if err := n.reshape(b, s, want.Shape, had); err != nil {
 		return nodeapi.NetworkStatus{}, err
 	}
 	b.mu.Lock()

@@ -126,6 +126,9 @@ func (n *Node) instantiate(ctx context.Context, b *box, req nodeapi.CreateReques
 // create makes the sandbox of a box, with its network. Where the node makes checkpoints the network is wired to the namespace that
 // the sandbox is born with, since CRIU holds no other; else it is one that waits.
 func (n *Node) create(ctx context.Context, b *box, cfg sandbox.Config, want *nodeapi.Network) (instance, error) {
+	if n.network != nil {
+		n.outfit(&cfg.Boot, want)
+	}
 	if n.engine != nil {
 		cfg.Wire = n.adoptSlot(ctx, b, want)
 		return n.runtime.Create(ctx, cfg)
@@ -135,7 +138,6 @@ func (n *Node) create(ctx context.Context, b *box, cfg sandbox.Config, want *nod
 	}
 	if b.slot != nil {
 		cfg.Network = b.slot.Namespace()
-		n.outfit(&cfg.Boot, req.Network)
 	}
 	return n.runtime.Create(ctx, cfg)
 }

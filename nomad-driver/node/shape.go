@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -26,7 +27,7 @@ func checkShape(s *nodeapi.NetworkShape) error {
 }
 
 // shapeSlot changes how a sandbox's link carries packets. Where the kernel cannot do what is wanted the link is as it was before.
-func (n *Node) shapeSlot(b *box, want, had *nodeapi.NetworkShape) error {
+func (n *Node) shapeSlot(s *network.Slot, netns *os.File, want, had *nodeapi.NetworkShape) error {
 	next, last := nodeapi.NetworkShape{}, nodeapi.NetworkShape{}
 	if want != nil {
 		next = *want
@@ -37,32 +38,34 @@ func (n *Node) shapeSlot(b *box, want, had *nodeapi.NetworkShape) error {
 	if next == last {
 		return nil
 	}
-	netns, err := b.netns()
-	if err != nil {
-		return err
-	}
-	if netns != nil {
-		defer netns.Close()
-	}
-	err = n.network.Shape(b.slot, netns, shape.Direction(next.In), shape.Direction(next.Out))
+	err := n.network.Shape(s, netns, shape.Direction(next.In), shape.Direction(next.Out))
 	if err == nil {
 		return nil
 	}
-	undo := n.network.Shape(b.slot, netns, shape.Direction(last.In), shape.Direction(last.Out))
+	undo := n.network.Shape(s, netns, shape.Direction(last.In), shape.Direction(last.Out))
 	if errors.Is(err, shape.ErrUnsupported) && undo == nil {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "network.shape: %s", err)
 	}
 	return errors.Join(err, undo)
 }
 
-// netns opens the network namespace of a sandbox that runs; nil where it is yet to start, and the slot has it.
+// reshape is shapeSlot for a sandbox that runs.
+func (n *Node) reshape(b *box, s *network.Slot, want, had *nodeapi.NetworkShape) error {
+	if want == nil && had == nil {
+		return nil
+	}
+	netns, err := b.netns()
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.shapeSlot(s, netns, want, had), netns.Close())
+}
+
+// netns opens the network namespace of a sandbox that runs.
 func (b *box) netns() (*os.File, error) {
 	b.mu.Lock()
 	inst, pid := b.inst, b.rec.Sandbox.PID
 	b.mu.Unlock()
-	if inst == nil {
-		return nil, nil
-	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return nil, fmt.Errorf("network namespace of sandbox %s: %w", b.id, err)
