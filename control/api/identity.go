@@ -48,6 +48,8 @@ type AuthLink struct {
 	Issuer   string   `json:"issuer,omitempty"`
 	ClientID string   `json:"client_id,omitempty"`
 	Scopes   []string `json:"scopes,omitempty"`
+	// CallbackPort is the port of 127.0.0.1 that the issuer knows; 0: any.
+	CallbackPort int `json:"callback_port,omitempty"`
 }
 
 // Tenant owns sandboxes, templates, keys and all else.
@@ -59,13 +61,14 @@ type Tenant struct {
 	SuspendedAt time.Time         `json:"suspended_at,omitzero"`
 	Reason      string            `json:"reason,omitempty"` // of the suspension
 	Defaults    TenantDefaults    `json:"defaults"`
+	Maximums    TenantDefaults    `json:"maximums"` // of any one sandbox
 	Isolation   TenantIsolation   `json:"isolation"`
 	CreatedAt   time.Time         `json:"created_at,omitzero"`
 	CreatedBy   string            `json:"created_by,omitempty"`
 	UpdatedAt   time.Time         `json:"updated_at,omitzero"`
 }
 
-// TenantDefaults are what a sandbox gets whose create does not say. 0: the service's own.
+// TenantDefaults are what a sandbox gets whose create does not say, or what it may have at most. 0: the service's own.
 type TenantDefaults struct {
 	CPUMillis      int64 `json:"cpu_millis"`
 	MemoryMB       int64 `json:"memory_mb"`
@@ -86,6 +89,7 @@ type NewTenant struct {
 	Name      string            `json:"name,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	Defaults  TenantDefaults    `json:"defaults,omitzero"`
+	Maximums  TenantDefaults    `json:"maximums,omitzero"`
 	Isolation TenantIsolation   `json:"isolation,omitzero"`
 }
 
@@ -94,6 +98,7 @@ type TenantChange struct {
 	Name      *string            `json:"name,omitempty"`
 	Labels    *map[string]string `json:"labels,omitempty"`
 	Defaults  *TenantDefaults    `json:"defaults,omitempty"`
+	Maximums  *TenantDefaults    `json:"maximums,omitempty"`
 	Isolation *TenantIsolation   `json:"isolation,omitempty"`
 }
 

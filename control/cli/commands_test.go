@@ -46,9 +46,9 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",
 		"snapshot", "snapshot create", "snapshot list", "snapshot info", "snapshot restore", "snapshot delete",
 		"network", "network show", "network set", "network shape", "network test",
-		"auth", "auth whoami", "auth can-i", "key", "key list", "key create", "key revoke",
+		"login", "logout", "auth", "auth whoami", "auth can-i", "key", "key list", "key create", "key revoke",
 		"role", "role list", "role show", "role put", "role delete", "binding", "binding list", "binding create", "binding delete",
-		"tenant", "tenant list", "tenant create", "tenant suspend", "tenant resume", "tenant delete",
+		"tenant", "tenant list", "tenant create", "tenant update", "tenant suspend", "tenant resume", "tenant delete",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -1,14 +1,17 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/posener/complete"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
+	"github.com/soulbox-dev/soulbox/control/cli/login"
 	"github.com/soulbox-dev/soulbox/control/cli/session"
 	"github.com/soulbox-dev/soulbox/control/cli/settings"
 )
@@ -71,12 +74,56 @@ func (c *connection) client() (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.key, err = s.Get(settings.APIKey); err != nil {
+	if c.key, err = c.credential(s, addr.Value); err != nil {
 		return nil, err
 	}
 	c.api, err = api.New(api.Config{Address: addr.Value, APIKey: c.key.Value, UserAgent: "soulbox-cli/" + version.Version})
 	return c.api, err
 }
+
+// credential is the API key, or the token of the login at the service: a key in a flag or in the environment goes before a login, and a
+// login before the key of a file.
+func (c *connection) credential(s settings.Sources, address string) (settings.Value, error) {
+	key, err := s.Get(settings.APIKey)
+	if err != nil || s.File.Path == "" || c.keyGoesFirst() {
+		return key, err
+	}
+	store := login.NewStore(s.File.Path)
+	ctx, cancel := context.WithTimeout(context.Background(), renewTimeout)
+	defer cancel()
+	l, ok, err := store.Fresh(ctx, address, time.Now())
+	if err != nil {
+		return key, fmt.Errorf("the login at %s: %w", address, err)
+	}
+	if ok {
+		key.Value, key.Source = l.IDToken, loginSource
+	}
+	return key, nil
+}
+
+// keyGoesFirst reports whether a key is given that goes before a login.
+func (c *connection) keyGoesFirst() bool {
+	return c.apiKey != "" || c.env.Getenv(settings.EnvAPIKey) != ""
+}
+
+// logins returns the file with the logins, and the address of the service.
+func (c *connection) logins() (*login.Store, string, error) {
+	s, err := c.settings()
+	if err != nil {
+		return nil, "", err
+	}
+	path, err := settings.Path(c.env.Getenv)
+	if err != nil {
+		return nil, "", err
+	}
+	addr, err := s.Get(settings.Address)
+	return login.NewStore(path), addr.Value, err
+}
+
+const (
+	loginSource  = "login"
+	renewTimeout = 30 * time.Second
+)
 
 func (c *connection) close() {
 	if c.api != nil {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/cli/login"
 	"github.com/soulbox-dev/soulbox/control/cli/settings"
 )
 
@@ -23,14 +24,19 @@ func hint(c *connection, err error) string {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Sprintf("Another program has that address, perhaps another `%s dev`. -listen takes another one.", Name)
 	}
+	if errors.Is(err, login.ErrEnded) {
+		return fmt.Sprintf("`%s login` logs you in again, `%s logout` forgets the login.", Name, Name)
+	}
 	var e *api.Error
 	if !errors.As(err, &e) {
 		return ""
 	}
 	switch {
 	case e.Code == http.StatusUnauthorized && (c == nil || c.key.Value == ""):
-		return fmt.Sprintf("There is no API key. Set %s, or `%s config set api_key <key>`. A server prints its first key at its first start.",
-			settings.EnvAPIKey, Name)
+		return fmt.Sprintf("There is no API key. Set %s, or `%s config set api_key <key>`, or log in: `%s login`.\nA server prints its first key at its first start.",
+			settings.EnvAPIKey, Name, Name)
+	case e.Code == http.StatusUnauthorized && c.key.Source == loginSource:
+		return fmt.Sprintf("You are logged in, but the service does not take it any more: `%s login` logs you in again.", Name)
 	case e.Code == http.StatusUnauthorized:
 		return fmt.Sprintf("The API key in use, %s, comes from: %s. Is it a key of this server?", c.key.Show(c.key.Value), c.key.Source)
 	case e.ErrorCode == api.CodeUnknownTemplate:

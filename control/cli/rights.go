@@ -245,7 +245,7 @@ func bindingDeleteCommand(env *Env) *command {
 }
 
 func tenantRows(list ...api.Tenant) [][]string {
-	rows := [][]string{{"ID", "Name", "State", "Isolation", "Created"}}
+	rows := [][]string{{"ID", "Name", "State", "Defaults", "Maximums", "Isolation", "Created"}}
 	now := time.Now()
 	for _, t := range list {
 		state := "active"
@@ -259,7 +259,7 @@ func tenantRows(list ...api.Tenant) [][]string {
 		if !t.CreatedAt.IsZero() {
 			created = ago(t.CreatedAt, now)
 		}
-		rows = append(rows, []string{t.ID, t.Name, state, fmt.Sprintf("network %s, storage %s, compute %s", t.Isolation.Network, t.Isolation.Storage, t.Isolation.Compute), created})
+		rows = append(rows, []string{t.ID, t.Name, state, sizesText(t.Defaults), sizesText(t.Maximums), fmt.Sprintf("network %s, storage %s, compute %s", t.Isolation.Network, t.Isolation.Storage, t.Isolation.Compute), created})
 	}
 	return rows
 }
@@ -273,14 +273,21 @@ func tenantListCommand(env *Env) *command {
 }
 
 func tenantCreateCommand(env *Env) *command {
-	var t api.NewTenant
+	var (
+		t     api.NewTenant
+		rules tenantRules
+	)
 	return rights(env, "Create a tenant", "[options] <id>", "Creates a tenant. Its id is in host names: a-z, 0-9 and \"-\".", 1, 1,
 		func(o *options) {
 			o.String(&t.Name, "name", "<text>", "Name for people. Default = the id.", complete.PredictAnything)
 			o.Pairs(&t.Labels, "label", "Label, as name=value. Can be given more than once.", nil)
+			rules.flags(o)
 		},
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			t.ID = args[0]
+			if err := rules.over(&t.Defaults, &t.Maximums, &t.Isolation); err != nil {
+				return nil, nil, err
+			}
 			made, err := c.CreateTenant(ctx, t)
 			return made, tenantRows(made), err
 		})

@@ -66,7 +66,7 @@ func (s *Service) Refresh(ctx context.Context, tenant string, id api.SandboxID, 
 
 // Connect implements API.
 func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (state.Sandbox, bool, error) {
-	if err := s.checkTimeout(d); err != nil {
+	if err := s.boundTimeout(tenant, d); err != nil {
 		return state.Sandbox{}, false, err
 	}
 	defer s.locks.lock(id)()
@@ -85,7 +85,7 @@ func (s *Service) Connect(ctx context.Context, tenant string, id api.SandboxID, 
 // moveDeadline records the deadline now+d, at most the end of the sandbox's maximum lifetime, and returns once its node
 // has it.
 func (s *Service) moveDeadline(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, extendOnly bool) (state.Sandbox, error) {
-	if err := s.checkTimeout(d); err != nil {
+	if err := s.boundTimeout(tenant, d); err != nil {
 		return state.Sandbox{}, err
 	}
 	defer s.locks.lock(id)()

@@ -22,6 +22,7 @@ type State interface {
 	SnapshotByID(id api.SnapshotID) (state.Snapshot, error)
 	SnapshotNamed(tenant, name, tag string) (state.Snapshot, error)
 	Snapshots(tenant string) ([]state.Snapshot, error)
+	Tenant(id string) (state.Tenant, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 

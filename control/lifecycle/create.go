@@ -32,6 +32,15 @@ const (
 // Create implements API. Two Raft commits: the intent before the placement, the fact after the node's report.
 func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []guest.Step, error) {
 	st, asked := newSteps(), p
+	owner, err := s.tenantOf(p.Caller.Tenant)
+	if err != nil {
+		return state.Sandbox{}, nil, err
+	}
+	if err := isolated(owner); err != nil {
+		return state.Sandbox{}, nil, err
+	}
+	fill(&p, owner.Defaults)
+	p.dedicated = owner.Isolation.Compute == state.Dedicated
 	if err := s.validate(&p); err != nil {
 		return state.Sandbox{}, nil, err
 	}
@@ -48,6 +57,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	st.done(StepTemplate)
 	asBuilt(&p, asked, from.template)
 	from.inherit(&p, asked)
+	if err := bound(owner, p.CPUMillis, p.MemoryMB, p.DiskMB); err != nil {
+		return state.Sandbox{}, st.list, err
+	}
 	sb, pool, ok, err := s.claim(ctx, p, from, st)
 	if ok {
 		return sb, st.list, err
@@ -120,7 +132,7 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	if want.Network, err = networkOf(sb); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
-	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want, On: from.node}); err != nil {
+	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: p.dedicated, Node: want, On: from.node}); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, contextCause(within, err))
 	}
 	st.done(StepPlace)

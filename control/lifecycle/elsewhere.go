@@ -132,6 +132,10 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	if keep == KeepFiles {
 		return fail(api.Errorf(http.StatusConflict, api.CodeConflict, "only with its memory"))
 	}
+	owner, err := s.tenantOf(sb.Tenant)
+	if err != nil {
+		return fail(err)
+	}
 	on, err := s.fit(ctx, sb, left)
 	if err != nil {
 		return fail(err)
@@ -149,7 +153,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	}
 	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
 	defer waiter.Close()
-	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Node: want, On: on})
+	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: owner.Isolation.Compute == state.Dedicated, Node: want, On: on})
 	if err == nil {
 		var found fleet.Found
 		if found, err = Report(within, s.cfg.Placer, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {

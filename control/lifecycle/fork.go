@@ -29,7 +29,7 @@ func (s *Service) Fork(ctx context.Context, caller auth.Identity, id api.Sandbox
 	if count < 1 || count > MaxForks {
 		return nil, invalid("count is %d, 1 to %d are allowed", count, MaxForks)
 	}
-	if err := s.checkTimeout(d); err != nil {
+	if err := s.boundTimeout(caller.Tenant, d); err != nil {
 		return nil, err
 	}
 	parent, err := s.live(caller.Tenant, id)

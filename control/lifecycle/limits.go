@@ -77,6 +77,13 @@ func (s *Service) SetLimits(ctx context.Context, tenant string, id api.SandboxID
 	if sb.State != state.Running {
 		return state.Sandbox{}, notRunning(sb)
 	}
+	owner, err := s.tenantOf(tenant)
+	if err == nil {
+		err = bound(owner, c.CPUMillis, c.MemoryMB, c.Limits.DiskBytes>>20)
+	}
+	if err != nil {
+		return state.Sandbox{}, err
+	}
 	if err := s.reserved(sb, c); err != nil {
 		return state.Sandbox{}, err
 	}

@@ -40,7 +40,8 @@ type CreateParams struct {
 	AllowInternetAccess *bool
 	Network             json.RawMessage // kept as it is
 
-	copyOf *state.Sandbox // where a fork makes it: clients are told of this one's template
+	copyOf    *state.Sandbox // where a fork makes it: clients are told of this one's template
+	dedicated bool           // its tenant has nodes of its own
 }
 
 // Health is what is known of a sandbox's health at this moment.

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func (s *Service) paused(ctx context.Context, node api.NodeID, got nodeapi.Sandb
 
 // Resume implements API.
 func (s *Service) Resume(ctx context.Context, tenant string, id api.SandboxID, d time.Duration, keep Keep) (state.Sandbox, error) {
-	if err := s.checkTimeout(d); err != nil {
+	if err := s.boundTimeout(tenant, d); err != nil {
 		return state.Sandbox{}, err
 	}
 	defer s.locks.lock(id)()
@@ -100,8 +101,22 @@ func (s *Service) Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, er
 // resume lets a paused sandbox go on for d. Called with its lock held. The node resumes first: a service that dies before
 // it is recorded leaves a running sandbox that the reconciler records.
 func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration, keep Keep) (state.Sandbox, error) {
+	owner, err := s.tenantOf(sb.Tenant)
+	if err != nil {
+		return state.Sandbox{}, err
+	}
+	if owner.Suspended {
+		return state.Sandbox{}, api.Errorf(http.StatusForbidden, api.CodeSuspended, "tenant %s is suspended: sandbox %s is not resumed", owner.ID, sb.ID)
+	}
 	if d <= 0 {
-		d = s.cfg.DefaultTimeout
+		d = cmp.Or(owner.Defaults.Timeout, s.cfg.DefaultTimeout)
+	}
+	if q := s.cfg.Quota; q != nil {
+		// What a paused sandbox does not count for. The tables count it with the fact, which they never refuse.
+		if err := q.Reserve(sb.Tenant, sb.ID, state.ResumeUse(&sb)); err != nil {
+			return state.Sandbox{}, err
+		}
+		defer q.Release(sb.Tenant, sb.ID)
 	}
 	now := s.cfg.Now().UTC()
 	end := now.Add(d)

@@ -47,7 +47,7 @@ func (s *Service) validate(p *CreateParams) error {
 	if len(p.Template) > state.MaxTemplateName || !plain(p.Template) {
 		return invalid("templateID is not 1 to %d printable characters", state.MaxTemplateName)
 	}
-	if err := s.checkTimeout(p.Timeout); err != nil {
+	if err := s.boundTimeout(p.Caller.Tenant, p.Timeout); err != nil {
 		return err
 	}
 	if p.Timeout == 0 {

@@ -18,7 +18,9 @@ const OwnerKind = "control"
 // Request asks for a sandbox somewhere.
 type Request struct {
 	Tenant string
-	Node   nodeapi.CreateRequest // what the chosen node is to make; its ID is the idempotency key
+	// Dedicated asks for a node that runs sandboxes of this tenant alone. Who cannot tell such nodes refuses.
+	Dedicated bool
+	Node      nodeapi.CreateRequest // what the chosen node is to make; its ID is the idempotency key
 	// On is the one node that can make it, because only there is what it is made from. Empty: any.
 	On api.NodeID
 }

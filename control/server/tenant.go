@@ -68,7 +68,8 @@ func (s *Server) createTenant(w http.ResponseWriter, r *http.Request) error {
 	}
 	now := time.Now().UTC()
 	t := state.Tenant{
-		ID: req.ID, Name: req.Name, Labels: req.Labels, Defaults: defaultsOf(req.Defaults), Isolation: isolationOf(req.Isolation),
+		ID: req.ID, Name: req.Name, Labels: req.Labels, Defaults: defaultsOf(req.Defaults), Maximums: defaultsOf(req.Maximums),
+		Isolation: isolationOf(req.Isolation),
 		CreatedAt: now, UpdatedAt: now, CreatedBy: caller(r).User(),
 	}
 	if t.Name == "" {
@@ -88,7 +89,7 @@ func (s *Server) updateTenant(w http.ResponseWriter, r *http.Request) error {
 	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
 		return err
 	}
-	if req.Defaults != nil || req.Isolation != nil {
+	if req.Defaults != nil || req.Maximums != nil || req.Isolation != nil {
 		if err := s.mustEverywhere(r, requestOf(r).access.needs); err != nil {
 			return err
 		}
@@ -102,6 +103,9 @@ func (s *Server) updateTenant(w http.ResponseWriter, r *http.Request) error {
 		}
 		if req.Defaults != nil {
 			t.Defaults = defaultsOf(*req.Defaults)
+		}
+		if req.Maximums != nil {
+			t.Maximums = defaultsOf(*req.Maximums)
 		}
 		if req.Isolation != nil {
 			t.Isolation = isolationOf(*req.Isolation)
@@ -179,10 +183,7 @@ func tenantView(t state.Tenant) api.Tenant {
 	}
 	out := api.Tenant{
 		ID: t.ID, Name: t.Name, Labels: t.Labels, Suspended: t.Suspended, SuspendedAt: utc(t.SuspendedAt), Reason: t.Reason,
-		Defaults: api.TenantDefaults{
-			CPUMillis: t.Defaults.CPUMillis, MemoryMB: t.Defaults.MemoryMB, DiskMB: t.Defaults.DiskMB,
-			TimeoutSeconds: int64(t.Defaults.Timeout / time.Second),
-		},
+		Defaults: defaultsView(t.Defaults), Maximums: defaultsView(t.Maximums),
 		Isolation: api.TenantIsolation{Network: level(t.Isolation.Network), Storage: level(t.Isolation.Storage), Compute: level(t.Isolation.Compute)},
 		CreatedAt: utc(t.CreatedAt), CreatedBy: t.CreatedBy, UpdatedAt: utc(t.UpdatedAt),
 	}
@@ -190,6 +191,10 @@ func tenantView(t state.Tenant) api.Tenant {
 		out.Labels = map[string]string{}
 	}
 	return out
+}
+
+func defaultsView(d state.TenantDefaults) api.TenantDefaults {
+	return api.TenantDefaults{CPUMillis: d.CPUMillis, MemoryMB: d.MemoryMB, DiskMB: d.DiskMB, TimeoutSeconds: int64(d.Timeout / time.Second)}
 }
 
 func defaultsOf(d api.TenantDefaults) state.TenantDefaults {

@@ -84,6 +84,42 @@ type KeyUse struct {
 	At time.Time `codec:"at"`
 }
 
+// KeysPurge forgets keys that have ended before a time, at most MaxBatch of them, with the bindings that name them alone.
+type KeysPurge struct {
+	Before time.Time `codec:"before"`
+}
+
+func (*KeysPurge) kind() commandType { return typeKeysPurge }
+
+func (c *KeysPurge) check() error {
+	if c.Before.IsZero() {
+		return limitErrorf("before", "is missing")
+	}
+	return nil
+}
+
+func (c *KeysPurge) apply(tx *writeTx) (Result, error) {
+	it, err := tx.txn.Get(tableKey, indexID)
+	if err != nil {
+		return Result{}, fmt.Errorf("list API keys: %w", err)
+	}
+	var ended []*Key // memdb's iterator does not like what it walks over to be changed
+	for row := it.Next(); row != nil && len(ended) < MaxBatch; row = it.Next() {
+		if k, ok := row.(*Key); ok && k.Expired(c.Before) {
+			ended = append(ended, k)
+		}
+	}
+	for _, k := range ended {
+		if err := tx.txn.Delete(tableKey, k); err != nil {
+			return Result{}, fmt.Errorf("delete API key %s: %w", k.ID, err)
+		}
+		if err := tx.unbind(k.ID); err != nil {
+			return Result{}, err
+		}
+	}
+	return Result{Changed: len(ended)}, nil
+}
+
 func (*KeyChange) kind() commandType { return typeKeyChange }
 func (*KeysUsed) kind() commandType  { return typeKeysUsed }
 

@@ -25,6 +25,7 @@ const (
 	typeKeyBootstrap    commandType = 18
 	typeKeyChange       commandType = 19
 	typeKeysUsed        commandType = 20
+	typeKeysPurge       commandType = 21
 	typeRingPut         commandType = 28
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
@@ -80,6 +81,7 @@ var commands = map[commandType]func() Command{
 	typeBuildEnd:        func() Command { return new(BuildEnd) },
 	typeKeyChange:       func() Command { return new(KeyChange) },
 	typeKeysUsed:        func() Command { return new(KeysUsed) },
+	typeKeysPurge:       func() Command { return new(KeysPurge) },
 	typeTenantPut:       func() Command { return new(TenantPut) },
 	typeTenantDelete:    func() Command { return new(TenantDelete) },
 	typeRolePut:         func() Command { return new(RolePut) },

@@ -147,6 +147,17 @@ func UseOf(s *Sandbox) (u Use) {
 	return u
 }
 
+// ResumeUse returns what a paused sandbox counts for in addition once it runs.
+func ResumeUse(s *Sandbox) (u Use) {
+	before, running := UseOf(s), *s
+	running.State = Running
+	u = UseOf(&running)
+	for i, n := range before {
+		u[i] -= n
+	}
+	return u
+}
+
 func useOfSnapshot(s *Snapshot) (u Use) {
 	u[LimitSnapshots] = 1
 	u[LimitStorage] = (s.Stored + 1<<20 - 1) >> 20

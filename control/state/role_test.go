@@ -195,3 +195,23 @@ func TestTenantID(t *testing.T) {
 		must.Eq(t, good, CheckTenantID(id) == nil, must.Sprint(id))
 	}
 }
+
+func TestKeysPurge_takesWhatNamedTheKeyAlone(t *testing.T) {
+	s := tenants(t)
+	old, young := key("k1", "acme"), key("k2", "acme")
+	old.Key.ExpiresAt, young.Key.ExpiresAt = at(10), at(30)
+	mustApply(t, s, old)
+	mustApply(t, s, young)
+	mustApply(t, s, &BindingPut{Binding: Binding{ID: "b1", Tenant: "acme", Role: "viewer", Subjects: []Subject{{SubjectKey, "k1"}}}})
+	mustApply(t, s, &BindingPut{Binding: Binding{ID: "b2", Tenant: "acme", Role: "viewer", Subjects: []Subject{{SubjectKey, "k1"}, {SubjectKey, "k2"}}}})
+	mustApply(t, s, &KeysPurge{Before: at(20)})
+	_, err := s.Key("k1")
+	must.ErrorIs(t, err, ErrNotFound)
+	_, err = s.Key("k2")
+	must.NoError(t, err)
+	list, err := s.Bindings("acme")
+	must.NoError(t, err)
+	must.Len(t, 1, list)
+	must.Eq(t, []Subject{{SubjectKey, "k2"}}, list[0].Subjects)
+	must.Error(t, (&KeysPurge{}).check())
+}

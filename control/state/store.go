@@ -146,6 +146,20 @@ func (s *Store) Keys(tenant string) ([]Key, error) {
 	return collect(it, func(k *Key) bool { return k.Tenant == tenant }), nil
 }
 
+// KeysEnded reports whether there are keys that have ended before a time.
+func (s *Store) KeysEnded(before time.Time) (bool, error) {
+	it, err := s.read().Get(tableKey, indexID)
+	if err != nil {
+		return false, fmt.Errorf("list API keys: %w", err)
+	}
+	for row := it.Next(); row != nil; row = it.Next() {
+		if k, ok := row.(*Key); ok && k.Expired(before) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // Bootstrapped reports whether the bootstrap key was ever made.
 func (s *Store) Bootstrapped() (bool, error) {
 	row, err := first[metaRow](s.read(), tableMeta, metaBootstrap)

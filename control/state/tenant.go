@@ -20,6 +20,7 @@ type Tenant struct {
 	Reason      string    `codec:"reason"` // of the suspension, for people
 
 	Defaults  TenantDefaults  `codec:"defaults"`
+	Maximums  TenantDefaults  `codec:"maximums"` // of any one sandbox. Zero: the service's own
 	Isolation TenantIsolation `codec:"isolation"`
 
 	CreatedAt   time.Time `codec:"created_at"`
@@ -29,7 +30,7 @@ type Tenant struct {
 	ModifyIndex uint64    `codec:"modify_index"`
 }
 
-// TenantDefaults are what a sandbox gets whose create does not say. Zero: the service's own.
+// TenantDefaults are what a sandbox gets whose create does not say, or what it may have at most. Zero: the service's own.
 type TenantDefaults struct {
 	CPUMillis int64         `codec:"cpu_millis"`
 	MemoryMB  int64         `codec:"memory_mb"`
@@ -108,13 +109,18 @@ func (c *TenantPut) check() error {
 		return err
 	}
 	t.Reason = cut(t.Reason)
-	d := t.Defaults
+	d, m := t.Defaults, t.Maximums
 	for _, v := range []struct {
-		name string
-		n    int64
-	}{{"cpu_millis", d.CPUMillis}, {"memory_mb", d.MemoryMB}, {"disk_mb", d.DiskMB}, {"timeout", int64(d.Timeout)}} {
-		if v.n < 0 {
+		name   string
+		n, max int64
+	}{{"cpu_millis", d.CPUMillis, m.CPUMillis}, {"memory_mb", d.MemoryMB, m.MemoryMB}, {"disk_mb", d.DiskMB, m.DiskMB}, {"timeout", int64(d.Timeout), int64(m.Timeout)}} {
+		switch {
+		case v.n < 0:
 			return limitErrorf("defaults."+v.name, "is negative")
+		case v.max < 0:
+			return limitErrorf("maximums."+v.name, "is negative")
+		case v.max > 0 && v.n > v.max:
+			return limitErrorf("defaults."+v.name, "is more than maximums.%s", v.name)
 		}
 	}
 	for _, v := range []struct {

@@ -38,6 +38,9 @@ type TokenBlock struct {
 
 	ClientID string   `hcl:"client_id,optional"` // of oidc: a public client, for authorization code with PKCE
 	Scopes   []string `hcl:"scopes,optional"`    // of oidc, beside openid
+	// CallbackPort is the port of 127.0.0.1 in the redirect URI that an oidc issuer knows, which is
+	// http://127.0.0.1:<port>/oidc/callback; 0: the issuer takes any, as RFC 8252 wants.
+	CallbackPort int `hcl:"callback_port,optional"`
 
 	SubjectClaim string            `hcl:"subject_claim,optional"`
 	NameClaim    string            `hcl:"name_claim,optional"`
@@ -141,6 +144,12 @@ func (f File) checkAuth(bad func(field, format string, args ...any)) {
 		if kinds[i] == auth.KindOIDC && t.ClientID == "" {
 			bad(field+".client_id", "is missing")
 		}
+		if kinds[i] == auth.KindOIDC && t.Issuer == "" {
+			bad(field+".issuer", "is missing: it is where people log in")
+		}
+		if t.CallbackPort < 0 || t.CallbackPort > 65535 {
+			bad(field+".callback_port", "%d is not between 0 (any) and 65535", t.CallbackPort)
+		}
 	}
 	for _, c := range f.Auth.Certificate {
 		field := "auth.certificate." + c.Name
@@ -173,7 +182,7 @@ func (b *AuthBlock) links() (links []auth.Link, login []api.AuthLink, err error)
 			return nil, nil, fmt.Errorf("auth.%s.%s: %w", kinds[i], t.Name, err)
 		}
 		if kinds[i] == auth.KindOIDC {
-			login = append(login, api.AuthLink{Name: t.Name, Kind: string(kinds[i]), Issuer: t.Issuer, ClientID: t.ClientID, Scopes: t.Scopes})
+			login = append(login, api.AuthLink{Name: t.Name, Kind: string(kinds[i]), Issuer: t.Issuer, ClientID: t.ClientID, Scopes: t.Scopes, CallbackPort: t.CallbackPort})
 		}
 	}
 	for _, c := range b.Certificate {

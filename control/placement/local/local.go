@@ -6,6 +6,7 @@ package local
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -51,6 +52,10 @@ func (p *Placer) Close() {
 
 // Place implements placement.Placer. It returns when the sandbox runs, or with the node's own error.
 func (p *Placer) Place(ctx context.Context, req placement.Request) error {
+	if req.Dedicated {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
+			"isolation.compute of tenant %s is dedicated, and this server has one node for all tenants: nodes of a tenant's own need nomad", req.Tenant)
+	}
 	c := p.begin(req.Node)
 	select {
 	case <-c.done:

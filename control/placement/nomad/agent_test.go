@@ -122,6 +122,29 @@ func TestPlacer(t *testing.T) {
 		agenttest.Eventually(t, 10*time.Second, func() error { return c.nothingRuns(p.cfg.Prefix) })
 	})
 
+	t.Run("OwnNodes", func(t *testing.T) {
+		p := c.placer(t, sleepScript)
+		req := request(32)
+		req.Tenant, req.Dedicated = "acme", true
+		err := p.Place(t.Context(), req)
+		must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err))
+		must.ErrorContains(t, err, "tenant acme has nodes of its own (isolation.compute), and Nomad has no node pool soulbox-acme")
+		must.NoError(t, p.Stop(t.Context(), req.Node.ID))
+		_, err = p.client.NodePools().Register(&nomadapi.NodePool{Name: "soulbox-acme"}, nil)
+		must.NoError(t, err)
+		must.NoError(t, p.Place(t.Context(), req))
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		err = p.Watch(ctx, req.Node.ID)
+		must.Eq(t, api.CodeCapacity, api.CodeOf(err), must.Sprint(err))
+		must.ErrorContains(t, err, "there is none in its datacenters and node pool", must.Sprint("a node of all tenants is not taken"))
+		must.NoError(t, p.Stop(t.Context(), req.Node.ID))
+		shared := request(32)
+		shared.Tenant = "acme"
+		must.NoError(t, p.Place(t.Context(), shared))
+		waitState(t, p, shared.Node.ID, placement.Active)
+	})
+
 	t.Run("Twice", func(t *testing.T) {
 		p := c.placer(t, sleepScript)
 		req := request(16)

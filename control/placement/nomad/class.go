@@ -15,6 +15,7 @@ type class struct {
 	cpuMillis int64
 	memoryMB  int64
 	node      api.NodeID // the only one that will do; empty: any
+	tenant    string     // whose nodes they have to be; empty: those of all
 }
 
 const (
@@ -66,11 +67,17 @@ func roundMemory(mb int64) int64 {
 
 func roundUp(n, step int64) int64 { return (n + step - 1) / step * step }
 
+// pool is the node pool of the nodes that a tenant has alone. Nomad places nothing of another pool there.
+func pool(tenant string) string { return "soulbox-" + tenant }
+
 // jobID names the class's parent job.
 func (c class) jobID(prefix string) string {
 	id := fmt.Sprintf("%s-%dc-%dm", prefix, c.cpuMillis, c.memoryMB)
 	if c.node != "" {
 		id += "-on-" + string(c.node)
+	}
+	if c.tenant != "" {
+		id += "-of-" + c.tenant
 	}
 	return id
 }

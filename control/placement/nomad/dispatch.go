@@ -97,7 +97,7 @@ func (p *Placer) register(ctx context.Context, c class) (*registration, error) {
 		p.parents[c] = reg
 		p.mu.Unlock()
 		_, _, err := p.client.Jobs().Register(p.parent(c), p.write(ctx))
-		reg.err = mapError(err)
+		reg.err = registerError(c, err)
 		close(reg.done)
 		if err != nil {
 			p.forget(c, reg)

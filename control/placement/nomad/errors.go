@@ -33,6 +33,16 @@ func mapError(err error) error {
 	return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "nomad: %.300s (status %d)", body, resp.StatusCode())
 }
 
+// registerError is mapError for a class's parent job. That a tenant's node pool is missing is told as what it is.
+func registerError(c class, err error) error {
+	var resp nomadapi.UnexpectedResponseError
+	if c.tenant != "" && errors.As(err, &resp) && strings.Contains(resp.Body(), "node pool") {
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity,
+			"tenant %s has nodes of its own (isolation.compute), and Nomad has no node pool %s: %.200s", c.tenant, pool(c.tenant), strings.TrimSpace(resp.Body()))
+	}
+	return mapError(err)
+}
+
 func unavailable(err error) error {
 	return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "nomad cannot be reached: %v", err)
 }

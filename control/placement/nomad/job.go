@@ -63,9 +63,13 @@ func (p *Placer) parent(c class) *nomadapi.Job {
 	if c.node != "" { // a node has the id of its Nomad client
 		group.Constraints = []*nomadapi.Constraint{nomadapi.NewConstraint("${node.unique.id}", "=", string(c.node))}
 	}
+	nodes := p.cfg.NodePool
+	if c.tenant != "" {
+		nodes = pool(c.tenant)
+	}
 	return &nomadapi.Job{
 		ID: &id, Name: &id,
-		Region: optional(p.cfg.Region), Namespace: optional(p.cfg.Namespace), NodePool: optional(p.cfg.NodePool),
+		Region: optional(p.cfg.Region), Namespace: optional(p.cfg.Namespace), NodePool: optional(nodes),
 		Type: new(nomadapi.JobTypeBatch), Priority: new(p.cfg.Priority), Datacenters: p.cfg.Datacenters,
 		ParameterizedJob: &nomadapi.ParameterizedJobConfig{Payload: "required", MetaRequired: []string{MetaSandboxID}},
 		TaskGroups:       []*nomadapi.TaskGroup{group},

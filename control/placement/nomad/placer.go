@@ -101,7 +101,11 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 	if err != nil {
 		return err
 	}
-	d := p.begin(ctx, id, classOf(req.Node.Limits, req.On), payload)
+	c := classOf(req.Node.Limits, req.On)
+	if req.Dedicated {
+		c.tenant = req.Tenant
+	}
+	d := p.begin(ctx, id, c, payload)
 	select {
 	case <-d.done:
 		return d.err
