@@ -126,3 +126,30 @@ func FuzzHeads(f *testing.F) {
 		}
 	})
 }
+
+// C12: whatever field a secret comes in by, the log has it masked, also on the disk.
+func TestC12_secretsAreMaskedInEveryField(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, Config{Dir: dir})
+	secrets := []string{
+		"sb_0123456789abcdef_" + strings.Repeat("5ec2e7", 10) + "abcd", "e2b_" + strings.Repeat("5ec2e7aa", 10), "hvs.CAESIJ5ec2e75ec2e75ec2e7",
+		"eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiI1ZWMyZTcifQ.5ec2e7_signature", strings.Repeat("5ec2e7ab", 8),
+	}
+	for _, s := range secrets {
+		must.NoError(t, l.Append(Event{
+			Tenant: s, User: "key " + s, Action: s, Resource: s, ResourceID: "https://x/?token=" + s, Result: s, Source: s, Agent: "curl " + s, Request: s,
+			Details: map[string]string{"argv": "login --token " + s, s: "name", "error": "open https://user:" + s + "@host: refused"},
+		}))
+		l.Deny(Event{User: s, Details: map[string]string{"why": s}})
+	}
+	must.NoError(t, l.Close())
+	files, err := os.ReadDir(dir)
+	must.NoError(t, err)
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		must.NoError(t, err)
+		for _, s := range secrets {
+			must.StrNotContains(t, string(b), s[len(s)-24:], must.Sprint(f.Name()))
+		}
+	}
+}

@@ -22,6 +22,8 @@ import (
 type Store interface {
 	Key(id string) (state.Key, error)
 	Keys(tenant string) ([]state.Key, error)
+	// KeysEnded reports whether there are keys that have ended before a time.
+	KeysEnded(before time.Time) (bool, error)
 	Bootstrapped() (bool, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }

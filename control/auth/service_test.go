@@ -2,6 +2,7 @@ package auth_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -154,6 +155,19 @@ func flip(c byte) string {
 	return "0"
 }
 
+// reportHash measures the floor of what looks a secret of n bytes up by its hash.
+func reportHash(b *testing.B, n int) {
+	b.Helper()
+	text := make([]byte, n)
+	const times = 20_000
+	start := time.Now()
+	for range times {
+		sum := sha256.Sum256(text)
+		copy(text, sum[:])
+	}
+	b.ReportMetric(float64(time.Since(start).Nanoseconds())/times, "floor-ns")
+}
+
 func BenchmarkVerify(b *testing.B) {
 	_, a := start(b)
 	secret, _, err := a.Create(context.Background(), "acme", "ci", "")
@@ -163,5 +177,30 @@ func BenchmarkVerify(b *testing.B) {
 		if _, err := a.Verify(key); err != nil {
 			b.Fatal(err)
 		}
+	}
+	reportHash(b, 32)
+}
+
+func TestPurge_forgetsKeysThatEndedLongAgo(t *testing.T) {
+	s, a := start(t)
+	day := 24 * time.Hour
+	ends := map[string]time.Duration{"long ago": -8 * day, "lately": -day, "later": day, "never": 0}
+	ids := map[string]string{}
+	for name, in := range ends {
+		k := state.Key{Tenant: "acme", Name: name}
+		if in != 0 {
+			k.ExpiresAt = time.Now().Add(in).UTC()
+		}
+		_, made, err := a.Make(t.Context(), k)
+		must.NoError(t, err)
+		ids[name] = made.ID
+	}
+	must.NoError(t, a.Purge(t.Context()))
+	must.NoError(t, a.Purge(t.Context()))
+	_, err := s.Key(ids["long ago"])
+	must.ErrorIs(t, err, state.ErrNotFound)
+	for _, name := range []string{"lately", "later", "never"} {
+		_, err := s.Key(ids[name])
+		must.NoError(t, err, must.Sprint(name))
 	}
 }

@@ -13,6 +13,9 @@ import (
 const (
 	usePrecision = 5 * time.Minute
 	useEvery     = time.Minute
+
+	// keptEnded is how long a key is shown after its end, so that people see why it is refused.
+	keptEnded = 7 * 24 * time.Hour
 )
 
 // uses are the uses of keys that the state does not know yet. There is at most one for each key.
@@ -70,7 +73,20 @@ func (s *Service) Flush(ctx context.Context) error {
 	return nil
 }
 
-// Run flushes until ctx ends.
+// Purge forgets keys that have ended long ago.
+func (s *Service) Purge(ctx context.Context) error {
+	for {
+		before := s.now().UTC().Add(-keptEnded)
+		if old, err := s.store.KeysEnded(before); err != nil || !old {
+			return err
+		}
+		if _, err := s.store.Apply(ctx, &state.KeysPurge{Before: before}); err != nil {
+			return err
+		}
+	}
+}
+
+// Run flushes and purges until ctx ends.
 func (s *Service) Run(ctx context.Context) {
 	tick := time.NewTicker(useEvery)
 	defer tick.Stop()
@@ -80,6 +96,7 @@ func (s *Service) Run(ctx context.Context) {
 			return
 		case <-tick.C:
 			_ = s.Flush(ctx) // the next one tries again
+			_ = s.Purge(ctx) // likewise
 		}
 	}
 }

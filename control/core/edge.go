@@ -72,7 +72,7 @@ func (r reach) Each(f func(edge.Sandbox) bool) {
 }
 
 func reached(sb state.Sandbox) edge.Sandbox {
-	box := edge.Sandbox{ID: sb.ID, EnvdToken: sb.EnvdToken, TrafficToken: sb.TrafficToken}
+	box := edge.Sandbox{ID: sb.ID, Tenant: sb.Tenant, EnvdToken: sb.EnvdToken, TrafficToken: sb.TrafficToken}
 	if len(sb.Network) > 0 {
 		var n api.NetworkConfig
 		if json.Unmarshal(sb.Network, &n) == nil { // it was checked before it was stored

@@ -36,6 +36,7 @@ var ErrPortClosed = errors.New("port is not open")
 // Sandbox is what the edge needs to know of one that runs.
 type Sandbox struct {
 	ID           api.SandboxID
+	Tenant       string // whose it is, for Config.Denied
 	EnvdToken    string // empty: envd needs none
 	TrafficToken string // empty: every port is public
 	MaskHost     string // replaces the Host that the server inside sees; ${PORT} stands for the port
@@ -69,6 +70,16 @@ type Config struct {
 	Logger    hclog.Logger
 	// MaxConnections is how many requests to one sandbox go on at once, 1024 where zero. More are answered with 429.
 	MaxConnections int
+	// Denied is told of every request that is not let in, before it is answered. It must not wait. nil: nobody is told.
+	Denied func(r *http.Request, d Denial)
+}
+
+// Denial is a request that was not let in.
+type Denial struct {
+	Sandbox Sandbox // the zero one: nobody knows which
+	Port    int
+	Status  int    // of the answer
+	Why     string // for the operator: no word of it is a secret
 }
 
 // Edge passes requests on. Make it with New.
@@ -160,6 +171,7 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 		return
 	}
 	if t.port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
+		e.denied(r, Denial{box, t.port, http.StatusForbidden, "traffic token"})
 		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
 		return
 	}
@@ -170,6 +182,7 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 		return
 	}
 	if !e.current.enter(box.ID, e.cfg.MaxConnections) {
+		e.denied(r, Denial{box, t.port, http.StatusTooManyRequests, "connections"})
 		w.Header().Set("Retry-After", "1")
 		writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
 		return
@@ -181,6 +194,12 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	_ = rc.SetWriteDeadline(time.Time{})
 	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
 	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+func (e *Edge) denied(r *http.Request, d Denial) {
+	if e.cfg.Denied != nil {
+		e.cfg.Denied(r, d)
+	}
 }
 
 // find returns the sandbox of a target, and checks a signature that only the edge can check.

@@ -105,6 +105,7 @@ type world struct {
 	mu     sync.Mutex
 	paused bool
 	woken  int
+	refuse error // of Wake
 
 	addr map[int]string // listeners by port; others are closed
 	envd http.RoundTripper
@@ -134,6 +135,9 @@ func (w *world) Each(f func(Sandbox) bool) {
 func (w *world) Wake(context.Context, api.SandboxID) (Sandbox, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.refuse != nil {
+		return Sandbox{}, w.refuse
+	}
 	w.woken++
 	w.paused = false
 	b := w.box
@@ -453,6 +457,44 @@ func (s *scene) raw(t *testing.T, request string) string {
 	_, rest, _ := strings.Cut(line, " ")
 	status, _, _ := strings.Cut(rest, " ")
 	return status
+}
+
+func TestEdge_tellsWhomItDoesNotLetIn(t *testing.T) {
+	var mu sync.Mutex
+	var told []Denial
+	s := newScene(t, echoHeaders, func(c *Config) {
+		c.Denied = func(_ *http.Request, d Denial) {
+			mu.Lock()
+			defer mu.Unlock()
+			d.Sandbox.Node = nil
+			told = append(told, d)
+		}
+	})
+	s.box.TrafficToken, s.box.Tenant = "secret", "acme"
+	want := s.box
+	status, _, _ := s.get(t, 3000, "/")
+	must.Eq(t, http.StatusForbidden, status)
+	status, _, _ = s.get(t, 3000, "/", trafficHeader, "wrong")
+	must.Eq(t, http.StatusForbidden, status)
+	status, _, _ = s.get(t, 3000, "/", trafficHeader, "secret")
+	must.Eq(t, http.StatusOK, status)
+	status, _, _ = s.get(t, EnvdPort, "/files?path=/x&signature="+linkPrefix+"1.x")
+	must.Eq(t, http.StatusForbidden, status)
+	must.Eq(t, []Denial{{want, 3000, 403, "traffic token"}, {want, 3000, 403, "traffic token"}, {want, EnvdPort, 403, "link"}}, told)
+	told = nil
+	s.envd = tripper(func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusUnauthorized, Body: http.NoBody}, nil
+	})
+	status, _, _ = s.get(t, EnvdPort, "/files?path=/x")
+	must.Eq(t, http.StatusUnauthorized, status)
+	must.Eq(t, []Denial{{want, EnvdPort, 401, "envd"}}, told)
+	told = nil
+	s.paused = true
+	s.refuse = api.Errorf(http.StatusTooManyRequests, api.CodeQuota, "quota of tenant acme")
+	status, body, _ := s.get(t, 3000, "/", trafficHeader, "secret")
+	must.Eq(t, http.StatusTooManyRequests, status)
+	must.StrNotContains(t, body, "acme")
+	must.Eq(t, []Denial{{want, 3000, 429, api.CodeQuota}}, told)
 }
 
 func TestEdge_wakesThePausedForTraffic(t *testing.T) {

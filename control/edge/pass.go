@@ -81,7 +81,12 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		out.RawPath = prefix + out.RawPath
 	}
 	r.URL = &out
-	return rt.RoundTrip(r)
+	resp, err := rt.RoundTrip(r)
+	// The node answers for envd: a refusal there is ours. One of another port is the sandbox's own affair.
+	if err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden) {
+		t.e.denied(r, Denial{p.box, p.port, resp.StatusCode, "envd"})
+	}
+	return resp, err
 }
 
 // dialPort connects to "<port>.<id>:80", the name by which the transport keeps connections apart.
@@ -118,9 +123,19 @@ func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, t target, err error) {
 	g := gone{SandboxID: t.id, Code: http.StatusBadGateway}
 	var denied *denial
+	var known *api.Error
 	switch {
 	case errors.As(err, &denied):
+		if denied.status != http.StatusServiceUnavailable {
+			e.denied(r, Denial{e.known(t.id), t.port, denied.status, "link"})
+		}
 		writeError(w, denied.status, denied.message)
+		return
+	case errors.As(err, &known) && (known.Code == http.StatusForbidden || known.Code == http.StatusTooManyRequests):
+		// It is paused, and its tenant may not have it resumed. Why is the tenant's business, not the visitor's.
+		e.denied(r, Denial{e.known(t.id), t.port, known.Code, known.ErrorCode})
+		g.Code, g.Message = known.Code, "The sandbox is paused and cannot be resumed now"
+		writePage(w, r, known.Code, g)
 		return
 	case errors.Is(err, ErrPortClosed):
 		g.Message, g.Port = "The sandbox is running but port is not open", t.port
@@ -134,6 +149,15 @@ func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, t target, err erro
 		g.Message = "The sandbox did not answer"
 	}
 	writePage(w, r, http.StatusBadGateway, g)
+}
+
+// known is the sandbox of an id that a client wrote, as far as there is one.
+func (e *Edge) known(id string) Sandbox {
+	box, err := e.cfg.Sandboxes.Find(api.SandboxID(id))
+	if err != nil && !errors.Is(err, ErrPaused) {
+		return Sandbox{}
+	}
+	return box
 }
 
 func sameToken(got, want string) bool {

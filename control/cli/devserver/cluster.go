@@ -107,7 +107,7 @@ func (s *Server) clustered(ctx context.Context, cfg Config, c *dev.Cluster) erro
 		func() error { placer.Close(); return nil },
 	}}
 	conf.Directory, conf.Placer, conf.NodeTLS = directory, placer, service.Renewing(c.NodeTLS)
-	if err := service.VaultKeys(ctx, c.Vault(), service.VaultKeyPaths{Links: dev.LinkKey, Snapshots: dev.SnapshotKey}, &conf); err != nil {
+	if err := service.VaultKeys(ctx, c.Vault(), service.VaultKeyPaths{Links: dev.LinkKey, Snapshots: dev.SnapshotKey, Audit: dev.AuditKey}, &conf); err != nil {
 		return errors.Join(err, closeAll(conf.Closers))
 	}
 	if err := s.serve(ctx, conf); err != nil {

@@ -125,6 +125,9 @@ type VaultBlock struct {
 	// "<mount>/keys/<name>", of transit. The token needs to read their export.
 	LinkKey     string `hcl:"link_key,optional"`
 	SnapshotKey string `hcl:"snapshot_key,optional"`
+	// AuditKey signs the heads of the audit log: "<mount>/keys/<name>", a key of transit of type ed25519, which never leaves Vault. While
+	// Vault cannot be asked, heads wait on disk for their signatures. Empty: a key in a file of the server's.
+	AuditKey string `hcl:"audit_key,optional"`
 }
 
 const maxFile = 1 << 20 // bytes of a configuration file
@@ -244,6 +247,11 @@ func (f File) Check() error {
 			if err := vault.KeyPath(path).CheckRing(); err != nil {
 				bad(name, "%v", err)
 			}
+		}
+	}
+	if v := f.Vault; v != nil && v.AuditKey != "" {
+		if err := vault.KeyPath(v.AuditKey).CheckSigner(); err != nil {
+			bad("vault.audit_key", "%v", err)
 		}
 	}
 	if n := f.Nomad; n != nil {

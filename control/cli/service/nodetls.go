@@ -61,7 +61,9 @@ func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) 
 	}
 	cfg.Closers = append(cfg.Closers, func() error { client.Close(); return nil })
 	cfg.Background = append(cfg.Background, client.Run)
-	if err := VaultKeys(ctx, client, VaultKeyPaths{Links: vault.KeyPath(v.LinkKey), Snapshots: vault.KeyPath(v.SnapshotKey)}, cfg); err != nil {
+	if err := VaultKeys(ctx, client, VaultKeyPaths{
+		Links: vault.KeyPath(v.LinkKey), Snapshots: vault.KeyPath(v.SnapshotKey), Audit: vault.KeyPath(v.AuditKey),
+	}, cfg); err != nil {
 		return nil, err
 	}
 	name := "server"
@@ -73,10 +75,10 @@ func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) 
 
 // VaultKeyPaths says which keys are in Vault. An empty one is not.
 type VaultKeyPaths struct {
-	Links, Snapshots vault.KeyPath
+	Links, Snapshots, Audit vault.KeyPath
 }
 
-// VaultKeys makes the rings of keys that are in Vault, and has them refreshed.
+// VaultKeys makes the rings of keys that are in Vault, and has them refreshed, and the signer of the audit log.
 func VaultKeys(ctx context.Context, client *vault.Client, paths VaultKeyPaths, cfg *Config) error {
 	for _, k := range []struct {
 		path vault.KeyPath
@@ -92,6 +94,17 @@ func VaultKeys(ctx context.Context, client *vault.Client, paths VaultKeyPaths, c
 		*k.to = ring
 		cfg.Background = append(cfg.Background, ring.Run)
 	}
+	if paths.Audit == "" {
+		return nil
+	}
+	signer, err := client.Signer(paths.Audit)
+	if err != nil {
+		return err
+	}
+	if _, err := signer.PublicKeys(ctx); err != nil { // a key that is not there, or no key for signatures, is told now
+		return err
+	}
+	cfg.Audit.Signer = signer
 	return nil
 }
 

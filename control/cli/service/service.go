@@ -10,7 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/netip"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -99,7 +102,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		return s, err
 	}
 	links := &edge.Links{Ring: s.Core.LinkKeys}
-	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Logger: cfg.Logger.Named("edge")})
+	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Denied: s.denied, Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
 		Links:     links,
@@ -129,6 +132,19 @@ func (s *Service) openAudit() (err error) {
 	}
 	s.audit, err = audit.Open(c)
 	return err
+}
+
+// denied records whom the edge does not let in. The log tells repeats of one source by their number, so that nobody fills it.
+func (s *Service) denied(r *http.Request, d edge.Denial) {
+	source := r.RemoteAddr
+	if from, err := netip.ParseAddrPort(source); err == nil {
+		source = from.Addr().Unmap().String()
+	}
+	s.audit.Deny(audit.Event{
+		Tenant: d.Sandbox.Tenant, Action: "sandbox.connect", Resource: "sandbox", ResourceID: string(d.Sandbox.ID), Result: audit.ResultDenied,
+		Source: source, Agent: r.UserAgent(),
+		Details: map[string]string{"status": strconv.Itoa(d.Status), "port": strconv.Itoa(d.Port), "why": d.Why, "via": "edge"},
+	})
 }
 
 // ready returns why the service cannot serve: without a leader nothing can be changed. That no node is connected is no

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -236,4 +237,40 @@ func TestOpen_addressTaken(t *testing.T) {
 
 func httpClient(cfg *tls.Config) *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: cfg}}
+}
+
+// Whom the edge does not let in is in the audit log, and however often he knocks he does not fill it.
+func TestService_recordsWhomTheEdgeRefuses(t *testing.T) {
+	f := parse(t, `listen = "127.0.0.1:0"`)
+	f.DataDir = t.TempDir()
+	f.Nodes = []NodeBlock{{Name: "x", Socket: "/nonexistent/node.sock"}}
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg, err := f.Config(ctx, noEnv, hclog.NewNullLogger())
+	must.NoError(t, err)
+	s, err := Open(ctx, cfg)
+	must.NoError(t, err)
+	key := s.Core.Bootstrap.Key()
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		must.NoError(t, <-done)
+	}()
+	c, err := api.New(api.Config{Address: s.Address(), APIKey: key})
+	must.NoError(t, err)
+	defer c.Close()
+	const times = 300
+	for i := range times {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s/files?path=/x&signature=v2.%d.x", s.Address(), i), nil)
+		must.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		must.NoError(t, err)
+		must.NoError(t, resp.Body.Close())
+		must.Eq(t, http.StatusForbidden, resp.StatusCode)
+	}
+	list, err := c.Audit(ctx, api.AuditOptions{Action: "sandbox.connect"})
+	must.NoError(t, err)
+	must.Len(t, 1, list.Events)
+	e := list.Events[0]
+	must.Eq(t, []string{"denied", "127.0.0.1", "edge", "link"}, []string{e.Result, e.Source, e.Details["via"], e.Details["why"]})
 }
