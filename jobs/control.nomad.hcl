@@ -124,6 +124,7 @@ job "soulbox-control" {
             token_file   = "{{ env "NOMAD_SECRETS_DIR" }}/vault_token"
             link_key     = "soulbox/url-keys/links"
             snapshot_key = "soulbox-transit/keys/snapshots"
+            audit_key    = "soulbox-transit/keys/audit"
           }
         EOH
       }

@@ -129,7 +129,9 @@ func TestResume_keepsToTheQuota(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, n)
 	for i, sb := range asleep {
-		wg.Go(func() { _, errs[i] = s.Sandboxes.Resume(t.Context(), sb.Tenant, sb.ID, time.Minute, lifecycle.KeepMemory) })
+		wg.Go(func() {
+			_, errs[i] = s.Sandboxes.Resume(t.Context(), sb.Tenant, sb.ID, time.Minute, lifecycle.KeepMemory)
+		})
 	}
 	wg.Wait()
 	good := 0

@@ -14,8 +14,9 @@ type group struct {
 	rows             func(figures) []Row
 }
 
-// µs to ms and KiB to MiB, as the table shows them.
+// µs to ms, ns to µs and KiB to MiB, as the table shows them.
 const (
+	nanos  = 1e-3
 	micros = 1e-3
 	kib    = 1.0 / 1024
 )
@@ -76,6 +77,36 @@ func all(o options) []group {
 				{Metric: "check of a signed link, with the key in memory", Unit: "µs", P50: f["local-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes", Target: 5},
 				{Metric: "  the same HMAC made by Vault's transit engine", Unit: "µs", P50: f["vault-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes"},
 			}
+		}},
+		{"key", "./control/auth", "BenchmarkVerify", o.service * 20_000, func(f figures) []Row {
+			return []Row{{Metric: "authentication of an API key", Unit: "µs", P50: f["ns/op"] * nanos, Floor: f["floor-ns"] * nanos, FloorIs: "SHA-256 of its secret", Target: 2}}
+		}},
+		{"token", "./control/auth", "BenchmarkToken_known", o.service * 20_000, func(f figures) []Row {
+			return []Row{{Metric: "authentication of a token that was seen before", Unit: "µs", P50: f["ns/op"] * nanos, Floor: f["floor-ns"] * nanos, FloorIs: "SHA-256 of it", Target: 2}}
+		}},
+		{"decision", "./control/rbac", "BenchmarkDecide_cached", o.service * 100_000, func(f figures) []Row {
+			return []Row{{Metric: "decision on a permission, of somebody who was seen before", Unit: "µs", P50: f["ns/op"] * nanos, Target: 0.2}}
+		}},
+		{"decision-cold", "./control/rbac", "BenchmarkDecide_uncached", o.service * 20_000, func(f figures) []Row {
+			return []Row{{Metric: "  of a stranger, by labels and ids, with 1,000 roles", Unit: "µs", P50: f["ns/op"] * nanos, Target: 5}}
+		}},
+		{"quota", "./control/quota", "BenchmarkCheck", o.service, func(f figures) []Row {
+			return []Row{
+				{Metric: "quota check of a call", Unit: "ns", P50: f["call-ns"], Floor: f["clock-ns"], FloorIs: "reading the clock", Target: 40},
+				{Metric: "quota check of a create, and giving it back", Unit: "ns", P50: f["reserve-ns"], Floor: f["floor-ns"], FloorIs: "an atomic addition"},
+			}
+		}},
+		{"audit", "./control/audit", "BenchmarkEvent", o.service, func(f figures) []Row {
+			return []Row{{
+				Metric: "audit events masked, encoded, chained and signed, per second and core", Unit: "/s", P50: f["events/s/core"], Floor: f["floor/s/core"],
+				FloorIs: "the hash alone", Target: 200_000, Rate: true,
+			}}
+		}},
+		{"audit-disk", "./control/audit", "BenchmarkDurable", o.service, func(f figures) []Row {
+			return []Row{{
+				Metric: "audit events that 256 callers get on the disk, per second", Unit: "/s", P50: f["events/s"], Floor: f["floor/s"],
+				FloorIs: "a write and an fdatasync for each 256", Target: 30_000, Rate: true,
+			}}
 		}},
 		{"memory", "./nomad-driver/node", "BenchmarkIdleMemory", o.memory, func(f figures) []Row {
 			return []Row{

@@ -25,8 +25,8 @@ func main() {
 
 // options are how often each benchmark runs. 0 leaves a benchmark out.
 type options struct {
-	n, hardening, nomad, hundred, memory, sampling, neighbours, pauses int
-	only                                                               string
+	n, hardening, nomad, service, hundred, memory, sampling, neighbours, pauses int
+	only                                                                        string
 }
 
 func run() error {
@@ -35,6 +35,7 @@ func run() error {
 	flag.IntVar(&o.n, "n", 1000, "creates, destroys and execs on the node")
 	flag.IntVar(&o.hardening, "hardening", 50, "creates with and without each part of the hardening")
 	flag.IntVar(&o.nomad, "nomad", 50, "creates through Nomad")
+	flag.IntVar(&o.service, "service", 5, "rounds of the service's checks: keys, rights, quotas, audit")
 	flag.IntVar(&o.hundred, "hundred", 5, "times 100 creates at once")
 	flag.IntVar(&o.memory, "memory", 1, "times 50 idle sandboxes")
 	flag.IntVar(&o.sampling, "sampling", 100, "rounds of samples")
@@ -49,7 +50,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		n    int
-	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}} {
+	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"service", o.service}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}} {
 		if c.n < 0 {
 			return fmt.Errorf("-%s %d is negative", c.name, c.n)
 		}

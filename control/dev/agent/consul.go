@@ -21,6 +21,8 @@ type ConsulConfig struct {
 	HTTP   int
 	Server int
 	Serf   int
+	// Token is the first token, which may do everything. ACLs are on then, and what needs no token is still allowed. Empty: no ACLs.
+	Token string
 }
 
 // Address returns the URL of its API and UI.
@@ -40,6 +42,14 @@ func StartConsul(ctx context.Context, cfg ConsulConfig) (*Consul, error) {
 		"-serf-lan-port=" + strconv.Itoa(cfg.Serf), "-serf-wan-port=-1",
 		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1",
 		"-hcl=disable_update_check = true",
+	}
+	if cfg.Token != "" {
+		acl := "acl {\n  enabled = true\n  default_policy = \"allow\"\n  tokens {\n    initial_management = " + quote(cfg.Token) + "\n  }\n}\n"
+		file := filepath.Join(cfg.Dir, "acl.hcl") // not on the command line, which everybody reads
+		if err := os.WriteFile(file, []byte(acl), 0o600); err != nil {
+			return nil, err
+		}
+		args = append(args, "-config-file="+file)
 	}
 	p, err := Start(ctx, Spec{
 		Name: "consul", Path: cfg.Binary, Args: args, Dir: cfg.Dir, Log: filepath.Join(cfg.Dir, "consul.log"),

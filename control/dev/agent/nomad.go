@@ -35,7 +35,11 @@ type NomadConfig struct {
 	PluginDir string
 	Plugins   []NomadPlugin
 	Consul    string // "127.0.0.1:8500"; empty: none
-	MemoryMB  int    // that the client may give away; 0: what the machine has
+	// ConsulIdentities gives services and tasks tokens of Consul by their workload identity, which "nomad setup consul" prepares.
+	ConsulIdentities bool
+	// Vault is its URL: tasks get tokens by their workload identity, which "nomad setup vault" prepares. Empty: none.
+	Vault    string
+	MemoryMB int // that the client may give away; 0: what the machine has
 }
 
 // NomadPlugin is a plugin block of Nomad's configuration.

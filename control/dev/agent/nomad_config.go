@@ -77,7 +77,18 @@ advertise {
 	if c.Consul != "" {
 		consul = "address = " + quote(c.Consul)
 	}
+	if c.ConsulIdentities && role == "server" {
+		consul += "\n  service_identity {\n    aud = [\"consul.io\"]\n    ttl = \"1h\"\n  }\n  task_identity {\n    aud = [\"consul.io\"]\n    ttl = \"1h\"\n  }"
+	}
 	fmt.Fprintf(b, "consul {\n  %s\n  server_auto_join = false\n  client_auto_join = false\n}\n", consul)
+	if c.Vault == "" {
+		return
+	}
+	identity := ""
+	if role == "server" {
+		identity = "  default_identity {\n    aud = [\"vault.io\"]\n    ttl = \"1h\"\n  }\n"
+	}
+	fmt.Fprintf(b, "vault {\n  enabled = true\n  address = %s\n  jwt_auth_backend_path = \"jwt-nomad\"\n%s}\n", quote(c.Vault), identity)
 }
 
 // attributes writes m as HCL: strings, numbers, bools, lists of strings, and maps as blocks.
