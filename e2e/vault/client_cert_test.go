@@ -37,7 +37,7 @@ func TestCertificates_ofVaultAreIdentitiesUntilTheyAreRevoked(t *testing.T) {
 		return v
 	}
 	s.ok("secrets", "enable", "-path=callers", "pki")
-	root, _ := s.data("write", "callers/root/generate/internal", "common_name=callers", "ttl=1h")
+	root, _ := s.data("write", "callers/root/generate/internal", "common_name=callers", "ttl=24h")
 	s.ok("write", "callers/config/crl", "expiry=72h")
 	s.ok("write", "callers/roles/ci", "allow_any_name=true", "enforce_hostnames=false", "allowed_uri_sans=spiffe://acme/*", "server_flag=false",
 		"client_flag=true", "key_type=ec", "key_bits=256", "max_ttl=1h", "require_cn=false")
