@@ -35,8 +35,6 @@ func identityScript(start int) []Command {
 		&RoleDelete{Tenant: "acme", Name: "gone"},
 		&KeyChange{Tenant: "acme", ID: acmes.ID, Name: &name, ExpiresAt: &expires},
 		&KeysUsed{Uses: []KeyUse{{ID: acmes.ID, At: at(20)}, {ID: "gone", At: at(20)}}},
-		&KeyPut{Key: Key{ID: "00000000000000ad", Tenant: "acme", Name: "old", Hash: make([]byte, 32), CreatedAt: at(1), Roles: []string{}, ExpiresAt: at(2)}},
-		&KeysPurge{Before: at(21)},
 		&TenantPut{Tenant: paused, Index: uint64(10 + start)},
 		&TenantPut{Tenant: empty},
 		&TenantDelete{ID: "acme"}, // refused
