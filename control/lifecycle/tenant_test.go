@@ -37,7 +37,7 @@ func TestTenant_fillsWhatACreateDoesNotSay(t *testing.T) {
 	must.Eq(t, 64<<20, s.Node.Running()[sb.ID].Limits.MemoryBytes)
 	own := running(t, s, func(p *lifecycle.CreateParams) { bare(p); p.MemoryMB = 96 })
 	must.Eq(t, []int64{250, 96}, []int64{own.CPUMillis, own.MemoryMB})
-	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID)))
+	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID, lifecycle.KeepMemory)))
 	back, err := s.Sandboxes.Resume(t.Context(), sb.Tenant, sb.ID, 0, lifecycle.KeepMemory)
 	must.NoError(t, err)
 	must.Eq(t, 7*time.Minute, back.Timeout)
@@ -70,7 +70,7 @@ func TestTenant_boundsWhatIsAskedFor(t *testing.T) {
 	must.ErrorContains(t, err, "memoryMB is 601")
 	_, err = s.Sandboxes.Fork(t.Context(), coretest.Caller, sb.ID, 1, time.Hour)
 	must.ErrorContains(t, err, "timeout is 3600 seconds")
-	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID)))
+	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID, lifecycle.KeepMemory)))
 	_, err = s.Sandboxes.Resume(t.Context(), sb.Tenant, sb.ID, time.Hour, lifecycle.KeepMemory)
 	must.ErrorContains(t, err, "timeout is 3600 seconds")
 
@@ -100,7 +100,7 @@ func TestTenant_suspendedOnesSleepOn(t *testing.T) {
 	s := coretest.New(t, nil)
 	awake := running(t, s, nil)
 	asleep := running(t, s, func(p *lifecycle.CreateParams) { p.Lifecycle.AutoResume = true })
-	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), asleep.Tenant, asleep.ID)))
+	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), asleep.Tenant, asleep.ID, lifecycle.KeepMemory)))
 	ruled(t, s, func(r *state.Tenant) { r.Suspended = true })
 	_, err := s.Sandboxes.Wake(t.Context(), asleep.ID)
 	must.Eq(t, http.StatusForbidden, api.StatusOf(err), must.Sprint("traffic wakes nobody"))
@@ -121,7 +121,7 @@ func TestResume_keepsToTheQuota(t *testing.T) {
 	var asleep []state.Sandbox
 	for range n {
 		sb := running(t, s, nil)
-		must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID)))
+		must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID, lifecycle.KeepMemory)))
 		asleep = append(asleep, sb)
 	}
 	runs := running(t, s, nil)
