@@ -9,6 +9,7 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"net"
 	"net/http"
@@ -225,6 +226,9 @@ func (e *Edge) find(r *http.Request, t target) (Sandbox, error) {
 func (e *Edge) wake(r *http.Request, box Sandbox, port int) (Sandbox, error) {
 	if port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
 		return box, nil // serve refuses it
+	}
+	if port == EnvdPort && !e.knownToEnvd(r, box) {
+		return box, fmt.Errorf("%w: %s is paused, and nothing shows that this may wake it", ErrNotFound, box.ID)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), wakeTimeout)
 	defer cancel()

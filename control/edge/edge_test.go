@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -518,4 +519,20 @@ func TestEdge_strangersWakeNobodyWhosePortsArePrivate(t *testing.T) {
 	status, _, _ = s.get(t, 3000, "/", trafficHeader, "secret")
 	must.Eq(t, http.StatusOK, status)
 	must.Eq(t, 1, s.woken)
+}
+
+func TestEdge_strangersWakeNobodyThroughEnvd(t *testing.T) {
+	s := newScene(t, echoHeaders, nil)
+	s.paused = true
+	for name, header := range map[string][]string{"without a token": nil, "with another": {envdHeader, "guess"}} {
+		status, body, _ := s.get(t, EnvdPort, "/files?path=/x&signature=v1_guess", header...)
+		must.Eq(t, http.StatusBadGateway, status, must.Sprint(name))
+		must.StrContains(t, body, "not found", must.Sprint(name))
+		must.Eq(t, 0, s.woken, must.Sprint(name))
+	}
+	_, _, _ = s.get(t, EnvdPort, "/files?path=/x", envdHeader, token)
+	must.Eq(t, 1, s.woken, must.Sprint("its owner does"))
+	s.paused = true
+	_, _, _ = s.get(t, EnvdPort, "/files?path=/x&signature="+url.QueryEscape(Sign(token, "/x", "read", "", "")))
+	must.Eq(t, 2, s.woken, must.Sprint("and whoever has a link of his"))
 }

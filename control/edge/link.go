@@ -45,6 +45,26 @@ func (e *Edge) checkLink(r *http.Request, box Sandbox) error {
 	return err
 }
 
+// knownToEnvd reports whether envd would let a request in: by the sandbox's token, or by a signature. Envd itself cannot be asked before it
+// runs.
+func (e *Edge) knownToEnvd(r *http.Request, box Sandbox) bool {
+	if box.EnvdToken == "" || sameToken(r.Header.Get(envdHeader), box.EnvdToken) {
+		return true
+	}
+	q := r.URL.Query()
+	signature := q.Get("signature")
+	switch {
+	case signature == "" || r.URL.Path != "/files":
+		return false
+	case strings.HasPrefix(signature, linkPrefix):
+		return e.checkLink(r, box) == nil
+	}
+	return sameToken(signature, Sign(box.EnvdToken, q.Get("path"), operation(r.Method), q.Get("username"), q.Get("signature_expiration")))
+}
+
+// envdHeader carries the token that envd asks for.
+const envdHeader = "X-Access-Token"
+
 func (e *Edge) verify(r *http.Request) (api.SandboxID, error) {
 	if e.cfg.Links == nil {
 		return "", &denial{http.StatusForbidden, "links of this kind are not served here"}

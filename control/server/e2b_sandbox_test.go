@@ -174,6 +174,8 @@ func TestTenants_anotherOnesSandboxIsNotFound(t *testing.T) {
 		switch {
 		case strings.HasSuffix(path, "/limits"):
 			body = `{"memory_mb":64}`
+		case strings.HasSuffix(path, "/shape"):
+			body = `{}`
 		case method == "GET" || method == "DELETE" || method == "PUT":
 		case strings.HasSuffix(path, "/exec"), strings.HasSuffix(path, "/processes"):
 			body = `{"argv":["true"]}`
