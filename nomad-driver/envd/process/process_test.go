@@ -244,7 +244,9 @@ func TestReal_processesOutliveTheirClients(t *testing.T) {
 	s := start(t)
 	c := client(s)
 	ctx, leave := context.WithCancel(t.Context())
-	st, err := c.Start(ctx, connect.NewRequest(shell("echo first; read x; echo last; exit 7")))
+	waits := shell("echo first; read x; echo last; exit 7")
+	waits.Stdin = nil // a pipe, as the contract has it where nothing is said
+	st, err := c.Start(ctx, connect.NewRequest(waits))
 	must.NoError(t, err)
 	pid := pidOf(t, st)
 	must.True(t, st.Receive())
