@@ -145,37 +145,37 @@ func TestApply_cutsWhatItForbidsAndSparesTheRest(t *testing.T) {
 func TestPin_letsNamesThroughForTheirTime(t *testing.T) {
 	w := newWorld(t)
 	p := w.closing(w.pool(nil))
-	serve(t, w.outside, "198.51.100.1:80")
-	serve(t, w.outside, "198.51.100.1:443")
+	serve(t, w.outside, "198.51.100.1:5433")
+	serve(t, w.outside, "198.51.100.1:5432")
 	s := w.take(p)
-	pol := policy.New(p.Base(), spec(t, "sandbox", policy.Spec{Allow: []string{"tcp://*.example.com:443"}, Deny: []string{policy.Everything}}))
+	pol := policy.New(p.Base(), spec(t, "sandbox", policy.Spec{Allow: []string{"tcp://*.example.com:5432"}, Deny: []string{policy.Everything}}))
 	_, err := p.Apply(s, pol)
 	must.NoError(t, err)
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:443")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:5432")
 	must.Error(t, err)
 
 	good, err := p.Firewall().Pin(s.Firewall(), "www.example.com", addrs("198.51.100.1", "10.9.9.9", "::1", "169.254.169.254"), time.Minute)
 	must.NoError(t, err)
 	must.Eq(t, addrs("198.51.100.1"), good) // the rest is rebinding
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:443")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:5432")
 	must.NoError(t, err)
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:80")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:5433")
 	must.Error(t, err)
 	must.Eq(t, []string{"www.example.com"}, p.Firewall().Names(s.Firewall(), netip.MustParseAddr("198.51.100.1")))
 
 	_, err = p.Firewall().Pin(s.Firewall(), "other.example.org", addrs("198.51.100.2"), time.Minute)
 	must.NoError(t, err)
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.2:443")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.2:5432")
 	must.Error(t, err)
 
 	// A pin outlives a new policy that allows the name, and goes with one that does not.
 	_, err = p.Apply(s, policy.New(p.Base(), spec(t, "sandbox", policy.Spec{Allow: []string{"www.example.com"}, Deny: []string{policy.Everything}})))
 	must.NoError(t, err)
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:80")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:5433")
 	must.NoError(t, err)
 	_, err = p.Apply(s, policy.New(p.Base(), spec(t, "sandbox", policy.Spec{Allow: []string{"example.net"}, Deny: []string{policy.Everything}})))
 	must.NoError(t, err)
-	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:80")
+	_, err = ask(s.Namespace(), "tcp4", "198.51.100.1:5433")
 	must.Error(t, err)
 }
 

@@ -38,7 +38,7 @@ var childEntry = reflect.ValueOf(runChild).Pointer()
 
 // cloneArgs is struct clone_args of clone3(2).
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags, pidfd, _, _, exitSignal, stack, stackSize, _, _, _, cgroup uint64
 }
 
 type capHeader struct {

@@ -40,7 +40,6 @@ type rig struct {
 	names map[string]string // name to address
 	hosts map[string]string // address:port to where a server really is
 	asked []string          // what was dialled
-	conns []net.Conn        // to the servers
 }
 
 var loopback = netip.MustParseAddr("127.0.0.1")
