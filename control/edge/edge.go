@@ -193,6 +193,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{})
 	_ = rc.SetWriteDeadline(time.Time{})
+	// Else the server ends the client's body when the answer begins. A server inside that answers before the last of it was passed on
+	// would lose its connection, in the middle of the answer.
+	_ = rc.EnableFullDuplex()
 	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
 	e.proxy.ServeHTTP(w, r.WithContext(ctx))
 }

@@ -536,3 +536,31 @@ func TestEdge_strangersWakeNobodyThroughEnvd(t *testing.T) {
 	_, _, _ = s.get(t, EnvdPort, "/files?path=/x&signature="+url.QueryEscape(Sign(token, "/x", "read", "", "")))
 	must.Eq(t, 2, s.woken, must.Sprint("and whoever has a link of his"))
 }
+
+func TestServe_answersThatBeginBeforeTheBodyEnds(t *testing.T) {
+	s := newScene(t, func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		_ = rc.EnableFullDuplex()
+		_, _ = io.WriteString(w, "begun ")
+		_ = rc.Flush()
+		b, err := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(w, "%s %v", b, err)
+	}, nil)
+	body, say := io.Pipe()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url, body)
+	must.NoError(t, err)
+	r.Host, r.ContentLength = "3000-"+string(boxID)+".x", 8
+	go func() { _, _ = io.WriteString(say, "four") }()
+	resp, err := http.DefaultClient.Do(r)
+	must.NoError(t, err)
+	defer resp.Body.Close()
+	begun := make([]byte, 6)
+	_, err = io.ReadFull(resp.Body, begun)
+	must.NoError(t, err)
+	_, err = io.WriteString(say, "more")
+	must.NoError(t, err)
+	must.NoError(t, say.Close())
+	rest, err := io.ReadAll(resp.Body)
+	must.NoError(t, err)
+	must.Eq(t, "begun fourmore <nil>", string(begun)+string(rest))
+}
