@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -162,10 +163,14 @@ func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	must.NoError(t, root.PrepareKey(t.Context(), "soulbox/url-keys/links", vault.UseRing))
 	var rings []*vault.Ring
 	c := startControl(t, withLinks(t, root, &rings))
-	log, err := os.ReadFile(s.Log())
-	must.NoError(t, err)
-	found := unsealKey.FindSubmatch(log)
-	must.Len(t, 2, found)
+	var found [][]byte
+	agenttest.Eventually(t, 20*time.Second, func() error { // it is told after Vault serves
+		log, err := os.ReadFile(s.Log())
+		if found = unsealKey.FindSubmatch(log); err == nil && len(found) != 2 {
+			err = errors.New("the log does not have the key yet")
+		}
+		return err
+	})
 
 	links := edge.Links{Ring: rings[0]}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -197,7 +202,7 @@ func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	progress("before")
 	s.ok("operator", "seal")
 	progress("sealed")
-	_, err = rings[0].Rotate(t.Context())
+	_, err := rings[0].Rotate(t.Context())
 	must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err), must.Sprint("new trust fails closed"))
 	_, err = root.Issuer().Issue(t.Context(), keys.Request{Identity: keys.Server("s")})
 	must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err))

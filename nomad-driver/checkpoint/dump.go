@@ -63,7 +63,11 @@ type DumpStats struct {
 	Bytes int64         `json:"bytes"` // of all images
 }
 
-// Dump writes the processes of a frozen group to disk. They stay frozen, whatever comes of it.
+// dumpPatience is how long a CRIU may go on whose dump nobody wants any more.
+const dumpPatience = 2 * time.Minute
+
+// Dump writes the processes of a frozen group to disk. They stay frozen, whatever comes of it. When ctx ends CRIU is let finish all the
+// same: it works inside the processes, and one that is killed there leaves its code in them in place of their own.
 func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	begin := time.Now()
 	d := Dump{Version: DumpVersion, CRIU: e.Version(), Time: begin.UTC()}
@@ -113,8 +117,17 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key()))
 	}
 	opts.External = append(opts.External, d.Exit)
-	if _, err := e.call(ctx, request{typ: rpc.CriuReqType_DUMP, opts: opts, started: o.Started}); err != nil {
+	if err := ctx.Err(); err != nil {
+		return d, err
+	}
+	patient, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(dumpPatience, end) })()
+	if _, err := e.call(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, started: o.Started}); err != nil {
 		return d, withLog(err, filepath.Join(o.Work, dumpLog))
+	}
+	if err := ctx.Err(); err != nil {
+		return d, err
 	}
 	d.Stats.Total = time.Since(begin)
 	if d.Stats.Bytes, err = folderBytes(o.Images); err != nil {

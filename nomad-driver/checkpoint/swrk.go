@@ -104,6 +104,8 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 		}
 		_ = cmd.Wait() // after its answer the exit status says nothing more
 	}()
+	// In the middle of its work it must not be what the kernel ends for want of memory.
+	_ = os.WriteFile("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/oom_score_adj", []byte("-1000"), 0)
 	if r.started != nil {
 		if err := r.started(cmd.Process); err != nil {
 			return nil, err

@@ -114,34 +114,27 @@ func TestFaults_theDaemonIsKilledAtEveryStep(t *testing.T) {
 	table(t, rows)
 }
 
-// CRIU is killed at some moment of its work. The daemon says so, and the sandbox is what it was before.
-func TestFaults_criuIsKilledAtAnyMoment(t *testing.T) {
+// CRIU is killed at some moment of a restore. The daemon says so, and the sandbox is paused and whole. (A CRIU that is killed in a dump can leave its
+// code in the processes: nothing of the platform does that, see the DESIGN of package checkpoint.)
+func TestFaults_criuIsKilledInARestore(t *testing.T) {
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
 	sb := d.create()
 	d.startCounter(sb)
 	note := filepath.Join(d.dir, "s/checkpoints", string(sb.ID), criuFile)
-	dump, restore := outcomes{step: "criu dump"}, outcomes{step: "criu restore"}
+	restore := outcomes{step: "criu restore"}
 	missed := 0
-	for dump.kills < *faults || restore.kills < *faults {
+	for restore.kills < *faults {
 		must.Less(t, 20**faults+20, missed, must.Sprint("CRIU is never met at work"))
-		pauses := dump.kills < *faults
-		if !pauses {
-			_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
-			must.NoError(t, err)
-		}
+		_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		must.NoError(t, err)
 		_ = os.Remove(note)
 		done := make(chan error, 1)
 		go func() {
-			var err error
-			if pauses {
-				_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
-			} else {
-				_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
-			}
+			_, err := d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
 			done <- err
 		}()
 		killed := killCRIU(note, done)
-		err := <-done
+		err = <-done
 		if err == nil { // it had done its work
 			missed++
 			d.settled(sb)
@@ -150,15 +143,10 @@ func TestFaults_criuIsKilledAtAnyMoment(t *testing.T) {
 		must.True(t, killed, must.Sprintf("%v", err))
 		got, err := d.client.Get(t.Context(), sb.ID)
 		must.NoError(t, err)
-		if pauses {
-			must.Eq(t, nodeapi.StateRunning, got.State, must.Sprint("a pause that fails leaves what it found"))
-			dump.count(d.settled(sb))
-		} else {
-			must.Eq(t, nodeapi.StatePaused, got.State)
-			restore.count(d.settled(sb))
-		}
+		must.Eq(t, nodeapi.StatePaused, got.State)
+		restore.count(d.settled(sb))
 	}
-	table(t, []outcomes{dump, restore})
+	table(t, []outcomes{restore})
 }
 
 // killCRIU waits for the note of a CRIU at work and kills it a little later. It reports whether it has.
