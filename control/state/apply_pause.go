@@ -15,10 +15,12 @@ func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
 	}
 	switch s.State {
 	case Paused:
-		if s.PausedFiles == c.Files && s.Stored == c.Stored {
+		// Whoever moves it and the reconciler both record it, in either order.
+		moving := s.Moving || c.Moving
+		if s.PausedFiles == c.Files && s.Stored == c.Stored && s.Moving == moving {
 			return Result{Sandbox: s}, nil
 		}
-		s.PausedFiles, s.Stored, s.StoredIn = c.Files, c.Stored, c.StoredIn
+		s.PausedFiles, s.Stored, s.StoredIn, s.Moving = c.Files, c.Stored, c.StoredIn, moving
 		return changed(s, tx.putSandbox(&s))
 	case Running, Lost: // a lost one that its node has after all
 	default:
