@@ -83,8 +83,8 @@ var (
 
 const patch = "run the distribution's latest kernel"
 
-// The releases with a fix were compared with public records of each weakness; for the two halves of Dirty Frag none was found that
-// names them. A branch that is not listed got no fix that is known here, and is reported so.
+// The releases with a fix are as known here; a public record was found for Dirty COW and, in one list of others' making, for Copy Fail and
+// CVE-2026-43503, and none for the two halves of Dirty Frag. A branch that is not listed got no fix that is known here, and is reported so.
 
 // gates are the weaknesses by which containers were left, and those of 2026 that write into the page cache: a template's pages
 // are shared between sandboxes, so that these reach a neighbour even without leaving.
