@@ -133,7 +133,7 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
 	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: p.dedicated, Node: want, On: from.node}); err != nil {
-		return state.Sandbox{}, s.abandon(ctx, sb, contextCause(within, err))
+		return state.Sandbox{}, s.abandon(ctx, sb, ContextCause(within, err))
 	}
 	st.done(StepPlace)
 	if err := s.cfg.Crash(CrashAfterPlace); err != nil {
@@ -199,7 +199,7 @@ func (s *Service) join(ctx context.Context, old, intent state.Sandbox, w *fleet.
 		defer cancel()
 		found, err := Report(within, s.cfg.Placer, old.ID, w)
 		if err != nil {
-			return state.Sandbox{}, contextCause(within, err)
+			return state.Sandbox{}, ContextCause(within, err)
 		}
 		r, err := s.cfg.State.Apply(ctx, runningCommand(found))
 		return r.Sandbox, stateError(old.ID, err)
@@ -287,8 +287,8 @@ func endedEarly(sb nodeapi.Sandbox) error {
 	return api.Errorf(http.StatusInternalServerError, "sandbox_start_failed", "sandbox %s ended before it ran: %s", sb.ID, why)
 }
 
-// contextCause returns why ctx ended, where that is why err came.
-func contextCause(ctx context.Context, err error) error {
+// ContextCause returns why ctx ended, where that is why err came.
+func ContextCause(ctx context.Context, err error) error {
 	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
 		return context.Cause(ctx)
 	}

@@ -149,7 +149,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
 	if err := s.cfg.Placer.Stop(within, sb.ID); err != nil {
-		return fail(fmt.Errorf("%w: %w", errGivenUp, contextCause(within, err))) // the placer may do it yet
+		return fail(fmt.Errorf("%w: %w", errGivenUp, ContextCause(within, err))) // the placer may do it yet
 	}
 	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
 	defer waiter.Close()
@@ -166,7 +166,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 		if stopErr := s.cfg.Placer.Stop(clean, sb.ID); stopErr != nil {
 			s.cfg.Logger.Warn("sandbox that did not come back is not cleaned up yet", "sandbox", sb.ID, "error", stopErr)
 		}
-		return fail(fmt.Errorf("%w: %w", errGivenUp, contextCause(within, err)))
+		return fail(fmt.Errorf("%w: %w", errGivenUp, ContextCause(within, err)))
 	}
 	s.cfg.Logger.Info("sandbox came back on another node", "sandbox", sb.ID, "was", sb.Node, "node", on)
 	return on, nil

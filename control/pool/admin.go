@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -190,7 +191,7 @@ func (s *Service) Delete(ctx context.Context, tenant, name string) error {
 func (s *Service) view(p *state.Pool) (api.Pool, error) {
 	v := api.Pool{
 		ID: p.ID, Name: p.Name, Tenant: p.Tenant, Shared: p.Shared, Template: p.Template, CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB,
-		QoS: or(p.QoS, defaultQoS), Profile: or(p.Profile, defaultProfile), Strategy: string(p.Strategy), Min: p.Min, Max: p.Max, RefillThreshold: p.Threshold, Rate: p.Rate,
+		QoS: cmp.Or(p.QoS, defaultQoS), Profile: cmp.Or(p.Profile, defaultProfile), Strategy: string(p.Strategy), Min: p.Min, Max: p.Max, RefillThreshold: p.Threshold, Rate: p.Rate,
 		MaxAge: int64(p.MaxAge / time.Second), CleanupInterval: int64(p.Interval / time.Second), WarmUp: p.WarmUp,
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(),
 	}

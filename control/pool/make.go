@@ -3,7 +3,6 @@ package pool
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -93,33 +92,25 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 		Metadata: map[string]string{"tenant": p.Tenant, "template": p.Template, nodeapi.MetaTemplateID: t.TemplateID, "pool": p.Name},
 	}})
 	if err != nil {
-		return caused(within, err)
+		return lifecycle.ContextCause(within, err)
 	}
 	found, err := lifecycle.Report(within, s.cfg.Placer, row.ID, waiter)
 	if err != nil {
-		return caused(within, err)
+		return lifecycle.ContextCause(within, err)
 	}
 	node, err := s.cfg.Fleet.Client(found.Node)
 	if err != nil {
 		return err
 	}
 	if err := lifecycle.Serve(within, node, row.ID, t); err != nil {
-		return caused(within, err)
+		return lifecycle.ContextCause(within, err)
 	}
 	for _, command := range p.WarmUp {
 		if err := warm(within, node, row.ID, command); err != nil {
-			return caused(within, err)
+			return lifecycle.ContextCause(within, err)
 		}
 	}
 	_, err = s.cfg.State.Apply(ctx, &state.SlotIsReady{ID: row.ID, Node: found.Node, At: s.cfg.Now().UTC()})
-	return err
-}
-
-// caused returns why ctx ended, where that is why err came.
-func caused(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
-		return context.Cause(ctx)
-	}
 	return err
 }
 

@@ -6,6 +6,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -151,7 +152,7 @@ func (s *Service) fits(p *state.Pool, ask lifecycle.Ask) bool {
 	if p.CPUMillis != ask.CPUMillis || p.MemoryMB != ask.MemoryMB || p.DiskMB != ask.DiskMB {
 		return false
 	}
-	if or(p.QoS, defaultQoS) != or(ask.QoS, defaultQoS) || or(p.Profile, defaultProfile) != or(ask.Profile, defaultProfile) {
+	if cmp.Or(p.QoS, defaultQoS) != cmp.Or(ask.QoS, defaultQoS) || cmp.Or(p.Profile, defaultProfile) != cmp.Or(ask.Profile, defaultProfile) {
 		return false
 	}
 	t, err := s.cfg.Templates.Resolve(context.Background(), p.Tenant, p.Template)
@@ -163,13 +164,6 @@ const (
 	defaultQoS     = "burstable"
 	defaultProfile = "default"
 )
-
-func or(v, def string) string {
-	if v == "" {
-		return def
-	}
-	return v
-}
 
 func (s *Service) takeFrom(id api.PoolID, digest string) (slot lifecycle.Slot, ok bool) {
 	err := s.cfg.State.EachSlot(id, func(row *state.Slot) bool {
