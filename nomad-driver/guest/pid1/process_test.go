@@ -6,9 +6,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,6 +33,21 @@ func all(t *testing.T, s *guest.Stream) (stdout, stderr string, exit frame.ExitB
 	must.NoError(t, e)
 	must.Zero(t, dropped)
 	return out.String(), err.String(), exit
+}
+
+// Whoever starts a node may ignore signals: nohup does, and C libraries do with numbers of their own.
+func TestStart_ignoresNothingThatTheNodeIgnores(t *testing.T) {
+	handled := []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.Signal(40)}
+	signal.Ignore(handled...)
+	defer signal.Reset(handled...)
+	for _, n := range []int{32, 34} { // the runtime knows nothing of these
+		before := disposition(n)
+		setDisposition(n, sigIgnored)
+		defer setDisposition(n, before)
+	}
+	g := startGuest(t, guest.Boot{})
+	stdout, _, _ := all(t, g.sh("grep SigIgn /proc/self/status"))
+	must.Eq(t, "SigIgn:\t0000000000000000\n", stdout)
 }
 
 func TestStart_outputAndExit(t *testing.T) {
