@@ -1,7 +1,9 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,6 +17,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/proxy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -277,6 +280,18 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 	if s == nil {
 		return nodeapi.NetworkStatus{}, n.networkUnsupported()
 	}
+	added, err := n.replaceNetwork(b, s, want, st)
+	if err != nil {
+		return nodeapi.NetworkStatus{}, err
+	}
+	if added {
+		n.trustAdded(b)
+	}
+	return n.NetworkStatus(id)
+}
+
+// replaceNetwork replaces the network settings of a sandbox with a slot. added tells that it has rules now, and had none. b.networking is held.
+func (n *Node) replaceNetwork(b *box, s *network.Slot, want nodeapi.Network, st proxy.Settings) (added bool, err error) {
 	b.mu.Lock()
 	old := b.rec.Network
 	b.mu.Unlock()
@@ -285,30 +300,77 @@ func (n *Node) SetNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Netwo
 		had = old.Shape
 	}
 	if err := n.reshape(b, s, want.Shape, had); err != nil {
-		return nodeapi.NetworkStatus{}, err
+		return false, err
 	}
 	b.mu.Lock()
 	b.rec.Network = &want
 	if err := n.records.put(&b.rec); err != nil {
 		b.rec.Network = old
 		b.mu.Unlock()
-		return nodeapi.NetworkStatus{}, err
+		return false, err
 	}
 	b.mu.Unlock()
-	if len(want.Rules) > 0 && (old == nil || len(old.Rules) == 0) {
-		if err := n.trust(b); err != nil { // it may speak plain HTTP all the same
-			n.log.Warn("sandbox does not trust the proxy", "sandbox", id, "error", err)
-		}
-	}
 	cut, err := n.network.Apply(s, st.Policy)
 	if err != nil {
-		return nodeapi.NetworkStatus{}, fmt.Errorf("network of sandbox %s: %w", id, err)
+		return false, fmt.Errorf("network of sandbox %s: %w", b.id, err)
 	}
 	b.mu.Lock()
 	n.attach(b, st)
 	b.mu.Unlock()
-	n.log.Info("network policy changed", "sandbox", id, "layers", len(want.Layers), "connections_ended", cut)
-	return n.NetworkStatus(id)
+	n.log.Info("network policy changed", "sandbox", b.id, "layers", len(want.Layers), "connections_ended", cut)
+	return len(want.Rules) > 0 && (old == nil || len(old.Rules) == 0), nil
+}
+
+// trustAdded has a sandbox that has got rules trust the proxy.
+func (n *Node) trustAdded(b *box) {
+	if err := n.trust(b); err != nil { // it may speak plain HTTP all the same
+		n.log.Warn("sandbox does not trust the proxy", "sandbox", b.id, "error", err)
+	}
+}
+
+// networkAgain gives a paused sandbox the network settings that it is resumed with. One that waits in memory has its link yet, whose rules
+// change before it runs; of others the record says what their next link is to be. added is as replaceNetwork's. b.turn is held.
+func (n *Node) networkAgain(b *box, want *nodeapi.Network) (added bool, err error) {
+	if want == nil || n.network == nil {
+		return false, nil
+	}
+	st, err := n.settings(want)
+	if err != nil {
+		return false, err
+	}
+	b.networking.Lock()
+	defer b.networking.Unlock()
+	b.mu.Lock()
+	old, s := b.rec.Network, b.slot
+	b.mu.Unlock()
+	same, err := sameNetwork(old, want)
+	if same || err != nil {
+		return false, err
+	}
+	if s != nil {
+		return n.replaceNetwork(b, s, *want, st)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rec.Network = want
+	if err := n.records.put(&b.rec); err != nil {
+		b.rec.Network = old
+		return false, err
+	}
+	return len(want.Rules) > 0 && (old == nil || len(old.Rules) == 0), nil
+}
+
+// sameNetwork compares settings as they are recorded.
+func sameNetwork(a, b *nodeapi.Network) (bool, error) {
+	if a == nil {
+		a = &nodeapi.Network{}
+	}
+	x, err := json.Marshal(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := json.Marshal(b)
+	return bytes.Equal(x, y), err
 }
 
 // NetworkStatus says what a sandbox's network is and does.

@@ -368,3 +368,40 @@ func TestRealNetwork_survivesACheckpoint(t *testing.T) {
 	must.NotEq(t, hostOf(d, sb), hostOf(d, copied))
 	reaches(sb)
 }
+
+// What a sandbox may reach changes while it is paused, in memory or on disk: what it is resumed with holds from its first packet on.
+func TestRealNetwork_isResumedWithWhatItMayReachByThen(t *testing.T) {
+	w := networktest.New(t)
+	networktest.Serve(t, w.Outside, networktest.OutsideAddr+":80")
+	d := startDaemonIn(t, w.Host, "-network", "on", "-criu", sandboxtest.CRIU(t))
+	for _, depth := range []nodeapi.Depth{nodeapi.DepthFrozen, nodeapi.DepthCheckpointed, nodeapi.DepthFiles} {
+		sb := d.create()
+		reaches := func() bool { _, ok := connect(d, sb, networktest.OutsideAddr, 80); return ok }
+		again := func(n *nodeapi.Network) {
+			t.Helper()
+			_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+			must.NoError(t, err, must.Sprint(depth))
+			_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{Network: n})
+			must.NoError(t, err, must.Sprint(depth))
+		}
+		must.True(t, reaches())
+		narrow := allowing("198.51.100.1")
+		narrow.Shape = &nodeapi.NetworkShape{Out: api.NetworkDirection{Rate: 1 << 20}}
+		again(narrow)
+		must.False(t, reaches(), must.Sprint(depth))
+		st, err := d.client.Network(t.Context(), sb.ID)
+		must.NoError(t, err)
+		must.Eq(t, narrow.Shape, st.Shape)
+		again(nil)
+		must.False(t, reaches(), must.Sprint("as before"))
+		again(&nodeapi.Network{})
+		must.True(t, reaches(), must.Sprint(depth))
+		_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(depth))
+		must.NoError(t, err)
+		bad := nodeapi.ResumeRequest{Network: &nodeapi.Network{Shape: &nodeapi.NetworkShape{In: api.NetworkDirection{Rate: 1}}}}
+		_, err = d.client.Resume(t.Context(), sb.ID, bad)
+		must.Eq(t, http.StatusBadRequest, api.StatusOf(err), must.Sprint(depth))
+		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+		must.NoError(t, err, must.Sprint("what it refused has changed nothing"))
+	}
+}

@@ -292,11 +292,19 @@ func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeR
 	b.giveUpCheckpoint()
 	b.turn.Lock()
 	defer b.turn.Unlock()
-	switch sb := b.view(); {
-	case sb.State == nodeapi.StateRunning:
+	sb := b.view()
+	switch sb.State {
+	case nodeapi.StatePaused:
+	case nodeapi.StateRunning:
 		return n.SetDeadline(id, deadline)
-	case sb.State != nodeapi.StatePaused:
+	default:
 		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, nodeapi.CodeNotPaused, "sandbox %s is %s", id, sb.State)
+	}
+	added, err := n.networkAgain(b, req.Network)
+	if err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	switch {
 	case req.Fresh || sb.Pause.Depth == nodeapi.DepthFiles:
 		err = n.boot(ctx, b, deadline)
 	case sb.Pause.Depth == nodeapi.DepthFrozen:
@@ -306,6 +314,9 @@ func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeR
 	}
 	if err != nil {
 		return nodeapi.Sandbox{}, err
+	}
+	if added {
+		n.trustAdded(b)
 	}
 	return b.view(), nil
 }

@@ -72,6 +72,8 @@ type ResumeRequest struct {
 	Deadline time.Time `json:"deadline,omitzero"` // zero: none
 	// Fresh boots a paused sandbox anew from its files, and gives up what was kept of its processes.
 	Fresh bool `json:"fresh,omitempty"`
+	// Network is what it may reach from then on; nil: what it could before. Of one that runs it changes nothing.
+	Network *Network `json:"network,omitempty"`
 }
 
 // Pause says how a sandbox is paused.
