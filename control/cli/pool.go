@@ -36,7 +36,7 @@ func poolRows(list ...api.Pool) [][]string {
 }
 
 func poolListCommand(env *Env) *command {
-	return rights(env, "List pools", "[options]", "Lists the pools of the tenant, with how they are at the moment.", 0, 0, nil,
+	return apiCommand(env, "List pools", "[options]", "Lists the pools of the tenant, with how they are at the moment.", 0, 0, nil,
 		func(ctx context.Context, c *api.Client, _ []string) (any, [][]string, error) {
 			list, err := c.Pools(ctx)
 			return list, poolRows(list...), err
@@ -44,7 +44,7 @@ func poolListCommand(env *Env) *command {
 }
 
 func poolInfoCommand(env *Env) *command {
-	return rights(env, "Show a pool", "[options] <name>", "Shows what a pool is told to be, and how it is at the moment.", 1, 1, nil,
+	return apiCommand(env, "Show a pool", "[options] <name>", "Shows what a pool is told to be, and how it is at the moment.", 1, 1, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			p, err := c.Pool(ctx, args[0])
 			return p, poolFacts(p), err
@@ -137,7 +137,7 @@ func poolFlags(o *options, spec *api.PoolSpec) {
 
 func poolCreateCommand(env *Env) *command {
 	var spec api.PoolSpec
-	return rights(env, "Make a pool", "[options] <name>",
+	return apiCommand(env, "Make a pool", "[options] <name>",
 		"Makes a pool, whose sandboxes start in the background. A create of the same template and size takes one of them, and starts one itself where none is ready.",
 		1, 1, func(o *options) { poolFlags(o, &spec) },
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
@@ -151,7 +151,7 @@ func poolCreateCommand(env *Env) *command {
 
 func poolUpdateCommand(env *Env) *command {
 	var spec api.PoolSpec
-	return rights(env, "Change a pool", "[options] <name>",
+	return apiCommand(env, "Change a pool", "[options] <name>",
 		"Changes what the options name of a pool; the rest stays. Sandboxes that do not fit any more are replaced.",
 		1, 1, func(o *options) { poolFlags(o, &spec) },
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
@@ -161,7 +161,7 @@ func poolUpdateCommand(env *Env) *command {
 }
 
 func poolDeleteCommand(env *Env) *command {
-	return rights(env, "Delete a pool", "<name>", "Forgets a pool and ends the sandboxes that nobody has taken. Those that came from it go on.", 1, 1, nil,
+	return apiCommand(env, "Delete a pool", "<name>", "Forgets a pool and ends the sandboxes that nobody has taken. Those that came from it go on.", 1, 1, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			return nil, nil, c.DeletePool(ctx, args[0])
 		})

@@ -15,57 +15,12 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 )
 
-// group is a command that only has others below it.
-func group(what, examples string) func(*Env) *command {
-	return func(*Env) *command {
-		return &command{
-			synopsis: "Manage " + what, usage: "<subcommand> [options] [args]",
-			about: "\nGroups the commands for " + what + ".\n\n" + examples,
-		}
-	}
-}
-
 var (
 	keyCommand     = group("API keys", "    $ soulbox key create -role developer ci\n    $ soulbox key list")
 	roleCommand    = group("roles", "    $ soulbox role list\n    $ soulbox role put ci ./ci.json")
 	bindingCommand = group("bindings of roles", "    $ soulbox binding create -role developer group:corp/dev\n    $ soulbox binding list")
 	tenantCommand  = group("tenants", "    $ soulbox tenant create acme\n    $ soulbox tenant suspend -reason unpaid acme")
 )
-
-// rights makes a command about tenants, roles, bindings or keys: it takes between least and most arguments, and prints what do
-// returns as JSON where it is asked to, else as text.
-func rights(env *Env, synopsis, usage, about string, least, most int, flags func(*options), do func(context.Context, *api.Client, []string) (any, [][]string, error)) *command {
-	var asJSON bool
-	return &command{
-		synopsis: synopsis, usage: usage, about: "\n" + wrap(strings.ReplaceAll(about, "\n", " "), "", 76), remote: true,
-		flags: func(o *options) {
-			o.Switch(&asJSON, "json", "Print the answer as JSON.")
-			if flags != nil {
-				flags(o)
-			}
-		},
-		run: func(ctx context.Context, conn *connection, args []string) error {
-			if len(args) < least || len(args) > most {
-				return usagef("the command takes %s, not %d arguments", usage, len(args))
-			}
-			client, err := conn.client()
-			if err != nil {
-				return err
-			}
-			v, rows, err := do(ctx, client, args)
-			if err != nil {
-				return fmt.Errorf("%s: %w", strings.ToLower(synopsis[:1])+synopsis[1:], err)
-			}
-			if asJSON && v != nil {
-				return printJSON(env.Stdout, v)
-			}
-			if rows == nil {
-				return nil // it is printed
-			}
-			return printTable(env.Stdout, rows)
-		},
-	}
-}
 
 func words(p *[]string) func(string) error {
 	return func(s string) error {
@@ -91,7 +46,7 @@ func momentOf(t time.Time) string {
 }
 
 func keyListCommand(env *Env) *command {
-	return rights(env, "List API keys", "[options]", "Lists the API keys of the tenant. Secrets are not kept.", 0, 0, nil,
+	return apiCommand(env, "List API keys", "[options]", "Lists the API keys of the tenant. Secrets are not kept.", 0, 0, nil,
 		func(ctx context.Context, c *api.Client, _ []string) (any, [][]string, error) {
 			list, err := c.Keys(ctx)
 			return list, keyRows(list...), err
@@ -101,7 +56,7 @@ func keyListCommand(env *Env) *command {
 func keyCreateCommand(env *Env) *command {
 	var k api.NewKey
 	var ttl time.Duration
-	return rights(env, "Create an API key", "[options] <name>",
+	return apiCommand(env, "Create an API key", "[options] <name>",
 		"Creates an API key and prints its secret, which is shown this once. Without -role\nit is a developer's. Nobody gives rights that he does not have.", 1, 1,
 		func(o *options) {
 			o.Func("role", "<role>", "Role that the key has. Can be given more than once.", complete.PredictAnything, words(&k.Roles))
@@ -120,14 +75,14 @@ func keyCreateCommand(env *Env) *command {
 }
 
 func keyRevokeCommand(env *Env) *command {
-	return rights(env, "Revoke an API key", "<id>", "Revokes an API key. It is refused from then on.", 1, 1, nil,
+	return apiCommand(env, "Revoke an API key", "<id>", "Revokes an API key. It is refused from then on.", 1, 1, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			return nil, [][]string{{"Revoked API key " + args[0]}}, c.DeleteKey(ctx, args[0])
 		})
 }
 
 func roleListCommand(env *Env) *command {
-	return rights(env, "List roles", "[options]", "Lists the roles that bindings and keys of the tenant may name.", 0, 0, nil,
+	return apiCommand(env, "List roles", "[options]", "Lists the roles that bindings and keys of the tenant may name.", 0, 0, nil,
 		func(ctx context.Context, c *api.Client, _ []string) (any, [][]string, error) {
 			list, err := c.Roles(ctx)
 			rows := [][]string{{"Name", "Scope", "Parents", "Rules", "Description"}}
@@ -139,7 +94,7 @@ func roleListCommand(env *Env) *command {
 }
 
 func roleShowCommand(env *Env) *command {
-	return rights(env, "Show a role", "<name>", "Shows the rules of a role, as \"role put\" takes them.", 1, 1, nil,
+	return apiCommand(env, "Show a role", "<name>", "Shows the rules of a role, as \"role put\" takes them.", 1, 1, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			r, err := c.Role(ctx, args[0])
 			if err != nil {
@@ -150,7 +105,7 @@ func roleShowCommand(env *Env) *command {
 }
 
 func rolePutCommand(env *Env) *command {
-	return rights(env, "Make or replace a role", "<name> <file>", "Makes a role, or replaces it, with what a JSON file says; \"-\" is standard input.\n\n"+
+	return apiCommand(env, "Make or replace a role", "<name> <file>", "Makes a role, or replaces it, with what a JSON file says; \"-\" is standard input.\n\n"+
 		"    {\"parents\": [\"viewer\"], \"rules\": [\n      {\"resources\": [\"sandbox\"], \"actions\": [\"*\"], \"labels\": {\"env\": \"dev\"}},\n"+
 		"      {\"effect\": \"deny\", \"resources\": [\"file\"], \"actions\": [\"*\"], \"paths\": [\"/etc/**\"]}]}", 2, 2, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
@@ -180,7 +135,7 @@ func rolePutCommand(env *Env) *command {
 
 func roleDeleteCommand(env *Env) *command {
 	var all bool
-	return rights(env, "Delete a role", "[options] <name>", "Deletes a role that nothing refers to any more.", 1, 1,
+	return apiCommand(env, "Delete a role", "[options] <name>", "Deletes a role that nothing refers to any more.", 1, 1,
 		func(o *options) { o.Switch(&all, "everywhere", "The role is one of all tenants.") },
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			return nil, [][]string{{"Deleted role " + args[0]}}, c.DeleteRole(ctx, args[0], all)
@@ -201,7 +156,7 @@ func bindingRows(list ...api.Binding) [][]string {
 
 func bindingListCommand(env *Env) *command {
 	var all bool
-	return rights(env, "List bindings", "[options]", "Lists who has which role in the tenant.", 0, 0,
+	return apiCommand(env, "List bindings", "[options]", "Lists who has which role in the tenant.", 0, 0,
 		func(o *options) {
 			o.Switch(&all, "everywhere", "List the bindings of all tenants and the system instead.")
 		},
@@ -213,7 +168,7 @@ func bindingListCommand(env *Env) *command {
 
 func bindingCreateCommand(env *Env) *command {
 	var b api.NewBinding
-	return rights(env, "Give a role to subjects", "-role <role> [options] <kind>:<id>...",
+	return apiCommand(env, "Give a role to subjects", "-role <role> [options] <kind>:<id>...",
 		"Gives a role to users, groups, services and keys. A key is named by its id, all\nothers as <link>/<name>: group:corp/dev, service:nomad/default/build.", 1, 256,
 		func(o *options) {
 			o.String(&b.Role, "role", "<role>", "The role.", complete.PredictAnything)
@@ -237,7 +192,7 @@ func bindingCreateCommand(env *Env) *command {
 
 func bindingDeleteCommand(env *Env) *command {
 	var all bool
-	return rights(env, "Take a role back", "[options] <id>", "Deletes a binding.", 1, 1,
+	return apiCommand(env, "Take a role back", "[options] <id>", "Deletes a binding.", 1, 1,
 		func(o *options) { o.Switch(&all, "everywhere", "The binding is one of all tenants.") },
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			return nil, [][]string{{"Deleted binding " + args[0]}}, c.DeleteBinding(ctx, args[0], all)
@@ -265,7 +220,7 @@ func tenantRows(list ...api.Tenant) [][]string {
 }
 
 func tenantListCommand(env *Env) *command {
-	return rights(env, "List tenants", "[options]", "Lists the tenants that you have a role in.", 0, 0, nil,
+	return apiCommand(env, "List tenants", "[options]", "Lists the tenants that you have a role in.", 0, 0, nil,
 		func(ctx context.Context, c *api.Client, _ []string) (any, [][]string, error) {
 			list, err := c.ListTenants(ctx)
 			return list, tenantRows(list...), err
@@ -277,7 +232,7 @@ func tenantCreateCommand(env *Env) *command {
 		t     api.NewTenant
 		rules tenantRules
 	)
-	return rights(env, "Create a tenant", "[options] <id>", "Creates a tenant. Its id is in host names: a-z, 0-9 and \"-\".", 1, 1,
+	return apiCommand(env, "Create a tenant", "[options] <id>", "Creates a tenant. Its id is in host names: a-z, 0-9 and \"-\".", 1, 1,
 		func(o *options) {
 			o.String(&t.Name, "name", "<text>", "Name for people. Default = the id.", complete.PredictAnything)
 			o.Pairs(&t.Labels, "label", "Label, as name=value. Can be given more than once.", nil)
@@ -295,7 +250,7 @@ func tenantCreateCommand(env *Env) *command {
 
 func tenantSuspendCommand(env *Env) *command {
 	var reason string
-	return rights(env, "Suspend a tenant", "[options] <id>", "Lets a tenant do no new work. What runs goes on, and may be looked at and ended.", 1, 1,
+	return apiCommand(env, "Suspend a tenant", "[options] <id>", "Lets a tenant do no new work. What runs goes on, and may be looked at and ended.", 1, 1,
 		func(o *options) {
 			o.String(&reason, "reason", "<text>", "Why; its users read it.", complete.PredictAnything)
 		},
@@ -306,7 +261,7 @@ func tenantSuspendCommand(env *Env) *command {
 }
 
 func tenantResumeCommand(env *Env) *command {
-	return rights(env, "Resume a tenant", "<id>", "Ends the suspension of a tenant.", 1, 1, nil,
+	return apiCommand(env, "Resume a tenant", "<id>", "Ends the suspension of a tenant.", 1, 1, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
 			t, err := c.ResumeTenant(ctx, args[0])
 			return t, tenantRows(t), err
@@ -315,7 +270,7 @@ func tenantResumeCommand(env *Env) *command {
 
 func tenantDeleteCommand(env *Env) *command {
 	var cascade bool
-	return rights(env, "Delete a tenant", "[options] <id>", "Deletes a tenant. One with sandboxes that have not ended is refused.", 1, 1,
+	return apiCommand(env, "Delete a tenant", "[options] <id>", "Deletes a tenant. One with sandboxes that have not ended is refused.", 1, 1,
 		func(o *options) {
 			o.Switch(&cascade, "cascade", "With its keys, roles, bindings, templates, snapshots and ended sandboxes.")
 		},

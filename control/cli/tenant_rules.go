@@ -93,7 +93,7 @@ func tenantUpdateCommand(env *Env) *command {
 		name   string
 		labels map[string]string
 	)
-	return rights(env, "Change a tenant", "[options] <id>", "Changes a tenant. What is not named stays; labels are replaced as a whole.", 1, 1,
+	return apiCommand(env, "Change a tenant", "[options] <id>", "Changes a tenant. What is not named stays; labels are replaced as a whole.", 1, 1,
 		func(o *options) {
 			o.String(&name, "name", "<text>", "Name for people.", nil)
 			o.Pairs(&labels, "label", "Label, as name=value. Can be given more than once.", nil)
