@@ -74,6 +74,9 @@ type TenantDefaults struct {
 	MemoryMB       int64 `json:"memory_mb"`
 	DiskMB         int64 `json:"disk_mb"`
 	TimeoutSeconds int64 `json:"timeout_seconds"`
+	// Of the link, in Mbit/s. A sandbox that does not say gets the default, or where there is none what is the most; 0: as much as there is.
+	BandwidthIn  int64 `json:"bandwidth_in_mbit"`
+	BandwidthOut int64 `json:"bandwidth_out_mbit"`
 }
 
 // TenantIsolation says how far a tenant shares with others: "shared" or "dedicated" each.

@@ -22,8 +22,11 @@ const (
 	QuotaStorage    = "storage_mb"           // MiB: disks of sandboxes, and stored snapshots
 	QuotaTemplates  = "templates"
 	QuotaSnapshots  = "snapshots"
-	QuotaCalls      = "api_calls_per_second" // on each server
-	QuotaCreates    = "creates_per_second"   // on each server
+	// Mbit/s that the links of sandboxes which are not paused may carry to them, and from them.
+	QuotaBandwidthIn  = "bandwidth_in_mbit"
+	QuotaBandwidthOut = "bandwidth_out_mbit"
+	QuotaCalls        = "api_calls_per_second" // on each server
+	QuotaCreates      = "creates_per_second"   // on each server
 )
 
 // Quota is what a tenant may use.

@@ -16,7 +16,7 @@ type tenantRules struct {
 }
 
 func (t *tenantRules) flags(o *options) {
-	const sizes = "cpu (cores), memory, disk, timeout; \"none\" is the service's own. Can be given more than once."
+	const sizes = "cpu (cores), memory, disk, timeout, in and out (Mbit/s of the link); \"none\" is the service's own. Can be given more than once."
 	o.Pairs(&t.defaults, "default", "What a sandbox gets whose create does not say: "+sizes, nil)
 	o.Pairs(&t.maximums, "maximum", "What any sandbox may have at most: "+sizes, nil)
 	o.Pairs(&t.isolation, "isolation", "network, storage or compute, as shared or dedicated. Can be given more than once.", nil)
@@ -55,8 +55,19 @@ func changeSizes(flag string, given map[string]string, d *api.TenantDefaults) er
 					err = fmt.Errorf("%.40q is not a duration of at least a second", text)
 				}
 			}
+		case "in", "out":
+			to := &d.BandwidthIn
+			if name == "out" {
+				to = &d.BandwidthOut
+			}
+			*to = 0
+			if !none {
+				if *to, err = strconv.ParseInt(text, 10, 64); err != nil || *to <= 0 {
+					err = fmt.Errorf("%.40q is no number of Mbit/s", text)
+				}
+			}
 		default:
-			err = fmt.Errorf("%.40q is none of cpu, memory, disk, timeout", name)
+			err = fmt.Errorf("%.40q is none of cpu, memory, disk, timeout, in, out", name)
 		}
 		if err != nil {
 			return usagef("-%s %s: %w", flag, name, err)
@@ -132,7 +143,10 @@ func sizesText(d api.TenantDefaults) string {
 		name string
 		n    int64
 		unit string
-	}{{"cpu", d.CPUMillis, "m"}, {"memory", d.MemoryMB, " MiB"}, {"disk", d.DiskMB, " MiB"}, {"timeout", d.TimeoutSeconds, " s"}} {
+	}{
+		{"cpu", d.CPUMillis, "m"}, {"memory", d.MemoryMB, " MiB"}, {"disk", d.DiskMB, " MiB"}, {"timeout", d.TimeoutSeconds, " s"},
+		{"in", d.BandwidthIn, " Mbit/s"}, {"out", d.BandwidthOut, " Mbit/s"},
+	} {
 		if v.n > 0 {
 			out = append(out, fmt.Sprintf("%s %d%s", v.name, v.n, v.unit))
 		}

@@ -94,7 +94,7 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 	intent.ID, intent.Node, intent.State, intent.StartedAt = slot.ID, slot.Node, state.Running, intent.CreatedAt
 	intent.Pool, intent.Warm, intent.Limits = slot.Pool, true, Enforced(slot.Limits)
 	if q := s.cfg.Quota; q != nil {
-		if err := q.Reserve(intent.Tenant, intent.ID, state.UseOf(&intent)); err != nil {
+		if err := q.Reserve(intent.Tenant, intent.ID, state.Ask(nil, &intent)); err != nil {
 			return state.Sandbox{}, err
 		}
 		defer q.Release(intent.Tenant, intent.ID)

@@ -60,6 +60,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	if err := bound(owner, p.CPUMillis, p.MemoryMB, p.DiskMB); err != nil {
 		return state.Sandbox{}, st.list, err
 	}
+	if p.Network, p.rates, err = shaped(p.Network, owner); err != nil {
+		return state.Sandbox{}, st.list, err
+	}
 	sb, pool, ok, err := s.claim(ctx, p, from, st)
 	if ok {
 		return sb, st.list, err
@@ -72,7 +75,7 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 		return state.Sandbox{}, st.list, err
 	}
 	if q := s.cfg.Quota; q != nil {
-		if err := q.Reserve(intent.Tenant, intent.ID, state.UseOf(&intent)); err != nil {
+		if err := q.Reserve(intent.Tenant, intent.ID, state.Ask(nil, &intent)); err != nil {
 			return state.Sandbox{}, st.list, err
 		}
 		defer q.Release(intent.Tenant, intent.ID)
@@ -116,7 +119,8 @@ func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Owner: p.Caller.User(), Lifecycle: p.Lifecycle,
-		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, Creator: s.cfg.Run,
+		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, RateIn: p.rates.in, RateOut: p.rates.out,
+		Creator: s.cfg.Run,
 	}
 }
 

@@ -49,8 +49,8 @@ func (s *Service) checkLimits(l state.Limits, change bool) error {
 	return nil
 }
 
-// SetLimits implements API. The node goes first, because it may refuse, and it changes all or nothing. Where the state cannot be
-// written after that, the node is brought back to it by the reconciler.
+// SetLimits implements API. The quota is asked first, then the node, because it may refuse, and it changes all or nothing. Where the
+// state cannot be written after that, the node is brought back to it by the reconciler.
 func (s *Service) SetLimits(ctx context.Context, tenant string, id api.SandboxID, c LimitChange) (state.Sandbox, error) {
 	if c == (LimitChange{}) {
 		return state.Sandbox{}, invalid("no limit is given")
@@ -91,17 +91,14 @@ func (s *Service) SetLimits(ctx context.Context, tenant string, id api.SandboxID
 	if err != nil {
 		return state.Sandbox{}, err
 	}
-	if q := s.cfg.Quota; q != nil {
-		more := state.Use{
-			state.LimitCPU: max(0, c.CPUMillis-sb.CPUMillis), state.LimitMemory: max(0, c.MemoryMB-sb.MemoryMB),
-			state.LimitStorage: max(0, c.Limits.DiskBytes>>20-sb.DiskMB),
-		}
-		if err := q.Reserve(tenant, id, more); err != nil {
-			return state.Sandbox{}, err
-		}
-		defer q.Release(tenant, id)
+	held, drop, err := s.hold(ctx, sb, state.Hold{CPUMillis: c.CPUMillis, MemoryMB: c.MemoryMB, DiskMB: c.Limits.DiskBytes >> 20})
+	if err != nil {
+		return state.Sandbox{}, err
 	}
 	now, err := node.SetLimits(ctx, id, limitsOf(c.CPUMillis, c.MemoryMB, c.Limits))
+	if err != nil {
+		drop()
+	}
 	if api.IsNotFound(err) {
 		return state.Sandbox{}, notFound(id)
 	}
@@ -111,7 +108,7 @@ func (s *Service) SetLimits(ctx context.Context, tenant string, id api.SandboxID
 	orDefault(&c.CPUMillis, sb.CPUMillis)
 	orDefault(&c.MemoryMB, sb.MemoryMB)
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxLimits{
-		ID: id, CPUMillis: c.CPUMillis, MemoryMB: c.MemoryMB, Limits: Enforced(now.Limits),
+		ID: id, CPUMillis: c.CPUMillis, MemoryMB: c.MemoryMB, Limits: Enforced(now.Limits), Hold: held,
 	})
 	return r.Sandbox, stateError(id, err)
 }

@@ -45,7 +45,15 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	if sb.State != state.Running {
 		return notRunning(sb)
 	}
+	owner, err := s.tenantOf(tenant)
+	if err != nil {
+		return err
+	}
 	n, err := networkConfig(sb)
+	if err != nil {
+		return err
+	}
+	r, err := fillShape(&shape, owner)
 	if err != nil {
 		return err
 	}
@@ -54,21 +62,28 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	if err != nil {
 		return fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
-	// The node first: it knows what its kernel can do.
-	next := sb
-	next.Network = changed
-	want, err := networkOf(next)
-	if err != nil {
-		return err
-	}
 	node, err := s.cfg.Fleet.Client(sb.Node)
 	if err != nil {
 		return err
 	}
-	if _, err := node.SetNetwork(ctx, id, *want); err != nil {
+	held, drop, err := s.hold(ctx, sb, state.Hold{RateIn: orAll(r.in), RateOut: orAll(r.out)})
+	if err != nil {
+		return err
+	}
+	// The node before the record: it knows what its kernel can do.
+	next := sb
+	next.Network = changed
+	want, err := networkOf(next)
+	if err == nil {
+		_, err = node.SetNetwork(ctx, id, *want)
+	}
+	if err != nil {
+		drop()
 		return fmt.Errorf("shape network of sandbox %s: %w", id, err)
 	}
-	_, err = s.cfg.State.Apply(ctx, &state.SandboxNetwork{ID: id, Network: changed, AllowInternetAccess: sb.AllowInternetAccess})
+	_, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxNetwork{
+		ID: id, Network: changed, AllowInternetAccess: sb.AllowInternetAccess, Shaped: true, RateIn: r.in, RateOut: r.out, Hold: held,
+	})
 	return stateError(id, err)
 }
 
@@ -83,7 +98,7 @@ func (s *Service) storeNetwork(ctx context.Context, sb state.Sandbox, n api.Netw
 		return state.Sandbox{}, stateError(id, err)
 	}
 	if r.Sandbox.State != state.Running {
-		return r.Sandbox, nil // it has the settings when it is resumed
+		return r.Sandbox, nil // a resume brings the settings
 	}
 	return r.Sandbox, s.applyNetwork(ctx, r.Sandbox)
 }
@@ -104,14 +119,20 @@ func (s *Service) SetNetworkPolicy(ctx context.Context, tenant string, id api.Sa
 	return err
 }
 
+// NetworkOf returns the policy that a node is to apply to a sandbox which it has already, in place of the one that it applied before.
+func NetworkOf(sb state.Sandbox) (*nodeapi.Network, error) {
+	want, err := networkOf(sb)
+	if err == nil && want == nil {
+		want = &nodeapi.Network{}
+	}
+	return want, err
+}
+
 // applyNetwork tells a running sandbox's node what the state says.
 func (s *Service) applyNetwork(ctx context.Context, sb state.Sandbox) error {
-	want, err := networkOf(sb)
+	want, err := NetworkOf(sb)
 	if err != nil {
 		return err
-	}
-	if want == nil {
-		want = &nodeapi.Network{}
 	}
 	node, err := s.cfg.Fleet.Client(sb.Node)
 	if err != nil {

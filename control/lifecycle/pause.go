@@ -98,8 +98,8 @@ func (s *Service) Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, er
 	return s.resume(ctx, sb, sb.Timeout, KeepMemory)
 }
 
-// resume lets a paused sandbox go on for d. Called with its lock held. The node resumes first: a service that dies before
-// it is recorded leaves a running sandbox that the reconciler records.
+// resume lets a paused sandbox go on for d. Called with its lock held. What it will use is asked for first, then the node resumes: a
+// service that dies before that is recorded leaves a running sandbox that the reconciler records.
 func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration, keep Keep) (state.Sandbox, error) {
 	owner, err := s.tenantOf(sb.Tenant)
 	if err != nil {
@@ -111,17 +111,26 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 	if d <= 0 {
 		d = cmp.Or(owner.Defaults.Timeout, s.cfg.DefaultTimeout)
 	}
-	if q := s.cfg.Quota; q != nil {
-		// What a paused sandbox does not count for. The tables count it with the fact, which they never refuse.
-		if err := q.Reserve(sb.Tenant, sb.ID, state.ResumeUse(&sb)); err != nil {
-			return state.Sandbox{}, err
+	change, err := reshaped(sb, owner)
+	if err != nil {
+		return state.Sandbox{}, err
+	}
+	if change != nil {
+		r, err := s.cfg.State.Apply(ctx, change)
+		if err != nil {
+			return state.Sandbox{}, stateError(sb.ID, err)
 		}
-		defer q.Release(sb.Tenant, sb.ID)
+		sb = r.Sandbox
+	}
+	_, drop, err := s.hold(ctx, sb, state.Hold{Active: true})
+	if err != nil {
+		return state.Sandbox{}, err
 	}
 	now := s.cfg.Now().UTC()
 	end := now.Add(d)
 	on, err := s.resumeOn(ctx, sb, end, keep)
 	if err != nil {
+		drop()
 		return state.Sandbox{}, err
 	}
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxResumed{
@@ -143,7 +152,11 @@ func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time,
 		}
 		return "", err
 	}
-	_, err = node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end, Fresh: keep == KeepFiles})
+	network, err := NetworkOf(sb) // it may have changed while it slept
+	if err != nil {
+		return "", err
+	}
+	_, err = node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end, Fresh: keep == KeepFiles, Network: network})
 	switch {
 	case err == nil:
 		return sb.Node, nil

@@ -1,8 +1,11 @@
 package lifecycle_test
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,7 +13,9 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/core/coretest"
+	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/quota"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -154,4 +159,81 @@ func TestResume_keepsToTheQuota(t *testing.T) {
 			break
 		}
 	}
+}
+
+// Two servers on the same tables: which of them a resume is asked of makes no difference to what is left. This one's counts of what is on its way
+// are its own, so it is the tables that decide.
+func TestResume_keepsToTheQuotaWhicheverServerIsAsked(t *testing.T) {
+	var configs []lifecycle.Config
+	s := coretest.New(t, func(s *coretest.Server) {
+		s.Config.Sandboxes = func(c *lifecycle.Config) { configs = append(configs, *c) }
+	})
+	var servers []*lifecycle.Service
+	for i := range 4 {
+		c := configs[0]
+		c.Run, c.Quota = fmt.Sprint("server ", i), quota.New(nil) // which knows no limits, as that of a server whose tables lag
+		l, err := lifecycle.New(c)
+		must.NoError(t, err)
+		servers = append(servers, l)
+	}
+	const n = 12
+	var asleep []state.Sandbox
+	for range n {
+		sb := running(t, s, nil)
+		must.NoError(t, second(s.Sandboxes.Pause(t.Context(), sb.Tenant, sb.ID, lifecycle.KeepMemory)))
+		asleep = append(asleep, sb)
+	}
+	running(t, s, nil)
+	must.NoError(t, s.Quotas().Set(t.Context(), state.DefaultTenant, map[string]int64{api.QuotaConcurrent: 2}, "test"))
+	var most atomic.Int64
+	s.Node.SetHooks(fleettest.Hooks{Call: func(_, path string) error {
+		if strings.HasSuffix(path, "/resume") {
+			most.Add(1)
+		}
+		return nil
+	}})
+	errs := make([]error, n)
+	var wg sync.WaitGroup
+	for i, sb := range asleep {
+		wg.Go(func() {
+			_, errs[i] = servers[i%len(servers)].Resume(t.Context(), sb.Tenant, sb.ID, time.Minute, lifecycle.KeepMemory)
+		})
+	}
+	wg.Wait()
+	good := 0
+	for _, err := range errs {
+		if err == nil {
+			good++
+			continue
+		}
+		must.Eq(t, http.StatusTooManyRequests, api.StatusOf(err))
+		must.ErrorContains(t, err, "concurrent_sandboxes: 2 of 2 are in use, 1 more are asked for")
+	}
+	must.Eq(t, 1, good)
+	must.Eq(t, 1, most.Load(), must.Sprint("no node was asked for the others"))
+	must.Eq(t, 2, used(t, s, state.LimitConcurrent))
+}
+
+// A service that dies, or loses the lead, between what it holds and the node's answer leaves nothing held.
+func TestHold_ofAServiceThatDiedIsGivenBack(t *testing.T) {
+	s := coretest.New(t, nil)
+	sb := running(t, s, linked(10, 10))
+	asleep := running(t, s, nil)
+	must.NoError(t, second(s.Sandboxes.Pause(t.Context(), asleep.Tenant, asleep.ID, lifecycle.KeepMemory)))
+	dead := func(h state.Hold) state.Hold {
+		h.Run, h.At = "one that died", time.Now()
+		return h
+	}
+	for id, h := range map[api.SandboxID]state.Hold{
+		sb.ID: dead(state.Hold{RateIn: 90 * state.Mbit, MemoryMB: 4096}), asleep.ID: dead(state.Hold{Active: true}),
+	} {
+		_, err := s.State.Apply(t.Context(), &state.SandboxHold{ID: id, Hold: h})
+		must.NoError(t, err)
+	}
+	s.Node.Reshape(sb.ID, api.NetworkShape{In: api.NetworkDirection{Rate: 90 * state.Mbit}}) // so far it had come
+	coretest.Until(t, "the holds end", func() bool {
+		return used(t, s, state.LimitBandwidthIn) == 10 && used(t, s, state.LimitConcurrent) == 1
+	})
+	must.Eq(t, [2]uint64{10, 10}, rates(s, sb.ID), must.Sprint("and the node has what is recorded"))
+	must.Eq(t, sb.MemoryMB, used(t, s, state.LimitMemory))
 }

@@ -36,7 +36,7 @@ type account struct {
 	own  map[string]int64
 	max  [state.NumLimits]int64
 	used state.Use                   // as the tables say
-	held state.Use                   // by creates that are on their way to the tables
+	held state.Use                   // by changes that are on their way to the tables
 	by   map[api.SandboxID]state.Use // what each of them holds
 }
 
@@ -60,13 +60,16 @@ func (l *Ledger) Reserve(tenant string, id api.SandboxID, ask state.Use) error {
 	if _, twice := a.by[id]; twice {
 		return nil
 	}
-	for i, n := range ask {
-		if limit := a.max[i]; n > 0 && limit != state.Unlimited && a.used[i]+a.held[i]+n > limit {
-			return &state.QuotaError{Tenant: tenant, Limit: state.Limit(i), Max: limit, Used: a.used[i] + a.held[i], Asked: n}
-		}
+	taken := a.used
+	for i, n := range a.held {
+		taken[i] += n
+	}
+	if err := state.Fits(tenant, &a.max, &taken, &ask); err != nil {
+		return err
 	}
 	for i, n := range ask {
-		a.held[i] += n
+		ask[i] = max(0, n) // an ask for all that there is, where there is no limit, holds nothing
+		a.held[i] += ask[i]
 	}
 	a.by[id] = ask
 	return nil
@@ -171,13 +174,13 @@ func (l *Ledger) SetQuota(tenant string, limits map[string]int64) {
 
 // SetUse implements state.Counter. The sandbox that it counts from now on holds nothing any more: in one step, so that it is never counted
 // twice, nor not at all.
-func (l *Ledger) SetUse(tenant string, use state.Use, created api.SandboxID) {
+func (l *Ledger) SetUse(tenant string, use state.Use, admitted api.SandboxID) {
 	a := l.account(tenant)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.used = use
-	if created != "" {
-		a.release(created)
+	if admitted != "" {
+		a.release(admitted)
 	}
 }
 

@@ -41,6 +41,8 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.claim(ctx, f, a.found)
 	case store:
 		err = r.store(ctx, f, a.found)
+	case release:
+		err = r.release(ctx, f, a.found)
 	}
 	if err != nil && ctx.Err() == nil {
 		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
@@ -128,6 +130,32 @@ func (r *Reconciler) limits(ctx context.Context, f facts, found fleet.Found) err
 	_, err = node.SetLimits(ctx, f.id, want)
 	if api.IsNotFound(err) {
 		return nil
+	}
+	return err
+}
+
+// release ends the hold of a change that nobody makes any more. Where the link was to change, its node is brought back to what is recorded.
+func (r *Reconciler) release(ctx context.Context, f facts, found fleet.Found) error {
+	now, err := r.cfg.State.Sandbox(f.id)
+	if err != nil || now.Hold.Index != f.record.Hold.Index {
+		return nil // it changed meanwhile
+	}
+	if h := now.Hold; now.State == state.Running && (h.RateIn != 0 || h.RateOut != 0) {
+		node, err := r.cfg.Fleet.Client(found.Node)
+		if err != nil {
+			return err
+		}
+		want, err := lifecycle.NetworkOf(now)
+		if err != nil {
+			return err
+		}
+		if _, err := node.SetNetwork(ctx, f.id, *want); err != nil && !api.IsNotFound(err) {
+			return err
+		}
+	}
+	_, err = r.cfg.State.Apply(ctx, &state.SandboxUnhold{ID: f.id, Index: now.Hold.Index})
+	if err == nil {
+		r.log.Info("what a change held that nobody makes any more is given back", "sandbox", f.id, "run", now.Hold.Run)
 	}
 	return err
 }

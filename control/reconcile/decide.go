@@ -50,10 +50,14 @@ const (
 	resume        // record that it runs again
 	claim         // give it, a slot still, to whom it is recorded to be
 	store         // have its node put a copy where other nodes find it
+	release       // give back what a change holds that nobody makes any more
 )
 
 // storeAgain is after how long a node is asked again for a stored copy that has not come.
 const storeAgain = 5 * time.Minute
+
+// holdTime is how long a change of this run may take.
+const holdTime = 5 * time.Minute
 
 // deadlineSlack is how far a node's deadline may be from the recorded one.
 const deadlineSlack = 10 * time.Millisecond
@@ -62,7 +66,7 @@ const deadlineSlack = 10 * time.Millisecond
 type action struct {
 	verb  verb
 	end   state.End   // of end
-	found fleet.Found // of adopt, evict, deadline and limits
+	found fleet.Found // of adopt, evict, deadline, limits and release
 }
 
 // decide is the whole of what the reconciler knows about right and wrong. It waits out graces by the marks and has no
@@ -211,6 +215,8 @@ func (c *Config) running(f facts, m marks) action {
 			return action{}
 		}
 		return action{verb: resume, found: *here}
+	case c.forgotten(f):
+		return action{verb: release, found: *here}
 	case f.record.State == state.Paused:
 		return c.paused(f, m, *here)
 	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Warm:
@@ -228,6 +234,16 @@ func (c *Config) running(f facts, m marks) action {
 		return action{verb: limits, found: *here}
 	}
 	return c.fine(f, m)
+}
+
+// forgotten reports whether a change holds something for a sandbox that nobody makes any more: the service that was to has died, or could
+// not write. One that only lost the lead may be in its call to the node yet.
+func (c *Config) forgotten(f facts) bool {
+	h, grace := f.record.Hold, holdTime
+	if h.Run != c.Run {
+		grace = c.HoldGrace
+	}
+	return h.Index != 0 && f.now.Sub(h.At) > grace
 }
 
 // paused is kept on its node. Where others share its store they are to find it there, too.
@@ -260,6 +276,9 @@ func (c *Config) stored(f facts, m marks) action {
 			return action{}
 		}
 		return action{verb: resume, found: found}
+	}
+	if c.forgotten(f) {
+		return action{verb: release}
 	}
 	return c.fine(f, m)
 }

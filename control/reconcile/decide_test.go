@@ -64,6 +64,11 @@ func TestDecide(t *testing.T) {
 	small := func(f *fleet.Found) { f.Sandbox.Limits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20} }
 	sharing := nodeFacts{connected: true, store: "shared"}
 	copied := func(s *state.Sandbox) { s.Stored, s.StoredIn = "s1", "shared" }
+	holding := func(run string) func(*state.Sandbox) {
+		return func(s *state.Sandbox) {
+			s.Hold = state.Hold{Active: s.State == state.Paused, Run: run, At: now, Index: 6}
+		}
+	}
 	onDisk := func(id api.SnapshotID) func(*fleet.Found) {
 		return func(f *fleet.Found) { f.Sandbox.Pause = &nodeapi.Pause{Depth: nodeapi.DepthCheckpointed, Snapshot: id} }
 	}
@@ -119,6 +124,12 @@ func TestDecide(t *testing.T) {
 		{"paused with a copy, runs elsewhere", facts{record: record(state.Paused, copied), node: gone, found: list(found("m", running))}, leave, resume, ""},
 		{"paused without a copy, node is gone", facts{record: record(state.Paused), node: gone}, leave, end, state.Lost},
 
+		{"another run was changing it", facts{record: record(state.Running, holding("another run")), node: on, found: list(found("n", running))}, leave, release, ""},
+		{"another run was resuming it", facts{record: record(state.Paused, holding("another run")), node: on, found: list(found("n", nodeapi.StatePaused))}, leave, release, ""},
+		{"another run has resumed it", facts{record: record(state.Paused, holding("another run")), node: on, found: list(found("n", running))}, leave, resume, ""},
+		{"another run was resuming its copy", facts{record: record(state.Paused, copied, holding("another run")), node: gone}, leave, release, ""},
+		{"this run is resuming it", facts{record: record(state.Paused, holding(me)), node: on, found: list(found("n", nodeapi.StatePaused))}, leave, leave, ""},
+
 		{"stopping, runs", facts{record: record(state.Stopping), node: on, found: list(found("n", running))}, leave, destroy, ""},
 		{"stopping, gone", facts{record: record(state.Stopping), node: on}, leave, end, state.Stopped},
 		{"stopping, node is silent", facts{record: record(state.Stopping), node: silent}, leave, leave, ""},
@@ -131,7 +142,7 @@ func TestDecide(t *testing.T) {
 		{"lost, still placed beyond its deadline", facts{record: record(state.Lost, late), placed: active}, destroy, destroy, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := &Config{Run: me, OrphanGrace: time.Minute, StopGrace: time.Minute, LostAfter: time.Minute, StartTimeout: time.Minute}
+			cfg := &Config{Run: me, OrphanGrace: time.Minute, StopGrace: time.Minute, HoldGrace: time.Minute, LostAfter: time.Minute, StartTimeout: time.Minute}
 			m := marks{}
 			c.f.id, c.f.now = box, now
 			must.Eq(t, c.first, cfg.decide(c.f, m).verb, must.Sprint("at once"))

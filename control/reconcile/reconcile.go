@@ -54,6 +54,7 @@ type Config struct {
 	Interval     time.Duration // between full passes; 5 s
 	OrphanGrace  time.Duration // until a sandbox that no record knows is destroyed; 10 s
 	StopGrace    time.Duration // that a delete call has to finish by itself; 5 s
+	HoldGrace    time.Duration // of what a change of another run of the service holds; 30 s
 	LostAfter    time.Duration // that a node is gone until its sandboxes are lost; 30 s
 	StartTimeout time.Duration // that a create call has until its sandbox runs; 80 s: lifecycle's timeout and its cleaning
 	CallTimeout  time.Duration // of one call to a placer or a node; 10 s
@@ -86,6 +87,7 @@ func (c *Config) check() error {
 	set(&c.Interval, 5*time.Second)
 	set(&c.OrphanGrace, 10*time.Second)
 	set(&c.StopGrace, 5*time.Second)
+	set(&c.HoldGrace, 30*time.Second)
 	set(&c.LostAfter, 30*time.Second)
 	set(&c.StartTimeout, 80*time.Second)
 	set(&c.CallTimeout, 10*time.Second)

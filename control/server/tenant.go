@@ -194,12 +194,16 @@ func tenantView(t state.Tenant) api.Tenant {
 }
 
 func defaultsView(d state.TenantDefaults) api.TenantDefaults {
-	return api.TenantDefaults{CPUMillis: d.CPUMillis, MemoryMB: d.MemoryMB, DiskMB: d.DiskMB, TimeoutSeconds: int64(d.Timeout / time.Second)}
+	return api.TenantDefaults{
+		CPUMillis: d.CPUMillis, MemoryMB: d.MemoryMB, DiskMB: d.DiskMB, TimeoutSeconds: int64(d.Timeout / time.Second),
+		BandwidthIn: d.BandwidthIn, BandwidthOut: d.BandwidthOut,
+	}
 }
 
 func defaultsOf(d api.TenantDefaults) state.TenantDefaults {
 	return state.TenantDefaults{
 		CPUMillis: d.CPUMillis, MemoryMB: d.MemoryMB, DiskMB: d.DiskMB, Timeout: time.Duration(d.TimeoutSeconds) * time.Second,
+		BandwidthIn: d.BandwidthIn, BandwidthOut: d.BandwidthOut,
 	}
 }
 

@@ -23,7 +23,7 @@ func (c *SandboxCreate) apply(tx *writeTx) (Result, error) {
 	if old != nil {
 		return Result{Sandbox: *old}, fmt.Errorf("sandbox %s: %w", s.ID, ErrExists)
 	}
-	if err := tx.admit(s.Tenant, UseOf(&s)); err != nil {
+	if err := tx.admit(s.Tenant, Ask(nil, &s)); err != nil {
 		return Result{}, err
 	}
 	s.CreateIndex = tx.index
@@ -140,6 +140,10 @@ func (c *SandboxNetwork) apply(tx *writeTx) (Result, error) {
 		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
 	}
 	s.Network, s.AllowInternetAccess = c.Network, c.AllowInternetAccess
+	if c.Shaped {
+		s.RateIn, s.RateOut = c.RateIn, c.RateOut
+	}
+	s.endHold(c.Hold)
 	return changed(s, tx.putSandbox(&s))
 }
 

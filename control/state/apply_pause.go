@@ -28,7 +28,7 @@ func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
 	}
 	s.State, s.Node, s.PausedAt, s.PausedFiles = Paused, c.Node, c.At, c.Files
 	s.Stored, s.StoredIn, s.Moving = c.Stored, c.StoredIn, c.Moving
-	s.Reason, s.Exit, s.EndedAt = "", nil, time.Time{}
+	s.Reason, s.Exit, s.EndedAt, s.Hold = "", nil, time.Time{}, Hold{}
 	return changed(s, tx.putSandbox(&s))
 }
 
@@ -42,6 +42,6 @@ func (c *SandboxResumed) apply(tx *writeTx) (Result, error) {
 	}
 	s.State, s.Node, s.PausedAt, s.PausedFiles, s.ResumedAt = Running, c.Node, time.Time{}, false, c.At
 	s.Stored, s.StoredIn, s.Moving = "", "", false
-	s.EndAt, s.MaxEndAt, s.Timeout = c.EndAt, c.MaxEnd, c.Timeout
+	s.EndAt, s.MaxEndAt, s.Timeout, s.Hold = c.EndAt, c.MaxEnd, c.Timeout, Hold{}
 	return changed(s, tx.putSandbox(&s))
 }

@@ -20,6 +20,8 @@ const (
 	typeSandboxPaused   commandType = 8
 	typeSandboxResumed  commandType = 9
 	typeSandboxLimits   commandType = 12
+	typeSandboxHold     commandType = 13
+	typeSandboxUnhold   commandType = 14
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
@@ -65,6 +67,8 @@ var commands = map[commandType]func() Command{
 	typeSandboxPaused:   func() Command { return new(SandboxPaused) },
 	typeSandboxResumed:  func() Command { return new(SandboxResumed) },
 	typeSandboxLimits:   func() Command { return new(SandboxLimits) },
+	typeSandboxHold:     func() Command { return new(SandboxHold) },
+	typeSandboxUnhold:   func() Command { return new(SandboxUnhold) },
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
@@ -171,6 +175,11 @@ type SandboxNetwork struct {
 	ID                  api.SandboxID `codec:"id"`
 	Network             []byte        `codec:"network"` // JSON
 	AllowInternetAccess *bool         `codec:"allow_internet_access"`
+	// RateIn and RateOut are those of the settings' shape, where Shaped says that they may be others than before.
+	Shaped  bool   `codec:"shaped"`
+	RateIn  int64  `codec:"rate_in"`
+	RateOut int64  `codec:"rate_out"`
+	Hold    uint64 `codec:"hold"` // the index of the hold that ends with it; 0: none
 }
 
 // SandboxLimits records the limits of a sandbox that has not ended, all of them, as its node enforces them now.
@@ -179,6 +188,7 @@ type SandboxLimits struct {
 	CPUMillis int64         `codec:"cpu_millis"`
 	MemoryMB  int64         `codec:"memory_mb"`
 	Limits    Limits        `codec:"limits"`
+	Hold      uint64        `codec:"hold"` // the index of the hold that ends with it; 0: none
 }
 
 // SandboxPurge forgets ended sandboxes. Others, and unknown ids, are left alone.

@@ -406,7 +406,7 @@ func (c *SlotClaim) apply(tx *writeTx) (Result, error) {
 			return Result{Sandbox: *old}, fmt.Errorf("sandbox %s: %w", s.Request, ErrExists)
 		}
 	}
-	if err := tx.admit(s.Tenant, UseOf(&s)); err != nil {
+	if err := tx.admit(s.Tenant, Ask(nil, &s)); err != nil {
 		return Result{}, err
 	}
 	if err := tx.txn.Delete(tableSlot, slot); err != nil {

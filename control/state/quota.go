@@ -24,6 +24,8 @@ const (
 	LimitStorage                 // MiB: disks of sandboxes that have not ended, and stored snapshots
 	LimitTemplates
 	LimitSnapshots
+	LimitBandwidthIn  // Mbit/s, that sandboxes which are not paused may receive; each in whole ones
+	LimitBandwidthOut // Mbit/s, that they may send
 	NumCounted
 
 	LimitCalls   Limit = NumCounted // API calls a second
@@ -34,7 +36,7 @@ const (
 // limitNames are the words of the API and of records.
 var limitNames = [NumLimits]string{
 	"sandboxes", "concurrent_sandboxes", "cpu_millis", "memory_mb", "storage_mb", "templates", "snapshots",
-	"api_calls_per_second", "creates_per_second",
+	"bandwidth_in_mbit", "bandwidth_out_mbit", "api_calls_per_second", "creates_per_second",
 }
 
 func (l Limit) String() string { return limitNames[l] }
@@ -54,8 +56,15 @@ const Unlimited = -1
 // MaxLimit bounds the values of limits, so that sums of them never overflow.
 const MaxLimit = 1 << 50
 
-// Use is how much of each counted limit a tenant uses.
+// Use is how much of each counted limit a tenant uses, or asks for. An ask of Unlimited is one for all that there is: of a sandbox whose link
+// has no rate.
 type Use [NumCounted]int64
+
+// Mbit is a million bits a second, in bytes.
+const Mbit = 1_000_000 / 8
+
+// mbits returns the whole Mbit/s that bytes a second need.
+func mbits(rate int64) int64 { return (max(0, rate) + Mbit - 1) / Mbit }
 
 // Quota is what a tenant may use, by the limits' names; Everywhere's is the default. A limit that is not there is the default's, and
 // none where that has none either.
@@ -123,10 +132,14 @@ type QuotaError struct {
 	Limit  Limit
 	Max    int64
 	Used   int64 // before
-	Asked  int64 // by the change
+	Asked  int64 // by the change; Unlimited: all that there is
 }
 
 func (e *QuotaError) Error() string {
+	if e.Asked == Unlimited {
+		return fmt.Sprintf("quota of tenant %s: %s: %d of %d are in use, and a sandbox without a rate asks for all: give it one, or the tenant a default",
+			e.Tenant, e.Limit, e.Used, e.Max)
+	}
 	return fmt.Sprintf("quota of tenant %s: %s: %d of %d are in use, %d more are asked for", e.Tenant, e.Limit, e.Used, e.Max, e.Asked)
 }
 
@@ -135,27 +148,49 @@ func (e *QuotaError) Unwrap() error {
 	return api.Errorf(http.StatusTooManyRequests, api.CodeQuota, "%s", e.Error())
 }
 
-// UseOf returns what a sandbox counts for. One that has ended counts for nothing.
+// Fits returns a *QuotaError where a tenant that uses so much may not use ask more.
+func Fits(tenant string, limits *[NumLimits]int64, used, ask *Use) error {
+	for l := range NumCounted {
+		limit, n := limits[l], ask[l]
+		if n != 0 && limit != Unlimited && (n == Unlimited || used[l]+n > limit) {
+			return &QuotaError{Tenant: tenant, Limit: l, Max: limit, Used: used[l], Asked: n}
+		}
+	}
+	return nil
+}
+
+// UseOf returns what a sandbox counts for, with what a change under way holds for it. One that has ended counts for nothing.
 func UseOf(s *Sandbox) (u Use) {
 	if s.State.Ended() {
 		return u
 	}
-	u[LimitSandboxes], u[LimitStorage] = 1, s.DiskMB
-	if s.State != Paused {
-		u[LimitConcurrent], u[LimitCPU], u[LimitMemory] = 1, s.CPUMillis, s.MemoryMB
+	h := &s.Hold
+	u[LimitSandboxes], u[LimitStorage] = 1, max(s.DiskMB, h.DiskMB)
+	if s.active() {
+		u[LimitConcurrent], u[LimitCPU], u[LimitMemory] = 1, max(s.CPUMillis, h.CPUMillis), max(s.MemoryMB, h.MemoryMB)
+		u[LimitBandwidthIn], u[LimitBandwidthOut] = mbits(max(s.RateIn, h.RateIn)), mbits(max(s.RateOut, h.RateOut))
 	}
 	return u
 }
 
-// ResumeUse returns what a paused sandbox counts for in addition once it runs.
-func ResumeUse(s *Sandbox) (u Use) {
-	before, running := UseOf(s), *s
-	running.State = Running
-	u = UseOf(&running)
-	for i, n := range before {
-		u[i] -= n
+// Ask returns what a tenant is to use in addition where one of its sandboxes becomes another than it was; before is nil for a new one.
+func Ask(before, after *Sandbox) (ask Use) {
+	ask = UseOf(after)
+	if before == nil {
+		before = &Sandbox{State: Stopped}
 	}
-	return u
+	for i, n := range UseOf(before) {
+		ask[i] = max(0, ask[i]-n)
+	}
+	inBefore, outBefore := before.unbounded()
+	in, out := after.unbounded()
+	if in && !inBefore {
+		ask[LimitBandwidthIn] = Unlimited
+	}
+	if out && !outBefore {
+		ask[LimitBandwidthOut] = Unlimited
+	}
+	return ask
 }
 
 func useOfSnapshot(s *Snapshot) (u Use) {
@@ -184,8 +219,8 @@ type usageRow struct {
 	Use    Use
 }
 
-// count brings the usage rows up to date with what tx has changed. created is the one sandbox that is new, where there is one.
-func (t *writeTx) count() (created api.SandboxID, err error) {
+// count brings the usage rows up to date with what tx has changed. admitted is the one sandbox whose use was asked for, where there is one.
+func (t *writeTx) count() (admitted api.SandboxID, err error) {
 	deltas := map[string]Use{}
 	add := func(row any, sign int64) {
 		tenant, u := counted(row)
@@ -205,8 +240,10 @@ func (t *writeTx) count() (created api.SandboxID, err error) {
 		if c.After != nil {
 			add(c.After, 1)
 		}
-		if s, ok := c.After.(*Sandbox); ok && c.Before == nil {
-			created = s.ID
+		if s, ok := c.After.(*Sandbox); ok {
+			if old, ok := c.Before.(*Sandbox); !ok || old.Hold.Index < s.Hold.Index {
+				admitted = s.ID
+			}
 		}
 		if q, ok := c.After.(*Quota); ok {
 			t.quotas = append(t.quotas, *q)
@@ -215,7 +252,7 @@ func (t *writeTx) count() (created api.SandboxID, err error) {
 		}
 	}
 	for tenant, delta := range deltas {
-		if delta == (Use{}) && created == "" {
+		if delta == (Use{}) && admitted == "" {
 			continue
 		}
 		row, err := usage(t.txn, tenant)
@@ -230,7 +267,7 @@ func (t *writeTx) count() (created api.SandboxID, err error) {
 		}
 		t.uses = append(t.uses, row)
 	}
-	return created, nil
+	return admitted, nil
 }
 
 func usage(txn *memdb.Txn, tenant string) (usageRow, error) {
@@ -256,13 +293,11 @@ func (t *writeTx) admit(tenant string, ask Use) error {
 	if err != nil {
 		return err
 	}
-	for l := range NumCounted {
-		limit := limitIn(l, own, def)
-		if ask[l] > 0 && limit != Unlimited && row.Use[l]+ask[l] > limit {
-			return &QuotaError{Tenant: tenant, Limit: l, Max: limit, Used: row.Use[l], Asked: ask[l]}
-		}
+	var limits [NumLimits]int64
+	for l := range NumLimits {
+		limits[l] = limitIn(l, own, def)
 	}
-	return nil
+	return Fits(tenant, &limits, &row.Use, &ask)
 }
 
 func limitIn(l Limit, quotas ...*Quota) int64 {
@@ -282,8 +317,8 @@ func limitIn(l Limit, quotas ...*Quota) int64 {
 type Counter interface {
 	Reset()
 	SetQuota(tenant string, limits map[string]int64)
-	// SetUse says what a tenant uses now. created is the sandbox whose creation is in it, or empty.
-	SetUse(tenant string, use Use, created api.SandboxID)
+	// SetUse says what a tenant uses now. admitted is the sandbox whose creation, or whose hold, is in it, or empty.
+	SetUse(tenant string, use Use, admitted api.SandboxID)
 }
 
 // recount makes the usage rows of restored tables.

@@ -57,5 +57,6 @@ func (c *SandboxLimits) apply(tx *writeTx) (Result, error) {
 	if mb := s.Limits.DiskBytes >> 20; mb > 0 {
 		s.DiskMB = mb
 	}
+	s.endHold(c.Hold)
 	return changed(s, tx.putSandbox(&s))
 }

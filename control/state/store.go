@@ -43,7 +43,7 @@ func (s *Store) apply(index uint64, c Command) (Result, error) {
 	if err != nil {
 		return r, err
 	}
-	created, err := tx.count()
+	admitted, err := tx.count()
 	if err != nil {
 		return Result{}, err
 	}
@@ -56,7 +56,7 @@ func (s *Store) apply(index uint64, c Command) (Result, error) {
 			s.counter.SetQuota(q.Tenant, q.Limits)
 		}
 		for _, u := range tx.uses {
-			s.counter.SetUse(u.Tenant, u.Use, created)
+			s.counter.SetUse(u.Tenant, u.Use, admitted)
 		}
 	}
 	if tx.policy {

@@ -36,7 +36,14 @@ type TenantDefaults struct {
 	MemoryMB  int64         `codec:"memory_mb"`
 	DiskMB    int64         `codec:"disk_mb"`
 	Timeout   time.Duration `codec:"timeout"`
+	// Of the link, in Mbit/s. A sandbox that does not say gets the default, or where there is none what is the most; neither: as
+	// much as there is.
+	BandwidthIn  int64 `codec:"bandwidth_in_mbit"`
+	BandwidthOut int64 `codec:"bandwidth_out_mbit"`
 }
+
+// MaxBandwidth is the most Mbit/s that a link can be held to.
+const MaxBandwidth = (1<<32 - 1) / Mbit
 
 // Isolation is how far a tenant shares with others.
 type Isolation string
@@ -50,7 +57,7 @@ const (
 // TenantIsolation says for each of three things how far it is shared. Empty: shared.
 type TenantIsolation struct {
 	Network Isolation `codec:"network"` // dedicated: no path between its sandboxes' bridges and others'
-	Storage Isolation `codec:"storage"` // dedicated: lower layers of its own
+	Storage Isolation `codec:"storage"` // dedicated: copies of templates of its own, on every node
 	Compute Isolation `codec:"compute"` // dedicated: nodes that run nobody else's sandboxes
 }
 
@@ -113,7 +120,11 @@ func (c *TenantPut) check() error {
 	for _, v := range []struct {
 		name   string
 		n, max int64
-	}{{"cpu_millis", d.CPUMillis, m.CPUMillis}, {"memory_mb", d.MemoryMB, m.MemoryMB}, {"disk_mb", d.DiskMB, m.DiskMB}, {"timeout", int64(d.Timeout), int64(m.Timeout)}} {
+	}{
+		{"cpu_millis", d.CPUMillis, m.CPUMillis}, {"memory_mb", d.MemoryMB, m.MemoryMB}, {"disk_mb", d.DiskMB, m.DiskMB},
+		{"timeout", int64(d.Timeout), int64(m.Timeout)},
+		{"bandwidth_in_mbit", d.BandwidthIn, m.BandwidthIn}, {"bandwidth_out_mbit", d.BandwidthOut, m.BandwidthOut},
+	} {
 		switch {
 		case v.n < 0:
 			return limitErrorf("defaults."+v.name, "is negative")
@@ -121,6 +132,17 @@ func (c *TenantPut) check() error {
 			return limitErrorf("maximums."+v.name, "is negative")
 		case v.max > 0 && v.n > v.max:
 			return limitErrorf("defaults."+v.name, "is more than maximums.%s", v.name)
+		}
+	}
+	for _, v := range []struct {
+		name string
+		n    int64
+	}{
+		{"defaults.bandwidth_in_mbit", d.BandwidthIn}, {"defaults.bandwidth_out_mbit", d.BandwidthOut},
+		{"maximums.bandwidth_in_mbit", m.BandwidthIn}, {"maximums.bandwidth_out_mbit", m.BandwidthOut},
+	} {
+		if v.n > MaxBandwidth {
+			return limitErrorf(v.name, "is %d Mbit/s, at most %d are allowed", v.n, int64(MaxBandwidth))
 		}
 	}
 	for _, v := range []struct {

@@ -101,6 +101,11 @@ type Sandbox struct {
 	QoS       string `codec:"qos"`        // class; empty: burstable
 	Limits    Limits `codec:"limits"`
 
+	// RateIn and RateOut are how much its link carries to it and from it, in bytes a second, as Network says; 0: as much as there is.
+	RateIn  int64 `codec:"rate_in"`
+	RateOut int64 `codec:"rate_out"`
+	Hold    Hold  `codec:"hold"`
+
 	Metadata  map[string]string `codec:"metadata"`
 	EnvVars   map[string]string `codec:"env_vars"`
 	KeyID     string            `codec:"key_id"` // the API key that created it
@@ -108,7 +113,7 @@ type Sandbox struct {
 	Lifecycle Lifecycle         `codec:"lifecycle"`
 
 	AllowInternetAccess *bool  `codec:"allow_internet_access"`
-	Network             []byte `codec:"network"` // JSON as requested, kept for the answer
+	Network             []byte `codec:"network"` // JSON as requested
 
 	// EnvdToken is what clients of its processes and files must show, TrafficToken what clients of its other ports must. Empty:
 	// nothing.

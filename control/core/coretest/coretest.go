@@ -62,6 +62,7 @@ func Quick(c *reconcile.Config) {
 	c.Interval = 50 * time.Millisecond
 	c.OrphanGrace = 100 * time.Millisecond
 	c.StopGrace = 100 * time.Millisecond
+	c.HoldGrace = 3 * time.Second
 	c.LostAfter = 200 * time.Millisecond
 	c.StartTimeout = 2 * time.Second
 	c.PurgeEvery = 100 * time.Millisecond

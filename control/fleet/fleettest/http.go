@@ -21,6 +21,7 @@ func (n *Node) handler() http.Handler {
 	mux.HandleFunc("POST /v1/sandboxes/{id}/stop", n.stop)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/deadline", n.deadline)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/limits", n.limits)
+	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", n.putNetwork)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/health", n.with(func(r *record) any {
 		return nodeapi.HealthReply{
 			ID: r.ID, Healthy: r.State == nodeapi.StateRunning, State: r.State,

@@ -65,6 +65,8 @@ type record struct {
 	timer  *time.Timer // of its deadline
 	claims int
 	token  string
+
+	network *nodeapi.Network
 }
 
 // New returns a node that runs, with the template base, until the test ends.
@@ -250,7 +252,7 @@ func (n *Node) begin(req nodeapi.CreateRequest) {
 	r := &record{Sandbox: nodeapi.Sandbox{
 		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template),
 		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Warm: req.Warm, CreatedAt: time.Now(),
-	}}
+	}, network: req.Network}
 	n.sandboxes[req.ID] = r
 	n.emitSandbox(nodeapi.EventCreated, r)
 }

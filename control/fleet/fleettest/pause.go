@@ -139,6 +139,9 @@ func (n *Node) postResume(w http.ResponseWriter, r *http.Request) {
 	if rec.State == nodeapi.StatePaused {
 		n.resumed[rec.ID]++
 	}
+	if req.Network != nil && rec.State == nodeapi.StatePaused {
+		rec.network = req.Network
+	}
 	rec.State, rec.Deadline, rec.Sandbox.Pause = nodeapi.StateRunning, req.Deadline, nil
 	n.arm(rec)
 	n.emitSandbox(nodeapi.EventResumed, rec)
