@@ -111,12 +111,12 @@ func (m *member) remember(last nodeapi.Sandbox) {
 func (m *member) refreshTemplates(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.f.cfg.CallTimeout)
 	defer cancel()
-	templates, err := m.client.Templates(ctx)
+	self, err := m.client.Node(ctx)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("list templates: %w", err)
 	}
 	m.f.mu.Lock()
-	m.self.Templates, m.heard = templates, time.Now()
+	m.self.Templates, m.self.OwnTemplates, m.heard = self.Templates, self.OwnTemplates, time.Now()
 	m.f.wake()
 	node := m.self.ID
 	m.f.mu.Unlock()

@@ -53,7 +53,7 @@ func pooled(p CreateParams, from source) bool {
 // claim gives a create a slot of a pool: one Raft entry, one call to the node. ok is false where the create must go its own way; pool is
 // the one that it should have come from then.
 func (s *Service) claim(ctx context.Context, p CreateParams, from source, st *steps) (sb state.Sandbox, pool api.PoolID, ok bool, err error) {
-	if s.cfg.Pools == nil || p.dedicated || !pooled(p, from) { // slots are on nodes of all
+	if s.cfg.Pools == nil || p.dedicated || p.templateOf != "" || !pooled(p, from) { // slots are on nodes, and templates, of all
 		return sb, "", false, nil
 	}
 	ask := Ask{

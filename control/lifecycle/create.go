@@ -36,11 +36,8 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	if err != nil {
 		return state.Sandbox{}, nil, err
 	}
-	if err := isolated(owner); err != nil {
-		return state.Sandbox{}, nil, err
-	}
 	fill(&p, owner.Defaults)
-	p.dedicated = owner.Isolation.Compute == state.Dedicated
+	p.dedicated, p.templateOf = owner.Isolation.Compute == state.Dedicated, ownTemplates(owner)
 	if err := s.validate(&p); err != nil {
 		return state.Sandbox{}, nil, err
 	}
@@ -146,6 +143,10 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	found, err := Report(within, s.cfg.Placer, sb.ID, w)
 	if err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
+	}
+	if found.Sandbox.TemplateOf != p.templateOf {
+		return state.Sandbox{}, s.abandon(ctx, sb, fmt.Errorf("sandbox %s: node %s made it of a template of %q, not of %q",
+			sb.ID, found.Node, found.Sandbox.TemplateOf, p.templateOf))
 	}
 	st.done(StepReport)
 	if err := s.cfg.Crash(CrashBeforeFact); err != nil {
@@ -258,7 +259,7 @@ func request(sb state.Sandbox, p CreateParams) nodeapi.CreateRequest {
 		Main:        p.Main,
 		Owner:       nodeapi.Owner{Kind: placement.OwnerKind},
 		Metadata:    map[string]string{"tenant": sb.Tenant, "template": sb.Template, nodeapi.MetaTemplateID: sb.TemplateID},
-		AccessToken: sb.EnvdToken,
+		AccessToken: sb.EnvdToken, TemplateOf: p.templateOf,
 	}
 }
 

@@ -140,7 +140,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	if err != nil {
 		return fail(err)
 	}
-	want := request(sb, CreateParams{})
+	want := request(sb, CreateParams{templateOf: ownTemplates(owner)})
 	want.Deadline = end
 	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true, Consume: true}
 	if want.Network, err = networkOf(sb); err != nil {

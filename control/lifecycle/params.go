@@ -43,6 +43,8 @@ type CreateParams struct {
 	rates     rates          // of Network's shape, once it is complete
 	copyOf    *state.Sandbox // where a fork makes it: clients are told of this one's template
 	dedicated bool           // its tenant has nodes of its own
+	// templateOf is its tenant where that has copies of templates of its own.
+	templateOf string
 }
 
 // Health is what is known of a sandbox's health at this moment.

@@ -2,10 +2,8 @@ package lifecycle
 
 import (
 	"errors"
-	"net/http"
 	"time"
 
-	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -55,11 +53,10 @@ func (s *Service) boundTimeout(tenant string, d time.Duration) error {
 	return err
 }
 
-// isolated refuses what nothing here can keep apart.
-func isolated(t state.Tenant) error {
+// ownTemplates returns the tenant whose own copies of templates a sandbox is to be made of; empty: those that all share.
+func ownTemplates(t state.Tenant) string {
 	if t.Isolation.Storage == state.Dedicated {
-		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
-			"isolation.storage of tenant %s is dedicated: nodes share the lower layers of equal templates, and have none of a tenant's own", t.ID)
+		return t.ID
 	}
-	return nil
+	return ""
 }

@@ -3,6 +3,7 @@ package lifecycle_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/quota"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // ruled changes the record of the tests' tenant.
@@ -88,17 +90,38 @@ func TestTenant_boundsWhatIsAskedFor(t *testing.T) {
 // What nothing can keep apart is refused before anything is made, and named.
 func TestTenant_isolationThatCannotBeHadIsRefused(t *testing.T) {
 	s := coretest.New(t, nil)
-	for field, isolation := range map[string]state.TenantIsolation{
-		"isolation.compute": {Compute: state.Dedicated}, "isolation.storage": {Storage: state.Dedicated},
-	} {
-		ruled(t, s, func(r *state.Tenant) { r.Isolation = isolation })
-		_, _, err := s.Sandboxes.Create(t.Context(), coretest.Params())
-		must.Eq(t, http.StatusNotImplemented, api.StatusOf(err), must.Sprint(field))
-		must.StrContains(t, err.Error(), field+" of tenant default is dedicated")
-		must.MapEmpty(t, s.Node.Running())
-	}
+	ruled(t, s, func(r *state.Tenant) { r.Isolation = state.TenantIsolation{Compute: state.Dedicated} })
+	_, _, err := s.Sandboxes.Create(t.Context(), coretest.Params())
+	must.Eq(t, http.StatusNotImplemented, api.StatusOf(err))
+	must.StrContains(t, err.Error(), "isolation.compute of tenant default is dedicated")
+	must.MapEmpty(t, s.Node.Running())
 	ruled(t, s, func(r *state.Tenant) { r.Isolation = state.TenantIsolation{Network: state.Dedicated} })
 	running(t, s, nil) // every sandbox has a network of its own
+}
+
+func TestTenant_dedicatedStorageIsTheNodesToMakeAndForgotWithTheTenant(t *testing.T) {
+	s := coretest.New(t, nil)
+	shared := running(t, s, nil)
+	must.Eq(t, "", s.Node.Running()[shared.ID].TemplateOf)
+	ruled(t, s, func(r *state.Tenant) { r.Isolation = state.TenantIsolation{Storage: state.Dedicated} })
+	sb := running(t, s, nil)
+	must.Eq(t, state.DefaultTenant, s.Node.Running()[sb.ID].TemplateOf)
+	must.Eq(t, []nodeapi.OwnTemplate{{Tenant: state.DefaultTenant, Digest: sb.Digest}}, s.Node.OwnTemplates())
+	s.Node.DisownTemplates() // it does what a node does that does not know of them
+	_, _, err := s.Sandboxes.Create(t.Context(), coretest.Params())
+	must.ErrorContains(t, err, `made it of a template of "", not of "default"`)
+	coretest.Until(t, "which is not left", func() bool { return len(s.Node.Running()) == 2 })
+
+	s.Node.OwnTemplate(nodeapi.OwnTemplate{Tenant: "gone", Digest: sb.Digest})
+	coretest.Until(t, "the copies of a tenant that is gone go", func() bool {
+		s.Templates.ForgetOwn(t.Context())
+		return slices.Equal(s.Node.OwnTemplates(), []nodeapi.OwnTemplate{{Tenant: state.DefaultTenant, Digest: sb.Digest}})
+	})
+	ruled(t, s, func(r *state.Tenant) { r.Isolation = state.TenantIsolation{} })
+	coretest.Until(t, "and those of one that shares again", func() bool {
+		s.Templates.ForgetOwn(t.Context())
+		return len(s.Node.OwnTemplates()) == 0
+	})
 }
 
 func TestTenant_suspendedOnesSleepOn(t *testing.T) {

@@ -29,6 +29,7 @@ import (
 type State interface {
 	Template(tenant, name string) (state.Template, error)
 	Templates(tenant string) ([]state.Template, error)
+	Tenant(id string) (state.Tenant, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 

@@ -21,12 +21,13 @@ type copyKey struct {
 	digest string
 }
 
-// Run spreads templates until ctx ends. It runs on the leader only.
+// Run spreads templates, and forgets copies of tenants that are gone, until ctx ends. It runs on the leader only.
 func (s *Service) Run(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		s.Spread(ctx)
+		s.ForgetOwn(ctx)
 		select {
 		case <-ctx.Done():
 			return

@@ -57,6 +57,11 @@ func (n *Node) Create(ctx context.Context, req nodeapi.CreateRequest) (sb nodeap
 			return nodeapi.Sandbox{}, false, err
 		}
 	}
+	if _, err := n.box(req.ID); err != nil { // it is not there yet
+		if err := n.ownTemplate(ctx, req); err != nil {
+			return nodeapi.Sandbox{}, false, err
+		}
+	}
 	for {
 		b, mine, err := n.claim(req, hash, start)
 		if err != nil {
@@ -102,7 +107,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 	if err := n.admits(); err != nil {
 		return nil, false, err
 	}
-	l, err := n.templates.Acquire(req.Template)
+	l, err := n.acquire(req.TemplateOf, req.Template)
 	if err != nil {
 		return nil, false, err
 	}
@@ -128,7 +133,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 	b = newBox(record{
 		Request: hash, IDBase: base, Logs: req.Logs, Token: req.AccessToken, Env: req.Env, Cwd: req.Cwd,
 		Sandbox: nodeapi.Sandbox{
-			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, Hostname: req.Hostname,
+			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, TemplateOf: req.TemplateOf, Hostname: req.Hostname,
 			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Owner: req.Owner,
 			Metadata: req.Metadata, Warm: req.Warm, CreatedAt: now.UTC().Round(0),
 		},

@@ -416,6 +416,10 @@ func (f *fakeTemplates) Export(_ context.Context, _ string, w io.Writer) error {
 func (f *fakeTemplates) Name(name, digest string) (nodeapi.Template, error) {
 	return nodeapi.Template{Name: name, Digest: digest}, nil
 }
+func (f *fakeTemplates) MakeOwn(context.Context, string, string) (bool, error)  { return false, nil }
+func (f *fakeTemplates) AcquireOwn(_, name string) (*lease, error)              { return f.Acquire(name) }
+func (f *fakeTemplates) Owned() []nodeapi.OwnTemplate                           { return nil }
+func (f *fakeTemplates) RemoveOwn(context.Context, nodeapi.OwnTemplate) error   { return nil }
 func (f *fakeTemplates) Remove(context.Context, string) error                   { return nil }
 func (f *fakeTemplates) Prune(context.Context, time.Duration) ([]string, error) { return nil, nil }
 func (f *fakeTemplates) Close() error                                           { return nil }

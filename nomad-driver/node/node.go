@@ -385,7 +385,8 @@ func (n *Node) Info() nodeapi.Node {
 		ID: n.id, Name: n.cfg.Name, Version: n.cfg.Version, APIVersion: nodeapi.Version, BootID: n.bootID, Epoch: n.hub.epoch,
 		Kernel: kernelRelease(), Healthy: true, CPUs: int(n.bounds.cpus / 1000), MemoryBytes: n.bounds.memory,
 		Running: n.running(), MaxSandbox: n.cfg.MaxSandboxes, StartedAt: n.startedAt, Templates: n.templates.List(),
-		PID: os.Getpid(), Address: n.cfg.Address,
+		OwnTemplates: n.templates.Owned(),
+		PID:          os.Getpid(), Address: n.cfg.Address,
 	}
 	if n.engine != nil {
 		info.SnapshotStore = n.storeID

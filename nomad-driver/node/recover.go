@@ -48,7 +48,7 @@ func (n *Node) recover() error {
 			continue
 		}
 		n.ids.reserve(rec.IDBase)
-		if l, err := n.templates.Acquire(rec.Sandbox.Digest); err == nil {
+		if l, err := n.acquire(rec.Sandbox.TemplateOf, rec.Sandbox.Digest); err == nil {
 			b.lease = l
 		}
 		g.Go(func() error {

@@ -53,6 +53,11 @@ type templates interface {
 	Lookup(nameOrDigest string) (nodeapi.Template, error)
 	// Acquire finds a template and keeps it from being removed until the lease is released.
 	Acquire(nameOrDigest string) (*lease, error)
+	// MakeOwn returns once a tenant has its own copy of a template, on which AcquireOwn takes a lease; made tells that it had none.
+	MakeOwn(ctx context.Context, tenant, nameOrDigest string) (made bool, err error)
+	AcquireOwn(tenant, nameOrDigest string) (*lease, error)
+	Owned() []nodeapi.OwnTemplate
+	RemoveOwn(ctx context.Context, o nodeapi.OwnTemplate) error
 	List() []nodeapi.Template
 	Import(ctx context.Context, name string, r io.Reader, o store.ImportOptions) (nodeapi.Template, error)
 	Export(ctx context.Context, nameOrDigest string, w io.Writer) error
@@ -87,6 +92,26 @@ func (s templateStore) Acquire(nameOrDigest string) (*lease, error) {
 		return nil, err
 	}
 	return &lease{Template: nodeapi.Template(l.Template), Root: l.Root, Release: l.Release}, nil
+}
+
+func (s templateStore) AcquireOwn(tenant, nameOrDigest string) (*lease, error) {
+	l, err := s.Store.AcquireOwn(tenant, nameOrDigest)
+	if err != nil {
+		return nil, err
+	}
+	return &lease{Template: nodeapi.Template(l.Template), Root: l.Root, Release: l.Release}, nil
+}
+
+func (s templateStore) Owned() []nodeapi.OwnTemplate {
+	var out []nodeapi.OwnTemplate
+	for _, o := range s.Store.Owned() {
+		out = append(out, nodeapi.OwnTemplate(o))
+	}
+	return out
+}
+
+func (s templateStore) RemoveOwn(ctx context.Context, o nodeapi.OwnTemplate) error {
+	return s.Store.RemoveOwn(ctx, store.Own(o))
 }
 
 func (s templateStore) List() []nodeapi.Template {

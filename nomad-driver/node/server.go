@@ -84,11 +84,12 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}/archive":  n.getArchive,
 		"PUT /v1/sandboxes/{id}/archive":  n.putArchive,
 
-		"GET /v1/templates":               n.getTemplates,
-		"GET /v1/templates/{name}":        n.getTemplate,
-		"PUT /v1/templates/{name}":        n.putTemplate,
-		"DELETE /v1/templates/{name}":     n.deleteTemplate,
-		"GET /v1/templates/{name}/export": n.exportTemplate,
+		"GET /v1/templates":                        n.getTemplates,
+		"GET /v1/templates/{name}":                 n.getTemplate,
+		"PUT /v1/templates/{name}":                 n.putTemplate,
+		"DELETE /v1/templates/{name}":              n.deleteTemplate,
+		"DELETE /v1/templates/{name}/own/{tenant}": n.deleteOwnTemplate,
+		"GET /v1/templates/{name}/export":          n.exportTemplate,
 	} {
 		mux.Handle(pattern, n.handle(h))
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -59,6 +60,42 @@ func (n *Node) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
 	n.hub.publish(nodeapi.EventTemplate, "", nil)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+func (n *Node) deleteOwnTemplate(w http.ResponseWriter, r *http.Request) error {
+	if err := n.templates.RemoveOwn(r.Context(), nodeapi.OwnTemplate{Tenant: r.PathValue("tenant"), Digest: r.PathValue("name")}); err != nil {
+		return err
+	}
+	n.hub.publish(nodeapi.EventTemplate, "", nil)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// ownTemplate sees to it that a tenant has its own copy of the template that a request asks for.
+func (n *Node) ownTemplate(ctx context.Context, req nodeapi.CreateRequest) error {
+	if req.TemplateOf == "" {
+		return nil
+	}
+	if err := n.admits(); err != nil {
+		return err
+	}
+	made, err := n.templates.MakeOwn(ctx, req.TemplateOf, req.Template)
+	if err != nil {
+		return err
+	}
+	if made {
+		n.log.Info("tenant has its own copy of a template", "tenant", req.TemplateOf, "template", req.Template)
+		n.hub.publish(nodeapi.EventTemplate, "", nil)
+	}
+	return nil
+}
+
+// acquire takes a lease on the lower layer of a sandbox.
+func (n *Node) acquire(tenant, template string) (*lease, error) {
+	if tenant != "" {
+		return n.templates.AcquireOwn(tenant, template)
+	}
+	return n.templates.Acquire(template)
 }
 
 // exportTemplate sends a template as tar; see getArchive for errors in the middle.

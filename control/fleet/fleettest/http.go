@@ -41,6 +41,7 @@ func (n *Node) handler() http.Handler {
 	}
 	mux.HandleFunc("GET /v1/templates/{name}/export", n.exportTemplate)
 	mux.HandleFunc("DELETE /v1/templates/{name}", n.removeTemplate)
+	mux.HandleFunc("DELETE /v1/templates/{name}/own/{tenant}", n.deleteOwnTemplate)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if hook := n.hook().Call; hook != nil {
 			if err := hook(r.Method, r.URL.Path); err != nil {

@@ -54,6 +54,7 @@ type Node struct {
 	events      []nodeapi.Event
 	seq         uint64
 	epoch       int
+	disowns     bool // it makes no copies of templates for tenants
 	changed     chan struct{}
 
 	server *http.Server
@@ -249,8 +250,12 @@ func (n *Node) emitSandbox(t nodeapi.EventType, r *record) {
 }
 
 func (n *Node) begin(req nodeapi.CreateRequest) {
+	if n.disowns {
+		req.TemplateOf = ""
+	}
+	n.own(nodeapi.OwnTemplate{Tenant: req.TemplateOf, Digest: n.digest(req.Template)})
 	r := &record{Sandbox: nodeapi.Sandbox{
-		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template),
+		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template), TemplateOf: req.TemplateOf,
 		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Warm: req.Warm, CreatedAt: time.Now(),
 	}, network: req.Network}
 	n.sandboxes[req.ID] = r

@@ -61,3 +61,9 @@ func (c *Client) ExportTemplate(ctx context.Context, nameOrDigest string) (io.Re
 func (c *Client) RemoveTemplate(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)
 }
+
+// RemoveOwnTemplate removes a tenant's own copy of a template: DELETE /v1/templates/{digest}/own/{tenant}. One that a sandbox uses is a conflict; one that
+// is not there is no error.
+func (c *Client) RemoveOwnTemplate(ctx context.Context, o OwnTemplate) error {
+	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(o.Digest)+"/own/"+url.PathEscape(o.Tenant), nil, nil, nil)
+}

@@ -70,6 +70,9 @@ type CreateRequest struct {
 	Restore *Restore `json:"restore,omitempty"`
 	// Warm makes it for somebody who is not known yet: it answers no client of its envd and of its ports until a ClaimRequest.
 	Warm bool `json:"warm,omitempty"`
+	// TemplateOf is the tenant whose own copy of the template is its lower layer, made where there is none yet; empty: the one that
+	// sandboxes of all tenants share.
+	TemplateOf string `json:"template_of,omitempty"`
 }
 
 // Owner says on whose behalf a sandbox exists.
@@ -120,8 +123,9 @@ const MetaTemplateID = "template_id"
 type Sandbox struct {
 	ID         api.SandboxID     `json:"id"`
 	State      State             `json:"state"`
-	Template   string            `json:"template"`        // as requested
-	Digest     string            `json:"template_digest"` // as resolved
+	Template   string            `json:"template"`              // as requested
+	Digest     string            `json:"template_digest"`       // as resolved
+	TemplateOf string            `json:"template_of,omitempty"` // the tenant whose own copy it is
 	Hostname   string            `json:"hostname"`
 	Limits     Limits            `json:"limits"` // as enforced
 	User       string            `json:"user,omitempty"`
@@ -222,11 +226,19 @@ type Node struct {
 	MaxSandbox  int        `json:"max_sandboxes"`
 	StartedAt   time.Time  `json:"started_at"`
 	Templates   []Template `json:"templates"`
-	PID         int        `json:"pid"` // of the daemon
+	// OwnTemplates are the copies of templates that one tenant alone uses.
+	OwnTemplates []OwnTemplate `json:"own_templates,omitempty"`
+	PID          int           `json:"pid"` // of the daemon
 	// SnapshotStore tells one snapshot store from another: nodes with the same can restore each other's snapshots. Empty: the node
 	// restores none.
 	SnapshotStore string `json:"snapshot_store,omitempty"`
 	Address       string `json:"address"` // host:port of its API over TCP, empty where it has none
+}
+
+// OwnTemplate is a tenant's own copy of a template.
+type OwnTemplate struct {
+	Tenant string `json:"tenant"`
+	Digest string `json:"digest"`
 }
 
 // Template is a root file system in a node's store.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,7 @@ const (
 	lockFile  = "lock"
 	namesFile = "names.json"
 	treesDir  = "trees"
+	ownDir    = "own" // of tenants
 	tempDir   = "tmp"
 	rootDir   = "root"          // in trees/<hex>
 	metaFile  = "template.json" // in trees/<hex>
@@ -32,7 +34,13 @@ type Store struct {
 	mu     sync.Mutex
 	names  map[string]string // name → digest; as in names.json
 	trees  map[string]*entry // digest → what is stored
+	own    map[Own]*entry    // copies that one tenant alone uses
+	copies map[Own]*copying  // that are being made
 	closed bool
+
+	ctx    context.Context // of the copies; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 }
 
 // entry is one stored tree.
@@ -45,7 +53,10 @@ type entry struct {
 // readable for root only: a template's setuid programs belong to the host's root on disk and must not be reachable by other
 // users of the host.
 func Open(cfg Config) (*Store, error) {
-	s := &Store{dir: cfg.Dir, limits: cfg.Limits, names: map[string]string{}, trees: map[string]*entry{}}
+	s := &Store{
+		dir: cfg.Dir, limits: cfg.Limits, names: map[string]string{}, trees: map[string]*entry{}, own: map[Own]*entry{}, copies: map[Own]*copying{},
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := os.Mkdir(s.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("make template store: %w", err)
 	}
@@ -73,12 +84,15 @@ func (s *Store) load() error {
 	if err := os.RemoveAll(filepath.Join(s.dir, tempDir)); err != nil {
 		return fmt.Errorf("sweep template store: %w", err)
 	}
-	for _, name := range []string{tempDir, treesDir} {
+	for _, name := range []string{tempDir, treesDir, ownDir} {
 		if err := os.Mkdir(filepath.Join(s.dir, name), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("make template store: %w", err)
 		}
 	}
 	if err := s.loadTrees(); err != nil {
+		return err
+	}
+	if err := s.loadOwn(); err != nil {
 		return err
 	}
 	return s.loadNames()
@@ -124,11 +138,14 @@ func (s *Store) loadNames() error {
 // Close releases the store. Leases end with it.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	was := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if was {
 		return nil
 	}
-	s.closed = true
+	s.cancel()
+	s.wg.Wait()
 	return s.lock.Close()
 }
 

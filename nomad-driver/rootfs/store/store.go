@@ -18,6 +18,7 @@ var (
 	ErrNotFound = errors.New("template not found")
 	ErrInUse    = errors.New("template is in use")
 	ErrLocked   = errors.New("template store is open in another process")
+	ErrChanged  = errors.New("template was changed on this machine")
 	ErrInvalid  = tree.ErrInvalid
 )
 

@@ -133,7 +133,7 @@ func (s *Store) unlink(nameOrDigest string) (string, error) {
 	return s.discard(digest)
 }
 
-// discard moves a tree that has no name and no lease out of the store. The caller holds s.mu.
+// discard moves a tree that has no name and no lease out of the store, and with it the copies that tenants have. The caller holds s.mu.
 func (s *Store) discard(digest string) (string, error) {
 	trash, err := os.MkdirTemp(filepath.Join(s.dir, tempDir), "remove-")
 	if err != nil {
@@ -143,6 +143,13 @@ func (s *Store) discard(digest string) (string, error) {
 		return "", errors.Join(err, os.Remove(trash))
 	}
 	delete(s.trees, digest)
+	for own := range s.own {
+		if own.Digest == digest {
+			if err := s.discardOwn(own, trash); err != nil {
+				return trash, err
+			}
+		}
+	}
 	return trash, syncDir(filepath.Join(s.dir, treesDir))
 }
 
