@@ -42,8 +42,12 @@ func (r reach) Find(id api.SandboxID) (edge.Sandbox, error) {
 	if err != nil {
 		return edge.Sandbox{}, err
 	}
+	owner, err := r.state.Tenant(sb.Tenant)
+	if err != nil && !errors.Is(err, state.ErrNotFound) {
+		return edge.Sandbox{}, err
+	}
 	box := reached(sb)
-	box.Node = way{client}
+	box.Node, box.Suspended = way{client}, owner.Suspended
 	return box, nil
 }
 

@@ -38,6 +38,7 @@ var ErrPortClosed = errors.New("port is not open")
 type Sandbox struct {
 	ID           api.SandboxID
 	Tenant       string // whose it is, for Config.Denied
+	Suspended    bool   // that tenant may look, and no more
 	EnvdToken    string // empty: envd needs none
 	TrafficToken string // empty: every port is public
 	MaskHost     string // replaces the Host that the server inside sees; ${PORT} stands for the port
@@ -176,6 +177,11 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
 		return
 	}
+	if box.Suspended && (t.port == EnvdPort || t.signed) && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		e.denied(r, Denial{box, t.port, http.StatusForbidden, api.CodeSuspended})
+		writeError(w, http.StatusForbidden, "the tenant of this sandbox is suspended: it may be looked at, and no more")
+		return
+	}
 	if to := redirect(r, box, t); to != "" {
 		w.Header().Set("Location", to)
 		w.Header().Set("Preference-Applied", preferRedirect)
@@ -196,6 +202,11 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	// Else the server ends the client's body when the answer begins. A server inside that answers before the last of it was passed on
 	// would lose its connection, in the middle of the answer.
 	_ = rc.EnableFullDuplex()
+	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody {
+		body := &lentBody{ReadCloser: r.Body}
+		r.Body = body
+		defer body.takeBack(rc)
+	}
 	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
 	e.proxy.ServeHTTP(w, r.WithContext(ctx))
 }

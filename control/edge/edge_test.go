@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -564,3 +565,104 @@ func TestServe_answersThatBeginBeforeTheBodyEnds(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, "begun fourmore <nil>", string(begun)+string(rest))
 }
+
+func TestServe_aSuspendedTenantMayLookAndNoMore(t *testing.T) {
+	var denied []Denial
+	s := newScene(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "port") }, func(c *Config) {
+		c.Denied = func(_ *http.Request, d Denial) { denied = append(denied, d) }
+	})
+	s.box.Suspended = true
+	do := func(method string, port int) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), method, s.url+"/files?path=a", strings.NewReader("x"))
+		must.NoError(t, err)
+		r.Header.Set(idHeader, string(boxID))
+		r.Header.Set(portHeader, fmt.Sprint(port))
+		resp, err := http.DefaultClient.Do(r)
+		must.NoError(t, err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		must.NoError(t, err)
+		return resp.StatusCode, string(b)
+	}
+	status, body := do(http.MethodGet, EnvdPort)
+	must.Eq(t, 200, status)
+	must.StrContains(t, body, "envd /prefix/files")
+	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete} {
+		status, body = do(method, EnvdPort)
+		must.Eq(t, 403, status)
+		must.StrContains(t, body, "suspended")
+	}
+	must.Eq(t, 3, len(denied))
+	must.Eq(t, api.CodeSuspended, denied[0].Why)
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		status, _ = do(method, 3000)
+		must.Eq(t, 200, status, must.Sprint("what runs goes on for those whom it serves"))
+	}
+}
+
+// A server inside may answer, and the request be over, while its body is being passed on yet: the connection it came on is not read by two.
+func TestServe_anAnswerBeforeTheBodyWasReadLeavesTheConnectionWhole(t *testing.T) {
+	var logged strings.Builder
+	var mu sync.Mutex
+	in := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "early") }))
+	t.Cleanup(in.Close)
+	w := &world{box: Sandbox{ID: boxID, EnvdToken: token}, addr: map[int]string{3000: in.Listener.Addr().String()}}
+	w.envd = tripper(func(r *http.Request) (*http.Response, error) {
+		if r.Body != nil {
+			go func() { _, _ = r.Body.Read(make([]byte, 1)) }() // as a transport does that passes a body on
+		}
+		rec := httptest.NewRecorder()
+		fmt.Fprint(rec, "early")
+		return rec.Result(), nil
+	})
+	e := New(Config{Sandboxes: w})
+	t.Cleanup(e.Close)
+	out := httptest.NewUnstartedServer(e.Wrap(http.NotFoundHandler()))
+	out.Config.ErrorLog = log.New(writerFunc(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return logged.Write(b)
+	}), "", 0)
+	out.Start()
+	t.Cleanup(out.Close)
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	var wg sync.WaitGroup
+	for n := range 8 {
+		wg.Go(func() {
+			for i := range 100 {
+				port := 3000
+				if (n+i)%2 == 0 {
+					port = EnvdPort
+				}
+				body := strings.NewReader(strings.Repeat("x", i*31))
+				r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, out.URL+"/", body) // which is repeated where a connection was closed meanwhile
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r.Header.Set(idHeader, string(boxID))
+				r.Header.Set(portHeader, fmt.Sprint(port))
+				r.Header.Set("Idempotency-Key", fmt.Sprint(n, i))
+				resp, err := http.DefaultClient.Do(r)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				b, _ := io.ReadAll(resp.Body)
+				_ = resp.Body.Close()
+				if resp.StatusCode != 200 || string(b) != "early" {
+					t.Errorf("%d %q", resp.StatusCode, b)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	out.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	must.StrNotContains(t, logged.String(), "panic")
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
