@@ -200,8 +200,11 @@ func (s *Service) size(p *state.Pool, k *kept, ready int, now time.Time) int {
 	return k.wanted
 }
 
-// room is how many slots a tenant could claim. Slots of a shared pool are for many.
+// room is how many slots a tenant could claim: none while it is suspended. Slots of a shared pool are for many.
 func (s *Service) room(p *state.Pool) int {
+	if t, err := s.cfg.State.Tenant(p.Tenant); err == nil && t.Suspended {
+		return 0
+	}
 	if s.cfg.Quotas == nil || p.Shared {
 		return state.MaxPoolSlots
 	}

@@ -29,6 +29,7 @@ type State interface {
 	PoolNamed(tenant, name string) (state.Pool, error)
 	Slots(id api.PoolID) ([]state.Slot, error)
 	EachSlot(id api.PoolID, f func(*state.Slot) bool) error
+	Tenant(id string) (state.Tenant, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 

@@ -257,6 +257,22 @@ func TestPool_quotaBoundsIt(t *testing.T) {
 	coretest.Until(t, "one slot less", func() bool { return warm(s) == 1 })
 }
 
+func TestPool_ofASuspendedTenantIsEmpty(t *testing.T) {
+	s := world(t, 2, nil)
+	suspend := func(yes bool) {
+		tenant, err := s.State.Tenant(state.DefaultTenant)
+		must.NoError(t, err)
+		index := tenant.ModifyIndex
+		tenant.Suspended = yes
+		_, err = s.State.Apply(t.Context(), &state.TenantPut{Tenant: tenant, Index: index})
+		must.NoError(t, err)
+	}
+	suspend(true)
+	coretest.Until(t, "its slots go", func() bool { return warm(s) == 0 && status(t, s).Ready == 0 })
+	suspend(false)
+	full(t, s, 2)
+}
+
 func TestPool_saysWhyItIsEmpty(t *testing.T) {
 	s := coretest.New(t, nil)
 	s.Node.SetHooks(fleettest.Hooks{BeforeCreate: nil})
