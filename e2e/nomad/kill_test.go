@@ -117,6 +117,11 @@ func TestKill_whileOneIsMade(t *testing.T) {
 				job := batchJob(fmt.Sprintf("%s-%d", tc.name, after.Milliseconds()), command("sleep", "1000"), "")
 				attempts, mode, delay := 3, "fail", time.Second
 				job.TaskGroups[0].RestartPolicy = &nomadapi.RestartPolicy{Attempts: &attempts, Mode: &mode, Delay: &delay}
+				// Where the plugin is gone at the moment when Nomad makes the allocation's runner, the allocation fails before its first task.
+				again, constant, hour, soon, never := 3, "constant", time.Hour, 5*time.Second, time.Duration(0)
+				job.TaskGroups[0].ReschedulePolicy = &nomadapi.ReschedulePolicy{
+					Attempts: &again, Interval: &hour, Delay: &soon, DelayFunction: &constant, MaxDelay: &never, Unlimited: new(bool),
+				}
 				_, _, err := a.api.Jobs().Register(job, nil)
 				must.NoError(t, err)
 				time.Sleep(after) // the moment of the kill is what is tried
@@ -157,6 +162,66 @@ func TestKill_whileOneIsMade(t *testing.T) {
 		return a.none(t)
 	})
 	a.host().NothingLeft(t)
+}
+
+// TestKill_whileOneIsDestroyed kills the plugin between its report that a task has ended and Nomad's request to destroy it, which Nomad makes
+// once. So nobody asks the node to forget the sandbox; the node does when Nomad has collected the allocation, and not before.
+func TestKill_whileOneIsDestroyed(t *testing.T) {
+	a := startAgent(t)
+	client := nodeapi.NewUnix(a.socket)
+	var left nodeapi.Sandbox
+	for i := 0; left.ID == ""; i++ {
+		must.Less(t, 10, i, must.Sprint("no kill came between the two"))
+		job := batchJob(fmt.Sprintf("ended-%d", i), command("sleep", "1000"), "")
+		_, _, err := a.api.Jobs().Register(job, nil)
+		must.NoError(t, err)
+		alloc := a.alloc(t, *job.ID, "running")
+		plugin := a.pluginPID(t)
+		must.NoError(t, a.cmd.Process.Signal(syscall.SIGSTOP)) // it reads the report and the plugin's end at one time
+		for _, sb := range a.sandboxes(t) {
+			if sb.Owner.AllocID == alloc.ID {
+				_, err := client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{})
+				must.NoError(t, err)
+			}
+		}
+		poll(t, "the plugin to have seen the end", func() error {
+			if n := pipes(t, plugin); n != 0 { // it lets go of the task's log pipes, and reports
+				return fmt.Errorf("it holds %d log pipes", n)
+			}
+			return nil
+		})
+		killPID(t, plugin)
+		must.NoError(t, a.cmd.Process.Signal(syscall.SIGCONT))
+		a.alloc(t, *job.ID, "failed")
+		for _, sb := range a.sandboxes(t) {
+			if sb.Owner.AllocID == alloc.ID {
+				left = sb
+			}
+		}
+	}
+	must.Eq(t, nodeapi.StateStopped, left.State)
+	must.DirExists(t, left.Owner.Folder)
+	a.waitDriver(t)
+	a.cli(t, "system", "gc")
+	poll(t, "the node to forget all", func() error { return a.none(t) })
+	must.DirNotExists(t, left.Owner.Folder)
+	a.host().NothingLeft(t)
+}
+
+// pipes counts the named pipes that a process has open.
+func pipes(t *testing.T, pid int) int {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	must.NoError(t, err)
+	n := 0
+	for _, fd := range fds {
+		if fi, err := os.Stat(fd); err == nil && fi.Mode()&os.ModeNamedPipe != 0 {
+			if name, err := os.Readlink(fd); err == nil && filepath.IsAbs(name) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // pluginPID finds the plugin's process: the agent's plugin binary without the word node.

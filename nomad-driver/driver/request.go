@@ -42,7 +42,7 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 	if err != nil {
 		return req, err
 	}
-	req.Owner.AllocID, req.Owner.TaskID = cfg.AllocID, cfg.ID
+	req.Owner.AllocID, req.Owner.TaskID, req.Owner.Folder = cfg.AllocID, cfg.ID, cfg.AllocDir
 	// Where output goes on the host is Nomad's to say: a payload that names a file of the host would have the node write
 	// into it.
 	req.Logs = nil

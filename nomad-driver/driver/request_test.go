@@ -57,7 +57,7 @@ func TestRequest_mapsATask(t *testing.T) {
 		Deadline: now.Add(90 * time.Second),
 		Main:     &guest.Start{Argv: []string{"python3", "-c", "print(1)"}},
 		Logs:     &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath},
-		Owner:    nodeapi.Owner{Kind: "nomad", AllocID: "alloc-1", TaskID: "alloc-1/main/0badcafe"},
+		Owner:    nodeapi.Owner{Kind: "nomad", AllocID: "alloc-1", TaskID: "alloc-1/main/0badcafe", Folder: cfg.AllocDir},
 	}
 	must.Eq(t, want, got, must.Cmp(cmp.AllowUnexported()))
 	again, err := request(cfg, now)
@@ -114,7 +114,7 @@ func TestRequest_dispatchPayloadWins(t *testing.T) {
 	writeDispatch(t, cfg, want)
 	got, err := request(cfg, now)
 	must.NoError(t, err)
-	want.Owner = nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}
+	want.Owner = nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID, Folder: cfg.AllocDir}
 	must.Eq(t, want, got)
 }
 
@@ -129,7 +129,7 @@ func TestRequest_payloadStaysWithinTheTask(t *testing.T) {
 	got, err := request(cfg, now)
 	must.NoError(t, err)
 	must.Eq(t, &nodeapi.LogTargets{Stdout: cfg.StdoutPath, Stderr: cfg.StderrPath}, got.Logs)
-	must.Eq(t, nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID}, got.Owner)
+	must.Eq(t, nodeapi.Owner{Kind: "control", AllocID: cfg.AllocID, TaskID: cfg.ID, Folder: cfg.AllocDir}, got.Owner)
 	must.Eq(t, 256<<20, got.Limits.MemoryBytes)
 	must.Positive(t, got.Limits.CPUWeight)
 

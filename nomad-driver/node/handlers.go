@@ -31,6 +31,9 @@ func (n *Node) postSandbox(w http.ResponseWriter, r *http.Request) error {
 		// They name files of the host, which root here may choose and a client elsewhere may not.
 		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "logs: only clients of the unix socket may name log targets")
 	}
+	if req.Owner.Folder != "" && !local(r) {
+		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "owner.folder: only clients of the unix socket may name a folder of the host")
+	}
 	sb, fresh, err := n.Create(r.Context(), req)
 	if err != nil {
 		return err

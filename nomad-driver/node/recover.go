@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -228,33 +227,6 @@ func (n *Node) keepHouse(ctx context.Context) {
 		case <-t.C:
 		case <-ctx.Done():
 			return
-		}
-	}
-}
-
-// prune removes records of stopped sandboxes that are too old or too many.
-func (n *Node) prune(now time.Time) {
-	var stopped []nodeapi.Sandbox
-	for _, sb := range n.List() {
-		if sb.State == nodeapi.StateStopped {
-			stopped = append(stopped, sb)
-		}
-	}
-	slices.SortFunc(stopped, func(a, b nodeapi.Sandbox) int { return b.EndedAt.Compare(a.EndedAt) }) // newest first
-	for i, sb := range stopped {
-		if i < n.cfg.KeepCount && now.Sub(sb.EndedAt) < n.cfg.KeepStopped {
-			continue
-		}
-		b, err := n.box(sb.ID)
-		if err != nil {
-			continue
-		}
-		b.mu.Lock()
-		first := !b.deleting
-		b.deleting = true
-		b.mu.Unlock()
-		if first {
-			n.wg.Go(func() { n.remove(b) })
 		}
 	}
 }

@@ -214,6 +214,10 @@ func TestTLS_onlyKnownClients(t *testing.T) {
 	req.Main, req.Logs = &guest.Start{Argv: []string{"true"}}, &nodeapi.LogTargets{Stdout: dir + "/ca.pem"}
 	_, err := remote.Create(t.Context(), req)
 	must.Eq(t, http.StatusForbidden, api.StatusOf(err), must.Sprint("a client elsewhere must not name files of the host"))
+	req = createRequest()
+	req.Owner.Folder = dir
+	_, err = remote.Create(t.Context(), req)
+	must.Eq(t, http.StatusForbidden, api.StatusOf(err), must.Sprint("nor folders"))
 	for name, c := range map[string]*tls.Config{
 		"without a certificate":        good.client(t, "", 0),
 		"with a server's certificate":  good.client(t, "control", x509.ExtKeyUsageServerAuth),

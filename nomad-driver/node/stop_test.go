@@ -3,6 +3,8 @@ package node
 import (
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -162,4 +164,48 @@ func TestPrune_byAgeAndCount(t *testing.T) {
 	}
 	n.prune(time.Now().Add(DefaultKeepStopped))
 	waitUntil(t, "no records", func() bool { return len(n.List()) == 0 })
+}
+
+// A record that Nomad may still ask for stays, whatever its age; one of an allocation that Nomad has collected goes at once; and a
+// folder that cannot be looked for says nothing.
+func TestPrune_byTheOwnersFolder(t *testing.T) {
+	dir := shortDir(t)
+	cfg := testConfig(dir)
+	cfg.KeepCount = 1
+	n := startNode(t, cfg, nil)
+	allocs := filepath.Join(dir, "alloc")
+	must.NoError(t, os.MkdirAll(filepath.Join(allocs, "there"), 0o700))
+	must.NoError(t, os.MkdirAll(filepath.Join(allocs, "runs"), 0o700))
+	made := map[string]api.SandboxID{}
+	for _, alloc := range []string{"there", "gone", "runs", "elsewhere"} {
+		req := createRequest()
+		req.Owner.Folder = filepath.Join(allocs, alloc)
+		if alloc == "elsewhere" {
+			req.Owner.Folder = filepath.Join(dir, "not-mounted", alloc)
+		}
+		sb, err := n.client.Create(t.Context(), req)
+		must.NoError(t, err)
+		made[alloc] = sb.ID
+		if alloc == "runs" {
+			continue
+		}
+		_, err = n.client.Stop(t.Context(), sb.ID, nodeapi.StopRequest{})
+		must.NoError(t, err)
+	}
+	gone := func(alloc string) func() bool {
+		return func() bool { _, err := n.Get(made[alloc]); return api.IsNotFound(err) }
+	}
+	n.prune(time.Now())
+	waitUntil(t, "the record of the collected allocation to go", gone("gone"))
+	must.SliceLen(t, 3, n.List())
+	n.prune(time.Now().Add(2 * DefaultKeepStopped))
+	waitUntil(t, "the old record whose owner nobody knows to go", gone("elsewhere"))
+	must.SliceLen(t, 2, n.List(), must.Sprint("Nomad may ask for one that has stopped, and the other runs"))
+	must.NoError(t, os.RemoveAll(allocs))
+	must.NoError(t, os.Mkdir(allocs, 0o700))
+	n.prune(time.Now())
+	waitUntil(t, "the other to go after its folder", gone("there"))
+	sb, err := n.Get(made["runs"])
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.StateRunning, sb.State, must.Sprint("what runs is never pruned"))
 }

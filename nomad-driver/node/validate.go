@@ -347,6 +347,14 @@ func checkOwner(o nodeapi.Owner, metadata map[string]string) error {
 			return err
 		}
 	}
+	if o.Folder != "" {
+		if err := checkPath("owner.folder", o.Folder); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(o.Folder) || filepath.Clean(o.Folder) != o.Folder {
+			return invalid("owner.folder: %.60q is not a clean absolute path", o.Folder)
+		}
+	}
 	if len(metadata) > maxMetadata {
 		return invalid("metadata: %d entries, at most %d", len(metadata), maxMetadata)
 	}

@@ -80,6 +80,9 @@ type Owner struct {
 	Kind    string `json:"kind"`               // "control", "nomad" (a task that a job file named itself), "test"
 	AllocID string `json:"alloc_id,omitempty"` // Nomad's allocation, where there is one
 	TaskID  string `json:"task_id,omitempty"`  // Nomad's task id, where there is one
+	// Folder is a folder of the host that is there for as long as the owner may ask for the sandbox: the allocation's. The record of
+	// a stopped sandbox stays while it is there, and goes after it. Only clients of the unix socket may name one.
+	Folder string `json:"folder,omitempty"`
 }
 
 // LogTargets are FIFOs or files of the host into which the node copies the main process's output. They are opened

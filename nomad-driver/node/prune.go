@@ -1,0 +1,74 @@
+package node
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+)
+
+// prune removes records of stopped sandboxes: those whose owner will not ask for them any more, and of the others, where nothing says
+// that somebody still may, those that are too old or too many.
+func (n *Node) prune(now time.Time) {
+	var stopped []nodeapi.Sandbox
+	for _, sb := range n.List() {
+		if sb.State == nodeapi.StateStopped {
+			stopped = append(stopped, sb)
+		}
+	}
+	slices.SortFunc(stopped, func(a, b nodeapi.Sandbox) int { return b.EndedAt.Compare(a.EndedAt) }) // newest first
+	for i, sb := range stopped {
+		switch ownerAsks(sb.Owner.Folder) {
+		case asksNever:
+			n.log.Info("record of a sandbox is removed: its owner has forgotten it", "sandbox", sb.ID, "alloc_id", sb.Owner.AllocID)
+		case mayAsk:
+			continue
+		case nobodyKnows:
+			if i < n.cfg.KeepCount && now.Sub(sb.EndedAt) < n.cfg.KeepStopped {
+				continue
+			}
+		}
+		b, err := n.box(sb.ID)
+		if err != nil {
+			continue
+		}
+		b.mu.Lock()
+		first := !b.deleting
+		b.deleting = true
+		b.mu.Unlock()
+		if first {
+			n.wg.Go(func() { n.remove(b) })
+		}
+	}
+}
+
+// asking is whether the owner of a stopped sandbox will ask how it ended.
+type asking int
+
+const (
+	nobodyKnows asking = iota
+	mayAsk
+	asksNever
+)
+
+// ownerAsks tells it from the owner's folder. A Nomad client asks for a task, after however long a time in which it did not run, until it
+// has collected the allocation; then it removes the allocation's folder, and what it knew of its tasks right after. The request that
+// removes the record (DestroyTask) is made once, and is lost where the plugin is killed at that moment. Where the folder above
+// is not there either, Nomad's data may only be somewhere else now, or not mounted: that says nothing.
+func ownerAsks(folder string) asking {
+	if folder == "" {
+		return nobodyKnows
+	}
+	_, err := os.Lstat(folder)
+	if err == nil {
+		return mayAsk
+	}
+	if _, above := os.Stat(filepath.Dir(folder)); above != nil || !errors.Is(err, fs.ErrNotExist) {
+		return nobodyKnows
+	}
+	return asksNever
+}
