@@ -60,6 +60,9 @@ type Config struct {
 	MaxEnded       int              // ended sandboxes kept
 	DefaultQuota   map[string]int64 // of tenants without limits of their own, by name; nil: as it was set
 
+	// Quiet returns when no request to a sandbox is under way at this server's edge, or ctx ends. nil: nobody knows.
+	Quiet func(ctx context.Context, id api.SandboxID)
+
 	// Record is told what happens without a request: ends, and what the reconciler puts right. nil: nobody.
 	Record func(audit.Event)
 
@@ -188,7 +191,7 @@ func (c *Core) build(cfg Config) error {
 	lc := lifecycle.Config{
 		Pools: c.Pools,
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now, Quota: c.Quota,
-		Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
+		Quiet: cfg.Quiet, Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
 	}
 	if cfg.Sandboxes != nil {
 		cfg.Sandboxes(&lc)

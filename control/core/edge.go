@@ -32,7 +32,7 @@ func (r reach) Find(id api.SandboxID) (edge.Sandbox, error) {
 	if err != nil {
 		return edge.Sandbox{}, fmt.Errorf("%w: %w", edge.ErrNotFound, err)
 	}
-	if sb.Wakes() {
+	if sb.Wakes() || sb.Leaving() {
 		return reached(sb), fmt.Errorf("%w: %s", edge.ErrPaused, id)
 	}
 	if sb.State != state.Running {

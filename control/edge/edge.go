@@ -70,6 +70,7 @@ type Config struct {
 	Sandboxes Sandboxes
 	Links     Verifier // of our own links; nil: there are none
 	Logger    hclog.Logger
+	Traffic   *Traffic // what is under way; nil: nobody else looks at it
 	// MaxConnections is how many requests to one sandbox go on at once, 1024 where zero. More are answered with 429.
 	MaxConnections int
 	// Denied is told of every request that is not let in, before it is answered. It must not wait. nil: nobody is told.
@@ -90,7 +91,7 @@ type Edge struct {
 	ports   *http.Transport // to all ports but envd's
 	grpc    *http.Transport // to the same, with HTTP/2
 	proxy   *httputil.ReverseProxy
-	current counts
+	current *Traffic
 }
 
 const (
@@ -108,7 +109,10 @@ func New(cfg Config) *Edge {
 	if cfg.MaxConnections == 0 {
 		cfg.MaxConnections = maxConns
 	}
-	e := &Edge{cfg: cfg, current: counts{n: map[api.SandboxID]int{}}}
+	if cfg.Traffic == nil {
+		cfg.Traffic = new(Traffic)
+	}
+	e := &Edge{cfg: cfg, current: cfg.Traffic}
 	e.ports = &http.Transport{
 		DialContext: e.dialPort, DisableCompression: true, IdleConnTimeout: idleTimeout, MaxIdleConns: 512, MaxIdleConnsPerHost: 16,
 	}
@@ -167,31 +171,13 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 			return
 		}
 	}
-	box, err := e.find(r, t)
-	if err != nil {
-		e.refuse(w, r, t, err)
-		return
+	box, ok := e.admit(w, r, t)
+	for ok && e.leaving(box.ID) {
+		// It was found just before it began to move to another node: who moves it may not have seen this request, which waits as others do.
+		e.current.leave(box.ID)
+		box, ok = e.admit(w, r, t)
 	}
-	if t.port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
-		e.denied(r, Denial{box, t.port, http.StatusForbidden, "traffic token"})
-		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
-		return
-	}
-	if box.Suspended && (t.port == EnvdPort || t.signed) && r.Method != http.MethodGet && r.Method != http.MethodHead {
-		e.denied(r, Denial{box, t.port, http.StatusForbidden, api.CodeSuspended})
-		writeError(w, http.StatusForbidden, "the tenant of this sandbox is suspended: it may be looked at, and no more")
-		return
-	}
-	if to := redirect(r, box, t); to != "" {
-		w.Header().Set("Location", to)
-		w.Header().Set("Preference-Applied", preferRedirect)
-		w.WriteHeader(http.StatusTemporaryRedirect)
-		return
-	}
-	if !e.current.enter(box.ID, e.cfg.MaxConnections) {
-		e.denied(r, Denial{box, t.port, http.StatusTooManyRequests, "connections"})
-		w.Header().Set("Retry-After", "1")
-		writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
+	if !ok {
 		return
 	}
 	defer e.current.leave(box.ID)
@@ -209,6 +195,44 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	}
 	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
 	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// admit finds the sandbox of a request that may reach it, and enters the request in the traffic. What may not is answered.
+func (e *Edge) admit(w http.ResponseWriter, r *http.Request, t target) (Sandbox, bool) {
+	box, err := e.find(r, t)
+	if err != nil {
+		e.refuse(w, r, t, err)
+		return box, false
+	}
+	if t.port != EnvdPort && box.TrafficToken != "" && !sameToken(r.Header.Get(trafficHeader), box.TrafficToken) {
+		e.denied(r, Denial{box, t.port, http.StatusForbidden, "traffic token"})
+		writePage(w, r, http.StatusForbidden, gone{SandboxID: string(box.ID), Message: "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing or invalid", Code: http.StatusForbidden})
+		return box, false
+	}
+	if box.Suspended && (t.port == EnvdPort || t.signed) && r.Method != http.MethodGet && r.Method != http.MethodHead {
+		e.denied(r, Denial{box, t.port, http.StatusForbidden, api.CodeSuspended})
+		writeError(w, http.StatusForbidden, "the tenant of this sandbox is suspended: it may be looked at, and no more")
+		return box, false
+	}
+	if to := redirect(r, box, t); to != "" {
+		w.Header().Set("Location", to)
+		w.Header().Set("Preference-Applied", preferRedirect)
+		w.WriteHeader(http.StatusTemporaryRedirect)
+		return box, false
+	}
+	if !e.current.enter(box.ID, e.cfg.MaxConnections) {
+		e.denied(r, Denial{box, t.port, http.StatusTooManyRequests, "connections"})
+		w.Header().Set("Retry-After", "1")
+		writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
+		return box, false
+	}
+	return box, true
+}
+
+// leaving reports whether a sandbox that was found running is on its way to another node by now, or is paused.
+func (e *Edge) leaving(id api.SandboxID) bool {
+	_, err := e.cfg.Sandboxes.Find(id)
+	return errors.Is(err, ErrPaused)
 }
 
 func (e *Edge) denied(r *http.Request, d Denial) {

@@ -107,7 +107,8 @@ type world struct {
 	mu     sync.Mutex
 	paused bool
 	woken  int
-	refuse error // of Wake
+	refuse error          // of Wake
+	found  func(w *world) // after a Find; nil: nothing
 
 	addr map[int]string // listeners by port; others are closed
 	envd http.RoundTripper
@@ -125,6 +126,9 @@ func (w *world) Find(id api.SandboxID) (Sandbox, error) {
 		return b, fmt.Errorf("%w: %s", ErrPaused, id)
 	}
 	b.Node = w
+	if w.found != nil {
+		w.found(w)
+	}
 	return b, nil
 }
 
@@ -666,3 +670,18 @@ func TestServe_anAnswerBeforeTheBodyWasReadLeavesTheConnectionWhole(t *testing.T
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// It begins to move between the moment when a request finds it and the one when the request is under way.
+func TestServe_aRequestThatMeetsAMoveWaitsForItsEnd(t *testing.T) {
+	s := newScene(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "answered") }, nil)
+	finds := 0
+	s.found = func(w *world) {
+		if finds++; finds == 1 {
+			w.paused = true
+		}
+	}
+	status, body, _ := s.get(t, 3000, "/")
+	must.Eq(t, http.StatusOK, status)
+	must.Eq(t, "answered", body)
+	must.Eq(t, 1, s.woken, must.Sprint("it waited, and was passed on once"))
+}

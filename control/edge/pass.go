@@ -164,30 +164,6 @@ func sameToken(got, want string) bool {
 	return subtle.ConstantTimeCompare([]byte(got), []byte(want)) == 1
 }
 
-// counts is how many requests each sandbox has under way.
-type counts struct {
-	mu sync.Mutex
-	n  map[api.SandboxID]int
-}
-
-func (c *counts) enter(id api.SandboxID, limit int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.n[id] >= limit {
-		return false
-	}
-	c.n[id]++
-	return true
-}
-
-func (c *counts) leave(id api.SandboxID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.n[id]--; c.n[id] <= 0 {
-		delete(c.n, id)
-	}
-}
-
 // copyBytes is large enough that the cost of a system call does not count.
 const copyBytes = 256 << 10
 

@@ -16,6 +16,8 @@ import (
 
 // State is the part of the state that the service needs.
 type State interface {
+	// Leads reports whether this server believes to lead.
+	Leads() bool
 	Sandbox(id api.SandboxID) (state.Sandbox, error)
 	Live() ([]state.Sandbox, error)
 	List(f state.Filter, o state.Order, p state.Page) (state.List, error)
@@ -62,6 +64,8 @@ type Config struct {
 	Logger    hclog.Logger
 	Now       func() time.Time
 	NewID     func() api.SandboxID
+	// Quiet returns when no request to a sandbox is under way at this server, or ctx ends; nil: nobody knows.
+	Quiet func(ctx context.Context, id api.SandboxID)
 	// Run names this run of the control service: another run knows by it which starting sandboxes nobody waits for.
 	Run string // required
 
@@ -93,6 +97,9 @@ func (c *Config) check() error {
 	}
 	if c.NewID == nil {
 		c.NewID = api.NewSandboxID
+	}
+	if c.Quiet == nil {
+		c.Quiet = func(context.Context, api.SandboxID) {}
 	}
 	if c.Crash == nil {
 		c.Crash = func(string) error { return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/core/coretest"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
@@ -240,4 +242,86 @@ func TestMove_chosesANodeThatCanRestoreIt(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, state.Running, got.State, must.Sprint("nothing was given up"))
 	must.Eq(t, sb.Node, got.Node)
+}
+
+// Requests wait from before its node stops it, so that nobody is told that it is not there.
+func TestMove_holdsRequestsFromItsBeginning(t *testing.T) {
+	s, second, _ := twoNodes(t, true)
+	sb := running(t, s, nil)
+	pausing, goOn := make(chan struct{}), make(chan struct{})
+	s.Node.SetHooks(fleettest.Hooks{Call: func(_, path string) error {
+		if strings.HasSuffix(path, "/pause") {
+			close(pausing)
+			<-goOn
+		}
+		return nil
+	}})
+	moved := make(chan error, 1)
+	go func() { moved <- s.Sandboxes.Move(t.Context(), sb.ID, []api.NodeID{sb.Node}) }()
+	<-pausing
+	_, err := s.Reach().Find(sb.ID)
+	must.ErrorIs(t, err, edge.ErrPaused, must.Sprint("the edge waits"))
+	early, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	type found struct {
+		node *nodeapi.Client
+		err  error
+	}
+	asked := make(chan found, 1)
+	go func() {
+		n, err := s.Sandboxes.NodeFor(t.Context(), tenantOf(sb), sb.ID)
+		asked <- found{n, err}
+	}()
+	select {
+	case f := <-asked:
+		t.Fatalf("answered in the midst of a move: %v", f.err)
+	case <-early.Done():
+	}
+	close(goOn)
+	must.NoError(t, <-moved)
+	f := <-asked
+	must.NoError(t, f.err)
+	must.StrHasSuffix(t, second.Socket, f.node.Address())
+	got, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+	must.NoError(t, err)
+	must.False(t, got.Moving)
+}
+
+// A service died after it had recorded that a sandbox is to move.
+func TestMove_thatADeadServiceBeganIsSettled(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		paused bool // its node had paused it, and nobody recorded that
+		act    func(t *testing.T, s *coretest.Server, sb state.Sandbox)
+	}{
+		{"by a request", false, func(t *testing.T, s *coretest.Server, sb state.Sandbox) {
+			_, err := s.Sandboxes.NodeFor(t.Context(), tenantOf(sb), sb.ID)
+			must.NoError(t, err)
+		}},
+		{"by a pause", false, func(t *testing.T, s *coretest.Server, sb state.Sandbox) {
+			got, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
+			must.NoError(t, err)
+			must.False(t, got.Moving)
+			_, err = s.Sandboxes.Resume(t.Context(), tenantOf(sb), sb.ID, time.Hour, lifecycle.KeepMemory)
+			must.NoError(t, err)
+		}},
+		{"where nothing drains any more", false, func(*testing.T, *coretest.Server, state.Sandbox) {}},
+		{"where its node has paused it", true, func(*testing.T, *coretest.Server, state.Sandbox) {}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, _, _ := twoNodes(t, true)
+			sb := running(t, s, func(p *lifecycle.CreateParams) { p.Timeout = time.Hour })
+			_, err := s.State.Apply(t.Context(), &state.SandboxMove{ID: sb.ID, Moving: true})
+			must.NoError(t, err)
+			if tc.paused {
+				s.Node.Pause(sb.ID)
+			}
+			tc.act(t, s, sb)
+			coretest.Until(t, "it to run where it is", func() bool {
+				got, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+				_, runs := s.Node.Running()[sb.ID]
+				return err == nil && !got.Moving && got.State == state.Running && got.Node == sb.Node && runs
+			})
+		})
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +19,10 @@ import (
 const (
 	drainEvery    = 2 * time.Second
 	parallelMoves = 4
+	awaitEvery    = 50 * time.Millisecond
+	// quietTime is how long requests that are under way when a sandbox begins to move may take to end: what takes longer, as streams do, is
+	// cut off and comes again.
+	quietTime = 2 * time.Second
 	// moveTimeout bounds the checkpoint of a sandbox that moves, and its way into the store.
 	moveTimeout = 10 * time.Minute
 )
@@ -46,6 +51,7 @@ func (s *Service) Drain(ctx context.Context) {
 		if len(left) > 0 {
 			s.leave(ctx, left)
 		}
+		s.settle(ctx, left)
 	}
 }
 
@@ -90,11 +96,14 @@ func (s *Service) Move(ctx context.Context, id api.SandboxID, left []api.NodeID)
 	if err != nil {
 		return stateError(id, err)
 	}
+	begin := s.cfg.Now()
+	packed := begin
 	switch {
 	case sb.State == state.Running:
 		if sb, err = s.pack(ctx, sb, left); err != nil {
 			return fmt.Errorf("move sandbox %s: %w", id, err)
 		}
+		packed = s.cfg.Now()
 	case sb.State != state.Paused || !sb.Moving:
 		return nil // it changed meanwhile
 	}
@@ -110,6 +119,7 @@ func (s *Service) Move(ctx context.Context, id api.SandboxID, left []api.NodeID)
 	if err != nil {
 		return err
 	}
+	s.cfg.Logger.Info("sandbox moved", "sandbox", id, "was", sb.Node, "node", on, "packed", packed.Sub(begin), "unpacked", s.cfg.Now().Sub(packed))
 	return s.resumed(ctx, sb, on)
 }
 
@@ -136,6 +146,15 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 	if err != nil {
 		return sb, err
 	}
+	// From here on requests wait, on every server: what its node answers in between is not that it is not there.
+	r, err := s.cfg.State.Apply(ctx, &state.SandboxMove{ID: sb.ID, Moving: true})
+	if err != nil {
+		return sb, stateError(sb.ID, err)
+	}
+	sb = r.Sandbox
+	quiet, enough := context.WithTimeout(ctx, quietTime)
+	s.cfg.Quiet(quiet, sb.ID)
+	enough()
 	within, cancel := context.WithTimeout(ctx, moveTimeout)
 	defer cancel()
 	copied := api.NewSnapshotID()
@@ -145,14 +164,79 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 		if _, backErr := node.Resume(context.WithoutCancel(ctx), sb.ID, nodeapi.ResumeRequest{Deadline: sb.EndAt}); backErr != nil && !api.IsNotFound(backErr) {
 			err = errors.Join(err, backErr)
 		}
+		if _, stayErr := s.stays(ctx, sb); stayErr != nil {
+			err = errors.Join(err, stayErr)
+		}
 		return sb, err
 	}
 	at := s.cfg.Now().UTC()
 	if got.Pause != nil && !got.Pause.At.IsZero() {
 		at = got.Pause.At.UTC()
 	}
-	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxPaused{
+	r, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxPaused{
 		ID: sb.ID, Node: sb.Node, At: at, Stored: copied, StoredIn: store, Moving: true,
 	})
 	return r.Sandbox, stateError(sb.ID, err)
+}
+
+// stays records that a sandbox which was about to move goes on where it is. Called with its lock held, so nobody moves it.
+func (s *Service) stays(ctx context.Context, sb state.Sandbox) (state.Sandbox, error) {
+	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxMove{ID: sb.ID})
+	if errors.Is(err, state.ErrState) {
+		err = nil // the reconciler has seen it paused, which the next turn of the drain goes on from
+	}
+	return r.Sandbox, stateError(sb.ID, err)
+}
+
+// awaitMove returns when a sandbox is not on its way to another node, where this server is not the one that moves it: the lock which is
+// held over a move is the leader's.
+func (s *Service) awaitMove(ctx context.Context, id api.SandboxID) error {
+	tick := time.NewTicker(awaitEvery)
+	defer tick.Stop()
+	for !s.cfg.State.Leads() {
+		if sb, err := s.cfg.State.Sandbox(id); err != nil || !sb.Moving {
+			return stateError(id, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// settle lets what was to leave a node that is not to be left any more go on there: the drain was called off, or a service died in the
+// midst of a move.
+func (s *Service) settle(ctx context.Context, left []api.NodeID) {
+	live, err := s.cfg.State.Live()
+	if err != nil {
+		s.cfg.Logger.Error("records cannot be read", "error", err)
+		return
+	}
+	for _, sb := range live {
+		if sb.Moving && !slices.Contains(left, sb.Node) {
+			if err := s.settleOne(ctx, sb.ID, left); err != nil && ctx.Err() == nil {
+				s.cfg.Logger.Warn("sandbox that was on its way does not go on yet", "sandbox", sb.ID, "node", sb.Node, "error", err)
+			}
+		}
+	}
+}
+
+func (s *Service) settleOne(ctx context.Context, id api.SandboxID, left []api.NodeID) error {
+	defer s.locks.lock(id)()
+	sb, err := s.cfg.State.Sandbox(id)
+	if err != nil || !sb.Moving || slices.Contains(left, sb.Node) {
+		return stateError(id, err)
+	}
+	switch sb.State {
+	case state.Running:
+		_, err = s.stays(ctx, sb)
+	case state.Paused:
+		var on api.NodeID
+		if on, err = s.resumeOn(ctx, sb, sb.EndAt, KeepMemory); err == nil {
+			err = s.resumed(ctx, sb, on)
+		}
+	}
+	return err
 }

@@ -33,6 +33,11 @@ func (s *Service) Pause(ctx context.Context, tenant string, id api.SandboxID, ke
 	if sb.State != state.Running {
 		return state.Sandbox{}, notRunning(sb)
 	}
+	if sb.Leaving() {
+		if sb, err = s.stays(ctx, sb); err != nil {
+			return state.Sandbox{}, err
+		}
+	}
 	node, err := s.cfg.Fleet.Client(sb.Node)
 	if err != nil {
 		return state.Sandbox{}, err
@@ -84,10 +89,16 @@ func (s *Service) Resume(ctx context.Context, tenant string, id api.SandboxID, d
 
 // Wake implements API. However many ask at a time, the sandbox is resumed once: the others find it running.
 func (s *Service) Wake(ctx context.Context, id api.SandboxID) (state.Sandbox, error) {
+	if err := s.awaitMove(ctx, id); err != nil {
+		return state.Sandbox{}, err
+	}
 	defer s.locks.lock(id)()
 	sb, err := s.cfg.State.Sandbox(id)
 	if err != nil {
 		return state.Sandbox{}, stateError(id, err)
+	}
+	if sb.Leaving() {
+		return s.stays(ctx, sb)
 	}
 	if sb.State == state.Running {
 		return sb, nil

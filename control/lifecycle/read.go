@@ -57,7 +57,7 @@ func (s *Service) NodeFor(ctx context.Context, tenant string, id api.SandboxID) 
 	if err != nil {
 		return nil, err
 	}
-	if sb.Wakes() {
+	if sb.Wakes() || sb.Leaving() {
 		if sb, err = s.Wake(ctx, id); err != nil {
 			return nil, err
 		}

@@ -5,6 +5,21 @@ import (
 	"time"
 )
 
+func (c *SandboxMove) apply(tx *writeTx) (Result, error) {
+	s, err := tx.sandbox(c.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	if s.State != Running {
+		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
+	}
+	if s.Moving == c.Moving {
+		return Result{Sandbox: s}, nil
+	}
+	s.Moving = c.Moving
+	return changed(s, tx.putSandbox(&s))
+}
+
 func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
 	s, err := tx.sandbox(c.ID)
 	if err != nil {
@@ -27,7 +42,8 @@ func (c *SandboxPaused) apply(tx *writeTx) (Result, error) {
 		return Result{Sandbox: s}, fmt.Errorf("sandbox %s is %s: %w", s.ID, s.State, ErrState)
 	}
 	s.State, s.Node, s.PausedAt, s.PausedFiles = Paused, c.Node, c.At, c.Files
-	s.Stored, s.StoredIn, s.Moving = c.Stored, c.StoredIn, c.Moving
+	s.Stored, s.StoredIn = c.Stored, c.StoredIn
+	s.Moving = s.Moving || c.Moving // who records it first may not know why it is paused
 	s.Reason, s.Exit, s.EndedAt, s.Hold = "", nil, time.Time{}, Hold{}
 	return changed(s, tx.putSandbox(&s))
 }

@@ -19,6 +19,7 @@ const (
 	typeSandboxNetwork  commandType = 7
 	typeSandboxPaused   commandType = 8
 	typeSandboxResumed  commandType = 9
+	typeSandboxMove     commandType = 10
 	typeSandboxLimits   commandType = 12
 	typeSandboxHold     commandType = 13
 	typeSandboxUnhold   commandType = 14
@@ -66,6 +67,7 @@ var commands = map[commandType]func() Command{
 	typeSandboxNetwork:  func() Command { return new(SandboxNetwork) },
 	typeSandboxPaused:   func() Command { return new(SandboxPaused) },
 	typeSandboxResumed:  func() Command { return new(SandboxResumed) },
+	typeSandboxMove:     func() Command { return new(SandboxMove) },
 	typeSandboxLimits:   func() Command { return new(SandboxLimits) },
 	typeSandboxHold:     func() Command { return new(SandboxHold) },
 	typeSandboxUnhold:   func() Command { return new(SandboxUnhold) },

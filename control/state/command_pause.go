@@ -30,8 +30,18 @@ type SandboxResumed struct {
 	Timeout time.Duration `codec:"timeout"` // that EndAt came from
 }
 
+// SandboxMove records that a running sandbox is about to be paused to go on on another node, so that requests wait from then on; or
+// that it is not, after all. Repeating it changes nothing.
+type SandboxMove struct {
+	ID     api.SandboxID `codec:"id"`
+	Moving bool          `codec:"moving"`
+}
+
+func (*SandboxMove) kind() commandType    { return typeSandboxMove }
 func (*SandboxPaused) kind() commandType  { return typeSandboxPaused }
 func (*SandboxResumed) kind() commandType { return typeSandboxResumed }
+
+func (c *SandboxMove) check() error { return checkID(c.ID) }
 
 func (c *SandboxPaused) check() error {
 	if c.At.IsZero() {

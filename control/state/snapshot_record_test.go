@@ -56,3 +56,23 @@ func TestSnapshotDelete_refusesWhileSandboxesNeedIt(t *testing.T) {
 	_, err = f.store.SnapshotByID(snapID(2))
 	must.True(t, errors.Is(err, ErrNotFound))
 }
+
+func TestSandboxMove_isKeptUntilItRunsAgain(t *testing.T) {
+	f := replay(t, script()[:9]) // sandbox 1 runs on n1
+	must.ErrorIs(t, refusal(t, f, &SandboxMove{ID: id(7), Moving: true}), ErrNotFound)
+	r, err := f.store.apply(1000, &SandboxMove{ID: id(1), Moving: true})
+	must.NoError(t, err)
+	must.True(t, r.Sandbox.Leaving())
+	must.False(t, r.Sandbox.Wakes(), must.Sprint("it runs yet"))
+	r, err = f.store.apply(1001, &SandboxMove{ID: id(1), Moving: true})
+	must.NoError(t, err)
+	must.Eq(t, 0, r.Changed)
+	// The reconciler sees it paused first, and does not know why.
+	r, err = f.store.apply(1002, &SandboxPaused{ID: id(1), Node: "n1", At: at(1)})
+	must.NoError(t, err)
+	must.True(t, r.Sandbox.Moving && r.Sandbox.Wakes())
+	must.ErrorIs(t, refusal(t, f, &SandboxMove{ID: id(1)}), ErrState)
+	r, err = f.store.apply(1003, &SandboxResumed{ID: id(1), Node: "n2", At: at(9), EndAt: at(100), MaxEnd: at(200)})
+	must.NoError(t, err)
+	must.False(t, r.Sandbox.Moving)
+}

@@ -83,7 +83,7 @@ type Sandbox struct {
 	// Stored is the copy of a paused sandbox in the snapshot store StoredIn, from which any node that has the store brings it back.
 	Stored   api.SnapshotID `codec:"stored"`
 	StoredIn string         `codec:"stored_in"`
-	// Moving tells that it is paused only to go on at once on another node.
+	// Moving tells that it is about to be paused, or is, only to go on at once on another node.
 	Moving bool `codec:"moving"`
 	// ResumedAt is when it was resumed last; zero where it never was.
 	ResumedAt time.Time `codec:"resumed_at"`
@@ -134,6 +134,9 @@ type Sandbox struct {
 func (s Sandbox) Wakes() bool {
 	return s.State == Paused && (s.Lifecycle.AutoResume || s.Moving) && !s.PausedFiles
 }
+
+// Leaving reports whether a running sandbox is about to be paused to go on on another node: requests wait.
+func (s Sandbox) Leaving() bool { return s.State == Running && s.Moving }
 
 // CPUCount returns the whole cores that CPUMillis needs, at least 1.
 func (s Sandbox) CPUCount() int { return max(1, int((s.CPUMillis+999)/1000)) }

@@ -93,6 +93,8 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	}
 	s.cfg.Record = s.audit.Note
 	cfg = s.cfg
+	traffic := new(edge.Traffic)
+	cfg.Quiet = traffic.Await
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
 		return s, err
 	}
@@ -102,7 +104,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		return s, err
 	}
 	links := &edge.Links{Ring: s.Core.LinkKeys}
-	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Denied: s.denied, Logger: cfg.Logger.Named("edge")})
+	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Traffic: traffic, Denied: s.denied, Logger: cfg.Logger.Named("edge")})
 	s.http, err = server.New(server.Config{
 		Front:     s.edge.Wrap,
 		Links:     links,
