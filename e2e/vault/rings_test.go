@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -216,4 +217,48 @@ func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d links made and served, %d failed", good.Load(), bad.Load())
 	must.Eq(t, 0, bad.Load())
+}
+
+// The token that Nomad or Vault's agent keeps in a file may end, be cut off, or be gone: links go on with the copy, new trust fails closed, and the next
+// token that is written there is taken, without a restart.
+func TestLinks_goOnWhenTheTokenHasEnded(t *testing.T) {
+	s := startVault(t)
+	must.NoError(t, s.keys().PrepareKey(t.Context(), "soulbox/url-keys/links", vault.UseRing))
+	admin := s.client()
+	must.NoError(t, admin.Sys().PutPolicy("links", `path "soulbox/url-keys/*" { capabilities = ["create", "read", "update"] }`))
+	fresh := func() string {
+		secret, err := admin.Auth().Token().Create(&vaultapi.TokenCreateRequest{Policies: []string{"links"}, NoParent: true, TTL: "1h"})
+		must.NoError(t, err)
+		return secret.Auth.ClientToken
+	}
+	file := filepath.Join(t.TempDir(), "token")
+	first := fresh()
+	must.NoError(t, os.WriteFile(file, []byte(first), 0o600))
+	c, err := vault.Connect(vault.Config{Address: s.Config.Address(), TokenFile: file})
+	must.NoError(t, err)
+	t.Cleanup(c.Close)
+	ring, err := c.OpenRing(t.Context(), vault.RingConfig{Key: "soulbox/url-keys/links"})
+	must.NoError(t, err)
+	links := edge.Links{Ring: ring}
+	for name, ends := range map[string]func() error{
+		"revoked":     func() error { return admin.Auth().Token().RevokeTree(first) },
+		"cut off":     func() error { return os.WriteFile(file, []byte(first[:len(first)/2]), 0o600) },
+		"empty":       func() error { return os.WriteFile(file, nil, 0o600) },
+		"not there":   func() error { return os.Remove(file) },
+		"not a token": func() error { return os.WriteFile(file, []byte("\x00\n\r\n"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			must.NoError(t, ends())
+			_, _, err := links.Query(edge.Link{Sandbox: box, Operation: "read", Path: "/x", Expires: time.Now().Add(time.Minute)})
+			must.NoError(t, err, must.Sprint("the copy serves"))
+			_, err = ring.Rotate(t.Context())
+			must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err))
+			must.StrNotContains(t, err.Error(), first[:len(first)/2], must.Sprint("no token in an error"))
+			t.Logf("%s: %v", name, err)
+			first = fresh()
+			must.NoError(t, os.WriteFile(file, []byte(first+"\n"), 0o600))
+			_, err = ring.Rotate(t.Context())
+			must.NoError(t, err)
+		})
+	}
 }
