@@ -1,8 +1,8 @@
 // Package api is SoulBox's public Go client and the types of its API.
 //
 // It owns the wire types, ids and errors that clients, the control service, the Terraform provider and the Vault plugin
-// share, and the HTTP client. It never imports another package of the project except the frame codec and its own version
-// package, and no client of the HashiCorp stack.
+// share, and the HTTP client. It never imports another package of the project except the frame codec, envd's messages
+// and its own version package, and no client of the HashiCorp stack.
 package api
 
 import (

@@ -192,6 +192,10 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if body != nil {
 		req.Header.Set("Content-Type", contentType)
 	}
+	return c.send(ctx, req)
+}
+
+func (c *Client) send(ctx context.Context, req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
@@ -227,6 +231,9 @@ func (c *Client) answerError(resp *http.Response) error {
 	var e Error
 	if json.Unmarshal(b, &e) == nil && e.Message != "" {
 		e.Code = resp.StatusCode
+		if word := resp.Header.Get(wordHeader); word != "" {
+			e.ErrorCode = word
+		}
 		return &e
 	}
 	return Errorf(resp.StatusCode, CodeInternal, "%s answered %s; is it a SoulBox service?", c.addr, resp.Status)

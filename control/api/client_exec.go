@@ -2,24 +2,91 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
+	"time"
 
+	"connectrpc.com/connect"
+
+	wire "github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
 
 // Exec starts a process and attaches to it. A process that cannot be started is an *Error here. The stream ends with ctx.
 func (c *Client) Exec(ctx context.Context, id SandboxID, req ExecRequest) (*Stream, error) {
-	req.Attach = true
-	return c.open(ctx, id, "/exec", req)
+	if len(req.Argv) == 0 {
+		return nil, Errorf(http.StatusBadRequest, CodeInvalid, "argv is empty")
+	}
+	h := asUser(req.User)
+	if req.KillOnDetach {
+		h.Set(killHeader, "true")
+	}
+	start := &wire.StartRequest{
+		Process: &wire.ProcessConfig{Cmd: req.Argv[0], Args: req.Argv[1:], Envs: req.Env},
+		Stdin:   &req.Stdin,
+	}
+	if req.Cwd != "" {
+		start.Process.Cwd = &req.Cwd
+	}
+	if req.Tag != "" {
+		start.Tag = &req.Tag
+	}
+	if req.TTY {
+		size := req.Size
+		if size == (frame.Size{}) {
+			size = frame.Size{Cols: 80, Rows: 24}
+		}
+		start.Pty = terminal(size)
+	}
+	s := c.newStream(ctx, id, h, req.TTY)
+	events, err := s.calls.Start(s.ctx, connect.NewRequest(start))
+	if err != nil {
+		s.cancel()
+		return nil, c.callError(ctx, err)
+	}
+	s.next = func() (*wire.ProcessEvent, error) {
+		if !events.Receive() {
+			return nil, end(events.Err())
+		}
+		return events.Msg().GetEvent(), nil
+	}
+	s.trailer = events.ResponseTrailer
+	s.closeEvents = events.Close
+	return s.begun()
 }
 
-// Attach joins a process that runs, or that ended and is still remembered. The stream ends with ctx.
+// Attach joins a process that runs, or that has ended within the last 30 seconds. The stream ends with ctx.
 func (c *Client) Attach(ctx context.Context, id SandboxID, req AttachRequest) (*Stream, error) {
-	return c.open(ctx, id, "/attach", req)
+	h := http.Header{}
+	if req.Stdout >= 0 {
+		h.Add(offsetsOf, fmt.Sprintf("stdout=%d", req.Stdout))
+	}
+	if req.Stderr >= 0 {
+		h.Set(offsetsOf, join(h.Get(offsetsOf), fmt.Sprintf("stderr=%d", req.Stderr)))
+	}
+	s := c.newStream(ctx, id, h, false)
+	events, err := s.calls.Connect(s.ctx, connect.NewRequest(&wire.ConnectRequest{Process: selector(req.PID)}))
+	if err != nil {
+		s.cancel()
+		return nil, c.callError(ctx, err)
+	}
+	s.next = func() (*wire.ProcessEvent, error) {
+		if !events.Receive() {
+			return nil, end(events.Err())
+		}
+		return events.Msg().GetEvent(), nil
+	}
+	s.trailer = events.ResponseTrailer
+	s.closeEvents = events.Close
+	return s.begun()
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "," + b
 }
 
 // Run execs a process, copies stdin (nil: none) into it and its output out (nil: discarded) until it ends. For a terminal
@@ -33,7 +100,7 @@ func (c *Client) Run(ctx context.Context, id SandboxID, req ExecRequest, stdin i
 	defer s.Close()
 	if stdin != nil {
 		go func() { // ends with stdin or with the stream; a Read that never returns is the caller's own
-			if _, err := io.Copy(s, stdin); err == nil {
+			if _, err := io.CopyBuffer(struct{ io.Writer }{s}, stdin, make([]byte, 256<<10)); err == nil {
 				_ = s.CloseStdin()
 			}
 		}()
@@ -41,65 +108,60 @@ func (c *Client) Run(ctx context.Context, id SandboxID, req ExecRequest, stdin i
 	return s.Copy(stdout, stderr)
 }
 
-// StartProcess starts a process without attaching to it.
-func (c *Client) StartProcess(ctx context.Context, id SandboxID, req ExecRequest) (Process, error) {
-	var out Process
-	return out, c.call(ctx, http.MethodPost, sandboxPath(id, "/processes"), nil, req, &out)
+// StartProcess starts a process without staying attached to it.
+func (c *Client) StartProcess(ctx context.Context, id SandboxID, req ExecRequest) (ProcessID, error) {
+	if req.KillOnDetach {
+		return 0, Errorf(http.StatusBadRequest, CodeInvalid, "kill_on_detach: nobody stays attached to this process")
+	}
+	s, err := c.Exec(ctx, id, req)
+	if err != nil {
+		return 0, err
+	}
+	return s.PID, s.Close()
 }
 
-// Processes lists the processes of a sandbox that were started from outside, ended ones included for a while.
+// Processes lists the processes of a sandbox that run and were started from outside.
 func (c *Client) Processes(ctx context.Context, id SandboxID) ([]Process, error) {
-	var out []Process
-	return out, c.call(ctx, http.MethodGet, sandboxPath(id, "/processes"), nil, nil, &out)
+	resp, err := c.processes(id, nil).List(ctx, connect.NewRequest(&wire.ListRequest{}))
+	if err != nil {
+		return nil, c.callError(ctx, err)
+	}
+	out := make([]Process, 0, len(resp.Msg.GetProcesses()))
+	for _, p := range resp.Msg.GetProcesses() {
+		out = append(out, Process{
+			PID: ProcessID(p.GetPid()), Argv: append([]string{p.GetConfig().GetCmd()}, p.GetConfig().GetArgs()...),
+			Env: p.GetConfig().GetEnvs(), Cwd: p.GetConfig().GetCwd(), Tag: p.GetTag(),
+		})
+	}
+	return out, nil
 }
 
-// Signal signals a process, or the sandbox's own command, else all its processes, where req.PID is 0.
-func (c *Client) Signal(ctx context.Context, id SandboxID, req SignalRequest) error {
-	return c.call(ctx, http.MethodPost, sandboxPath(id, "/signal"), nil, req, nil)
-}
-
-// Stdin writes to, or closes, the stdin of a process that nobody need be attached to.
-func (c *Client) Stdin(ctx context.Context, id SandboxID, req StdinRequest) error {
-	return c.call(ctx, http.MethodPost, sandboxPath(id, "/stdin"), nil, req, nil)
+// Signal sends a Linux signal to a process and all of its group.
+func (c *Client) Signal(ctx context.Context, id SandboxID, pid ProcessID, number int) error {
+	_, err := c.processes(id, nil).SendSignal(ctx, connect.NewRequest(&wire.SendSignalRequest{Process: selector(pid), Signal: wire.Signal(number)}))
+	return c.answered(ctx, err)
 }
 
 // Resize sets the size of a process's terminal.
-func (c *Client) Resize(ctx context.Context, id SandboxID, req ResizeRequest) error {
-	return c.call(ctx, http.MethodPost, sandboxPath(id, "/resize"), nil, req, nil)
+func (c *Client) Resize(ctx context.Context, id SandboxID, pid ProcessID, size frame.Size) error {
+	_, err := c.processes(id, nil).Update(ctx, connect.NewRequest(&wire.UpdateRequest{Process: selector(pid), Pty: terminal(size)}))
+	return c.answered(ctx, err)
 }
 
-// open upgrades a connection and sends req as its first frame.
-func (c *Client) open(ctx context.Context, id SandboxID, resource string, first any) (*Stream, error) {
-	// The connection must outlive the answer's request context, and end with ctx all the same: newStream sees to that.
-	req, err := c.request(ctx, http.MethodPost, sandboxPath(id, resource), nil, nil)
+func (c *Client) answered(ctx context.Context, err error) error {
 	if err != nil {
-		return nil, err
+		return c.callError(ctx, err)
 	}
-	req.Header.Set("Connection", "Upgrade")
-	req.Header.Set("Upgrade", UpgradeProtocol)
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.unreachable(ctx, err)
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		defer resp.Body.Close()
-		if resp.StatusCode/100 == 2 {
-			return nil, Errorf(http.StatusBadGateway, CodeInternal, "%s does not upgrade to %s; is there a proxy in between?", c.addr, UpgradeProtocol)
-		}
-		return nil, c.answerError(resp)
-	}
-	conn, ok := resp.Body.(io.ReadWriteCloser)
-	if !ok || !strings.EqualFold(resp.Header.Get("Upgrade"), UpgradeProtocol) {
-		_ = resp.Body.Close()
-		return nil, c.unreachable(ctx, fmt.Errorf("upgraded to %.40q, want %s", resp.Header.Get("Upgrade"), UpgradeProtocol))
-	}
-	s, err := newStream(ctx, conn, first)
-	if err != nil {
-		var e *Error
-		if errors.As(err, &e) {
-			return nil, err
-		}
-		return nil, c.unreachable(ctx, err)
-	}
-	return s, nil
+	return nil
 }
+
+func selector(pid ProcessID) *wire.ProcessSelector {
+	return &wire.ProcessSelector{Selector: &wire.ProcessSelector_Pid{Pid: uint32(pid)}}
+}
+
+func terminal(size frame.Size) *wire.PTY {
+	return &wire.PTY{Size: &wire.PTY_Size{Cols: uint32(size.Cols), Rows: uint32(size.Rows)}}
+}
+
+// callTime bounds a call beside a stream, whose own context has no end.
+const callTime = time.Minute

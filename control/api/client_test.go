@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net/http"
@@ -115,17 +116,33 @@ func TestClient_errors(t *testing.T) {
 		must.ErrorIs(t, err, context.DeadlineExceeded)
 		must.False(t, errors.Is(err, ErrUnreachable))
 	})
-	t.Run("no upgrade", func(t *testing.T) {
-		c := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })
-		_, err := c.Exec(t.Context(), NewSandboxID(), ExecRequest{Argv: []string{"true"}})
-		must.ErrorContains(t, err, "proxy")
-		c = serve(t, func(w http.ResponseWriter, _ *http.Request) {
-			conn, _, _ := http.NewResponseController(w).Hijack()
-			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-			_ = conn.Close()
-		})
-		_, err = c.Exec(t.Context(), NewSandboxID(), ExecRequest{Argv: []string{"true"}})
-		must.ErrorIs(t, err, ErrUnreachable)
+	t.Run("of a call", func(t *testing.T) {
+		for name, tc := range map[string]struct {
+			answer     http.HandlerFunc
+			status     int
+			word, says string
+		}{
+			"the service's own": {func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(409)
+				_, _ = io.WriteString(w, `{"code":409,"message":"it has ended","error_code":"sandbox_not_running"}`)
+			}, 409, CodeNotRunning, "it has ended"},
+			"the sandbox's": {func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/connect+proto")
+				_, _ = w.Write(lastMessage(`{"error":{"code":"invalid_argument","message":"no program x"},"metadata":{"soulbox-error":["command_not_found"]}}`))
+			}, 400, CodeCommand, "no program x"},
+			"one without a word": {func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Content-Type", "application/connect+proto")
+				_, _ = w.Write(lastMessage(`{"error":{"code":"not_found","message":"process with pid 8 not found"}}`))
+			}, 404, "not_found", "pid 8"},
+			"no protocol": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") }, 503, CodeUnavailable, "content-type"},
+		} {
+			c := serve(t, tc.answer)
+			_, err := c.Exec(t.Context(), NewSandboxID(), ExecRequest{Argv: []string{"true"}})
+			must.Error(t, err, must.Sprint(name))
+			must.Eq(t, tc.status, StatusOf(err), must.Sprint(name, err))
+			must.Eq(t, tc.word, AsError(err).ErrorCode, must.Sprint(name))
+			must.StrContains(t, err.Error(), tc.says)
+		}
 	})
 }
 
@@ -152,4 +169,9 @@ func FuzzParseSandboxID(f *testing.F) {
 			t.Fatalf("%q is taken as %q", s, id)
 		}
 	})
+}
+
+// lastMessage ends a stream of the protocol.
+func lastMessage(s string) []byte {
+	return append(binary.BigEndian.AppendUint32([]byte{2}, uint32(len(s))), s...)
 }

@@ -1,76 +1,126 @@
 package api
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"sync"
 
+	"connectrpc.com/connect"
+
+	wire "github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process/processconnect"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
 
 // Stream is one attachment to a process. Recv must be called by one goroutine at a time; the other methods are safe for
 // concurrent use.
 type Stream struct {
-	Process Process // as it was at the start of the attachment
+	PID ProcessID
 
-	ctx  context.Context
-	stop func() bool // ends the watch on ctx
-	conn io.ReadWriteCloser
-	r    *frame.Reader
+	c      *Client
+	tty    bool
+	given  context.Context // the caller's: why the stream ended
+	ctx    context.Context // of the stream: ends with given or Close. It has no deadline, which envd would kill the process at
+	cancel context.CancelFunc
+	calls  processconnect.ProcessClient
 
-	mu sync.Mutex // serialises frames to the server
+	next        func() (*wire.ProcessEvent, error)
+	trailer     func() http.Header // once next has returned an error
+	closeEvents func() error
+
+	mu    sync.Mutex // serialises input
+	input *connect.ClientStreamForClient[wire.StreamInputRequest, wire.StreamInputResponse]
 }
 
-// newStream sends first as the first frame and reads the answer. It owns conn, also where it fails.
-func newStream(ctx context.Context, conn io.ReadWriteCloser, first any) (*Stream, error) {
-	s := &Stream{ctx: ctx, conn: conn, r: frame.NewReader(bufio.NewReaderSize(conn, 64<<10))}
-	s.stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
-	if err := s.sendJSON(frame.Request, first); err != nil {
+func (c *Client) newStream(ctx context.Context, id SandboxID, h http.Header, tty bool) *Stream {
+	s := &Stream{c: c, tty: tty, given: ctx, calls: c.processes(id, h)}
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	s.ctx, s.cancel = own, func() { stop(); cancel() }
+	return s
+}
+
+// begun reads the first event, which names the process, or the reason why there is none.
+func (s *Stream) begun() (*Stream, error) {
+	e, err := s.next()
+	if err == nil && e.GetStart() == nil {
+		err = errors.New("the first event does not name the process")
+	}
+	if err != nil {
+		err = s.fault(err)
 		_ = s.Close()
 		return nil, err
 	}
-	var resp ExecResponse
-	err := s.r.ReadJSON(frame.Response, &resp)
-	if err == nil && resp.Process == nil {
-		err = errors.New("the answer names no process")
-	}
-	if err != nil {
-		_ = s.Close()
-		return nil, s.fault(err)
-	}
-	s.Process = *resp.Process
+	s.PID = ProcessID(e.GetStart().GetPid())
 	return s, nil
 }
 
-// Recv returns the next frame: frame.Stdout, Stderr, PTY (see frame.Output), Dropped, or Exit, which is the last. Its
-// payload is valid until the next Recv. io.ErrUnexpectedEOF means that the connection ended before Exit.
-func (s *Stream) Recv() (frame.Frame, error) {
-	f, err := s.r.Read()
-	if err != nil {
-		return frame.Frame{}, s.fault(err)
+// end is why a stream of events has no more.
+func end(err error) error {
+	if err == nil {
+		return io.ErrUnexpectedEOF
 	}
-	if f.Type == frame.Error {
-		var body frame.ErrorBody
-		if err := json.Unmarshal(f.Payload, &body); err != nil {
-			return frame.Frame{}, fmt.Errorf("decode error frame: %w", err)
+	return err
+}
+
+// Recv returns what the process did next. Exit is the last; io.ErrUnexpectedEOF means that the connection ended before it.
+func (s *Stream) Recv() (ExecEvent, error) {
+	for {
+		e, err := s.next()
+		if err != nil {
+			return ExecEvent{}, s.fault(err)
 		}
-		return frame.Frame{}, streamError(&body)
+		switch e := e.GetEvent().(type) {
+		case *wire.ProcessEvent_End:
+			return ExecEvent{Exit: s.exit(e.End)}, nil
+		case *wire.ProcessEvent_Data:
+			switch out := e.Data.GetOutput().(type) {
+			case *wire.ProcessEvent_DataEvent_Stdout:
+				return ExecEvent{Stdout: out.Stdout}, nil
+			case *wire.ProcessEvent_DataEvent_Stderr:
+				return ExecEvent{Stderr: out.Stderr}, nil
+			case *wire.ProcessEvent_DataEvent_Pty:
+				return ExecEvent{PTY: out.Pty}, nil
+			}
+		}
 	}
-	return f, nil
+}
+
+// exit says how the process ended. What the protocol has no number for comes behind the last event.
+func (s *Stream) exit(e *wire.ProcessEvent_EndEvent) *frame.ExitBody {
+	out := &frame.ExitBody{Code: int(e.GetExitCode())}
+	_, _ = s.next() // the end of the stream, and with it the trailers
+	t := s.trailer()
+	out.OOM = t.Get(oomHeader) == "true"
+	if n, err := strconv.Atoi(t.Get(signalHeader)); err == nil {
+		out.Signal, out.Code = n, 128+n
+	}
+	return out
 }
 
 // Write writes p to the process's stdin or terminal.
 func (s *Stream) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.input == nil {
+		s.input = s.calls.StreamInput(s.ctx)
+		if err := s.input.Send(&wire.StreamInputRequest{Event: &wire.StreamInputRequest_Start{Start: &wire.StreamInputRequest_StartEvent{Process: selector(s.PID)}}}); err != nil {
+			return 0, s.lost(err)
+		}
+	}
 	n := 0
 	for len(p) > 0 {
 		chunk := p[:min(len(p), frame.MaxData)]
-		if err := s.send(frame.Stdin, chunk); err != nil {
-			return n, err
+		in := &wire.ProcessInput{Input: &wire.ProcessInput_Stdin{Stdin: chunk}}
+		if s.tty {
+			in.Input = &wire.ProcessInput_Pty{Pty: chunk}
+		}
+		err := s.input.Send(&wire.StreamInputRequest{Event: &wire.StreamInputRequest_Data{Data: &wire.StreamInputRequest_DataEvent{Input: in}}})
+		if err != nil {
+			return n, s.lost(err)
 		}
 		n += len(chunk)
 		p = p[len(chunk):]
@@ -78,47 +128,72 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// CloseStdin closes the process's stdin.
-func (s *Stream) CloseStdin() error { return s.send(frame.StdinClose, nil) }
+// lost is why input is not taken any more. The answer to the call has the reason.
+func (s *Stream) lost(err error) error {
+	if errors.Is(err, io.EOF) {
+		if _, cerr := s.input.CloseAndReceive(); cerr != nil {
+			err = cerr
+		}
+	}
+	return s.fault(err)
+}
+
+// CloseStdin closes the process's stdin, behind all that was written to it.
+func (s *Stream) CloseStdin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.input != nil {
+		if _, err := s.input.CloseAndReceive(); err != nil {
+			return s.fault(err)
+		}
+		s.input = nil
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, callTime)
+	defer cancel()
+	_, err := s.calls.CloseStdin(ctx, connect.NewRequest(&wire.CloseStdinRequest{Process: selector(s.PID)}))
+	return s.c.answered(s.given, err)
+}
 
 // Resize sets the terminal's size.
-func (s *Stream) Resize(size frame.Size) error { return s.sendJSON(frame.Resize, size) }
+func (s *Stream) Resize(size frame.Size) error {
+	ctx, cancel := context.WithTimeout(s.ctx, callTime)
+	defer cancel()
+	_, err := s.calls.Update(ctx, connect.NewRequest(&wire.UpdateRequest{Process: selector(s.PID), Pty: terminal(size)}))
+	return s.c.answered(s.given, err)
+}
 
-// Signal sends a Linux signal to the process.
+// Signal sends a Linux signal to the process and all of its group.
 func (s *Stream) Signal(number int) error {
-	return s.sendJSON(frame.Signal, frame.SignalBody{Number: number})
+	ctx, cancel := context.WithTimeout(s.ctx, callTime)
+	defer cancel()
+	_, err := s.calls.SendSignal(ctx, connect.NewRequest(&wire.SendSignalRequest{Process: selector(s.PID), Signal: wire.Signal(number)}))
+	return s.c.answered(s.given, err)
 }
 
 // Close ends the attachment. The process goes on unless it was started with KillOnDetach.
 func (s *Stream) Close() error {
-	s.stop()
-	return s.conn.Close()
+	s.cancel() // first: closing a stream waits for what is still to come
+	if s.closeEvents != nil {
+		_ = s.closeEvents()
+	}
+	return nil
 }
 
 // Copy copies the output to stdout and stderr (nil: discarded) until the process ends.
 func (s *Stream) Copy(stdout, stderr io.Writer) (frame.ExitBody, error) {
 	for {
-		f, err := s.Recv()
+		e, err := s.Recv()
 		if err != nil {
 			return frame.ExitBody{}, err
 		}
-		w := stdout
-		switch f.Type {
-		case frame.Exit:
-			var e frame.ExitBody
-			if err := json.Unmarshal(f.Payload, &e); err != nil {
-				return frame.ExitBody{}, fmt.Errorf("decode exit frame: %w", err)
-			}
-			return e, nil
-		case frame.Stderr:
-			w = stderr
-		case frame.Stdout, frame.PTY:
-		default: // Dropped: a gap is no reason to stop
-			continue
-		}
-		_, data, err := frame.Output(f.Payload)
-		if err != nil {
-			return frame.ExitBody{}, err
+		w, data := stdout, e.Stdout
+		switch {
+		case e.Exit != nil:
+			return *e.Exit, nil
+		case e.Stderr != nil:
+			w, data = stderr, e.Stderr
+		case e.PTY != nil:
+			data = e.PTY
 		}
 		if w == nil {
 			continue
@@ -129,56 +204,17 @@ func (s *Stream) Copy(stdout, stderr io.Writer) (frame.ExitBody, error) {
 	}
 }
 
-func (s *Stream) send(t frame.Type, p []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return frame.Write(s.conn, t, p)
-}
-
-func (s *Stream) sendJSON(t frame.Type, v any) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return frame.WriteJSON(s.conn, t, v)
-}
-
-// fault says why reading failed: because ctx ended, because of an Error frame, or because the connection broke.
+// fault says why the stream ended: because of ctx, of an answer, or because the connection broke.
 func (s *Stream) fault(err error) error {
-	if ctxErr := s.ctx.Err(); ctxErr != nil {
+	if ctxErr := s.given.Err(); ctxErr != nil {
 		return ctxErr
 	}
-	var body *frame.ErrorBody
-	if errors.As(err, &body) {
-		return streamError(body)
-	}
-	if errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return io.ErrUnexpectedEOF
 	}
-	return err
-}
-
-// streamCodes maps the words of Error frames, which have no status of their own, to a status. Their words are kept.
-var streamCodes = map[string]int{
-	"bad_request":       http.StatusBadRequest,
-	"version_mismatch":  http.StatusBadRequest,
-	"process_not_found": http.StatusNotFound,
-	"permission_denied": http.StatusForbidden,
-	"already_exists":    http.StatusConflict,
-	"limit_reached":     http.StatusTooManyRequests,
-	CodeInvalid:         http.StatusBadRequest,
-	CodeNotFound:        http.StatusNotFound,
-	CodeCommand:         http.StatusBadRequest,
-	CodeCwd:             http.StatusBadRequest,
-	CodeUnknownUser:     http.StatusBadRequest,
-	CodeNoSpace:         http.StatusInsufficientStorage,
-	CodeNotRunning:      http.StatusConflict,
-	CodeConflict:        http.StatusConflict,
-	CodeUnavailable:     http.StatusServiceUnavailable,
-}
-
-func streamError(body *frame.ErrorBody) *Error {
-	status, ok := streamCodes[body.Code]
-	if !ok {
-		status = http.StatusInternalServerError
+	var said *connect.Error
+	if errors.As(err, &said) {
+		return s.c.callError(s.given, err)
 	}
-	return &Error{Code: status, ErrorCode: body.Code, Message: body.Message}
+	return err
 }

@@ -139,27 +139,18 @@ func (c *copying) progress(label string, total int64) *transfer.Progress {
 	return transfer.NewProgress(w, printable(label), total)
 }
 
-// maxLinks is how many symbolic links are followed to a directory.
-const maxLinks = 16
-
 // isDir reports whether p is, or leads to, a directory of the sandbox, and which: its absolute path without links at its end.
 func (c *copying) isDir(ctx context.Context, p string) (abs string, ok bool, err error) {
-	for range maxLinks {
-		st, err := c.client.Stat(ctx, c.id, p, c.opts)
-		switch {
-		case api.IsNotFound(err) && errorCode(err) == api.CodeNotFound && !c.gone(ctx):
-			return "", false, nil
-		case err != nil:
-			return "", false, err
-		case st.Type != "symlink":
-			return path.Clean(st.Path), st.Type == "directory", nil
-		case path.IsAbs(st.Target):
-			p = st.Target
-		default:
-			p = path.Join(path.Dir(st.Path), st.Target)
-		}
+	st, err := c.client.Stat(ctx, c.id, p, c.opts)
+	switch {
+	case api.IsNotFound(err) && errorCode(err) == api.CodeNotFound && !c.gone(ctx):
+		return "", false, nil
+	case err != nil:
+		return "", false, err
+	case st.Target != "":
+		return path.Clean(st.Target), st.Type == "directory", nil
 	}
-	return "", false, fmt.Errorf("%s: too many symbolic links", p)
+	return path.Clean(st.Path), st.Type == "directory", nil
 }
 
 // gone reports whether it is the sandbox that does not exist, rather than a file of it.

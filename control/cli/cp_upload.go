@@ -54,7 +54,7 @@ func (c *copying) upload(ctx context.Context, src, dst string) (transfer.Report,
 	}
 	p := c.progress(name, total)
 	defer p.Done()
-	_, err = c.client.WriteFile(ctx, c.id, dst, p.Reader(f), o)
+	err = c.client.WriteFile(ctx, c.id, dst, p.Reader(f), o)
 	return transfer.Report{Files: 1}, err
 }
 
@@ -71,7 +71,7 @@ func (c *copying) uploadStdin(ctx context.Context, dst string) error {
 	if into || strings.HasSuffix(dst, "/") {
 		return errors.New("the target is a folder: standard input needs the name of a file")
 	}
-	_, err = c.client.WriteFile(ctx, c.id, dst, p.Reader(c.env.Stdin), c.opts)
+	err = c.client.WriteFile(ctx, c.id, dst, p.Reader(c.env.Stdin), c.opts)
 	return err
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 
@@ -95,10 +94,7 @@ program gets go to the command; the third Ctrl-C ends the connection.`,
 			if tty {
 				return execTerminal(ctx, conn, &s, api.TerminalRequest{SandboxID: ids[0], Command: args[1:], User: user, Cwd: cwd, Env: vars})
 			}
-			req := api.ExecRequest{Argv: args[1:], Cwd: cwd, User: user, Stdin: input, KillOnDetach: true}
-			for _, k := range slices.Sorted(maps.Keys(vars)) {
-				req.Env = append(req.Env, k+"="+vars[k])
-			}
+			req := api.ExecRequest{Argv: args[1:], Env: vars, Cwd: cwd, User: user, Stdin: input, KillOnDetach: true}
 			return execIn(ctx, conn, ids[0], req, &s)
 		},
 	}
@@ -122,7 +118,7 @@ func execIn(ctx context.Context, conn *connection, id api.SandboxID, req api.Exe
 		_ = stream.Close()
 		return ctx.Err()
 	}
-	s.Stream = stream
+	s.Stream = &running{Stream: stream}
 	exit, err := s.RunThen(live, conn.release)
 	var sig *session.SignalError
 	switch {
@@ -132,6 +128,30 @@ func execIn(ctx context.Context, conn *connection, id api.SandboxID, req api.Exe
 		return fmt.Errorf("exec in sandbox %s: %w", id, err)
 	}
 	return ended(conn.env, exit)
+}
+
+// running is a process as a session sees it.
+type running struct {
+	*api.Stream
+	buf []byte // of the last frame
+}
+
+var _ session.Stream = (*running)(nil)
+
+// Recv implements session.Stream. Where in its stream a piece of output is, a session without a terminal does not ask.
+func (r *running) Recv() (frame.Frame, error) {
+	e, err := r.Stream.Recv()
+	switch {
+	case err != nil:
+		return frame.Frame{}, err
+	case e.Exit != nil:
+		return jsonFrame(frame.Exit, e.Exit)
+	case e.Stderr != nil:
+		return outputFrame(frame.Stderr, &r.buf, 0, e.Stderr), nil
+	case e.PTY != nil:
+		return outputFrame(frame.PTY, &r.buf, 0, e.PTY), nil
+	}
+	return outputFrame(frame.Stdout, &r.buf, 0, e.Stdout), nil
 }
 
 // ended is the error for how a process ended: its exit code.

@@ -76,7 +76,7 @@ func TestExec_exitCodesAndOutput(t *testing.T) {
 			must.StrContains(t, c.stderr, tc.stderr)
 		})
 	}
-	must.Eq(t, api.ExecRequest{Argv: []string{"echo"}, User: "root", Cwd: "/tmp", Env: []string{"A=1"}, Attach: true, KillOnDetach: true}, f.execs[3])
+	must.Eq(t, started{Argv: []string{"echo"}, User: "root", Cwd: "/tmp", Env: map[string]string{"A": "1"}, Kill: "true"}, f.execs[3])
 }
 
 func TestExec_stdinIsBinarySafe(t *testing.T) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -71,7 +72,7 @@ func (f *fake) attachTerminal(w http.ResponseWriter, r *http.Request) {
 	defer near.Close()
 	wg.Go(func() {
 		defer far.Close()
-		f.play(far, frame.NewReader(far), api.ExecRequest{Argv: req.Command, TTY: true})
+		f.play(far, frame.NewReader(far), req.Command[0])
 	})
 	wg.Go(func() {
 		for {
@@ -149,3 +150,33 @@ func (f *fake) followLog(w http.ResponseWriter, r *http.Request, s api.Sandbox) 
 }
 
 var logTime = time.Date(2026, 11, 1, 10, 0, 0, 0, time.UTC)
+
+// play plays a program at a terminal by its name.
+func (f *fake) play(conn net.Conn, in *frame.Reader, name string) {
+	exit := func(e frame.ExitBody) { _ = frame.WriteJSON(conn, frame.Exit, e) }
+	if name != "shell" {
+		exit(frame.ExitBody{})
+		return
+	}
+	_ = frame.WriteOutput(conn, frame.PTY, 0, []byte("$ "))
+	for {
+		fr, err := in.Read()
+		if err != nil {
+			return
+		}
+		switch fr.Type {
+		case frame.Stdin:
+			_ = frame.WriteOutput(conn, frame.PTY, 0, fr.Payload)
+			if bytes.IndexByte(fr.Payload, 4) >= 0 {
+				exit(frame.ExitBody{Code: 9})
+				return
+			}
+		case frame.Resize:
+			var size frame.Size
+			_ = json.Unmarshal(fr.Payload, &size)
+			f.mu.Lock()
+			f.sizes = append(f.sizes, size)
+			f.mu.Unlock()
+		}
+	}
+}

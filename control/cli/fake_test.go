@@ -3,12 +3,9 @@ package cli
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -46,7 +43,7 @@ type fake struct {
 	templates []api.Template
 	created   []api.NewSandbox
 	limits    []api.LimitsRequest
-	execs     []api.ExecRequest
+	execs     []started
 	uploads   map[string][]byte // of templates
 	logs      string
 	sizes     []frame.Size
@@ -57,6 +54,14 @@ type fake struct {
 	entries    []api.LogEntry
 	logQueries []url.Values
 	links      []api.LinkRequest
+}
+
+// started is what a process was started with.
+type started struct {
+	Argv            []string
+	Env             map[string]string
+	Cwd, User, Kill string
+	Stdin           bool
 }
 
 func newFake(t *testing.T) *fake {
@@ -116,10 +121,7 @@ func newFake(t *testing.T) *fake {
 		f.links = append(f.links, req)
 		reply(w, 201, api.Link{URL: "http://x/files?signature=v2.1.s", KeyVersion: 1})
 	}))
-	mux.HandleFunc("POST /v1/sandboxes/{id}/exec", f.box(f.exec))
-	mux.HandleFunc("GET /v1/sandboxes/{id}/stat", f.box(f.stat))
-	mux.HandleFunc("GET /v1/sandboxes/{id}/files", f.box(f.readFile))
-	mux.HandleFunc("PUT /v1/sandboxes/{id}/files", f.box(f.writeFile))
+	f.envd(mux)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/archive", f.box(f.readArchive))
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/archive", f.box(f.writeArchive))
 	mux.HandleFunc("GET /v1/templates", func(w http.ResponseWriter, _ *http.Request) { reply(w, 200, f.templates) })
@@ -233,85 +235,6 @@ func (f *fake) getLogs(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
 	}
 }
 
-func (f *fake) path(r *http.Request) string {
-	p := r.URL.Query().Get("path")
-	if !filepath.IsAbs(p) {
-		p = "/home/user/" + p
-	}
-	return filepath.Clean(p)
-}
-
-func (f *fake) info(p string) (api.File, bool) {
-	st, err := os.Lstat(filepath.Join(f.root, p))
-	if err != nil {
-		return api.File{}, false
-	}
-	kind := "file"
-	target := ""
-	switch {
-	case st.IsDir():
-		kind = "directory"
-	case st.Mode()&os.ModeSymlink != 0:
-		kind = "symlink"
-		target, _ = os.Readlink(filepath.Join(f.root, p))
-	}
-	return api.File{Name: filepath.Base(p), Path: p, Type: kind, Size: st.Size(), Mode: uint32(st.Mode().Perm()), ModTime: st.ModTime(), Target: target}, true
-}
-
-func (f *fake) stat(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
-	info, ok := f.info(f.path(r))
-	if !ok {
-		refuse(w, 404, api.CodeNotFound, "stat %s: no such file or directory", f.path(r))
-		return
-	}
-	reply(w, 200, info)
-}
-
-func (f *fake) readFile(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
-	info, ok := f.info(f.path(r))
-	switch {
-	case !ok:
-		refuse(w, 404, api.CodeNotFound, "open %s: no such file or directory", f.path(r))
-		return
-	case info.Type == "directory":
-		refuse(w, 400, "is_a_directory", "%s is a directory", f.path(r))
-		return
-	}
-	if strings.HasSuffix(info.Path, "setuid") {
-		info.Mode |= 0o6000
-	}
-	b, _ := json.Marshal(info)
-	w.Header().Set(api.FileHeader, base64.StdEncoding.EncodeToString(b))
-	data, err := os.ReadFile(filepath.Join(f.root, info.Path))
-	must.NoError(f.t, err)
-	if strings.HasSuffix(info.Path, "broken") {
-		w.Header().Set("Trailer", api.ErrorTrailer)
-		_, _ = w.Write(data)
-		e, _ := json.Marshal(api.Errorf(500, api.CodeInternal, "the disk failed"))
-		w.Header().Set(api.ErrorTrailer, string(e))
-		return
-	}
-	_, _ = w.Write(data)
-}
-
-func (f *fake) writeFile(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
-	mode, _ := strconv.ParseUint(r.URL.Query().Get("mode"), 8, 32)
-	if mode == 0 {
-		mode = 0o644
-	}
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		refuse(w, 400, api.CodeInvalid, "%v", err)
-		return
-	}
-	p := filepath.Join(f.root, f.path(r))
-	must.NoError(f.t, os.MkdirAll(filepath.Dir(p), 0o755))
-	must.NoError(f.t, os.WriteFile(p, b, 0o600))
-	must.NoError(f.t, os.Chmod(p, os.FileMode(mode)))
-	info, _ := f.info(f.path(r))
-	reply(w, 200, info)
-}
-
 func (f *fake) readArchive(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
 	p := f.path(r)
 	var buf bytes.Buffer
@@ -340,93 +263,6 @@ func (f *fake) writeArchive(w http.ResponseWriter, r *http.Request, _ api.Sandbo
 		return
 	}
 	w.WriteHeader(204)
-}
-
-// exec plays a program by the name of the command.
-func (f *fake) exec(w http.ResponseWriter, r *http.Request, s api.Sandbox) {
-	if s.State != "running" {
-		refuse(w, 409, api.CodeNotRunning, "sandbox %s is %s", s.ID, s.State)
-		return
-	}
-	must.Eq(f.t, api.UpgradeProtocol, r.Header.Get("Upgrade"))
-	conn, rw, err := http.NewResponseController(w).Hijack()
-	must.NoError(f.t, err)
-	defer conn.Close()
-	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", api.UpgradeProtocol)
-	in := frame.NewReader(rw)
-	var req api.ExecRequest
-	if err := in.ReadJSON(frame.Request, &req); err != nil {
-		return
-	}
-	f.mu.Lock()
-	f.execs = append(f.execs, req)
-	f.mu.Unlock()
-	if req.Argv[0] == "nosuch" || req.Cwd == "/nosuch" {
-		code, text := api.CodeCommand, "command 'nosuch' not found"
-		if req.Cwd != "" {
-			code, text = api.CodeCwd, "cwd '/nosuch' does not exist"
-		}
-		_ = frame.WriteJSON(conn, frame.Error, frame.ErrorBody{Code: code, Message: text})
-		return
-	}
-	_ = frame.WriteJSON(conn, frame.Response, api.ExecResponse{Process: &api.Process{PID: 7, Argv: req.Argv}})
-	f.play(conn, in, req)
-}
-
-func (f *fake) play(conn net.Conn, in *frame.Reader, req api.ExecRequest) {
-	exit := func(e frame.ExitBody) { _ = frame.WriteJSON(conn, frame.Exit, e) }
-	switch req.Argv[0] {
-	case "echo":
-		_ = frame.WriteOutput(conn, frame.Stdout, 0, []byte(strings.Join(req.Argv[1:], " ")+"\n"))
-		_ = frame.WriteOutput(conn, frame.Stderr, 0, []byte("warned\n"))
-		exit(frame.ExitBody{})
-	case "exit":
-		code, _ := strconv.Atoi(req.Argv[1])
-		exit(frame.ExitBody{Code: code})
-	case "die":
-		exit(frame.ExitBody{Code: 137, Signal: 9, OOM: true})
-	case "vanish":
-	case "cat", "shell", "wait":
-		out := frame.Stdout
-		if req.Argv[0] == "wait" {
-			_ = frame.WriteOutput(conn, out, 0, []byte("ready\n"))
-		}
-		if req.TTY {
-			out = frame.PTY
-			_ = frame.WriteOutput(conn, out, 0, []byte("$ "))
-		}
-		for {
-			fr, err := in.Read()
-			if err != nil {
-				return
-			}
-			switch fr.Type {
-			case frame.Stdin:
-				_ = frame.WriteOutput(conn, out, 0, fr.Payload)
-				if req.TTY && bytes.IndexByte(fr.Payload, 4) >= 0 {
-					exit(frame.ExitBody{Code: 9})
-					return
-				}
-			case frame.StdinClose:
-				exit(frame.ExitBody{})
-				return
-			case frame.Resize:
-				var size frame.Size
-				_ = json.Unmarshal(fr.Payload, &size)
-				f.mu.Lock()
-				f.sizes = append(f.sizes, size)
-				f.mu.Unlock()
-			case frame.Signal:
-				var sig frame.SignalBody
-				_ = json.Unmarshal(fr.Payload, &sig)
-				f.mu.Lock()
-				f.signals = append(f.signals, sig.Number)
-				f.mu.Unlock()
-				exit(frame.ExitBody{Code: 128 + sig.Number, Signal: sig.Number})
-				return
-			}
-		}
-	}
 }
 
 // signalled returns the signals that came so far.

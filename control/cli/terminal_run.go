@@ -86,8 +86,13 @@ func (a *attached) Recv() (frame.Frame, error) {
 	case e.Gap > 0:
 		return jsonFrame(frame.Dropped, frame.DroppedBody{Bytes: e.Gap, Offset: e.Offset})
 	}
-	a.buf = append(binary.BigEndian.AppendUint64(a.buf[:0], e.Offset), e.Data...)
-	return frame.Frame{Type: frame.PTY, Payload: a.buf}, nil
+	return outputFrame(frame.PTY, &a.buf, e.Offset, e.Data), nil
+}
+
+// outputFrame returns a frame of output, in a buffer that the next one uses again.
+func outputFrame(t frame.Type, buf *[]byte, offset uint64, data []byte) frame.Frame {
+	*buf = append(binary.BigEndian.AppendUint64((*buf)[:0], offset), data...)
+	return frame.Frame{Type: t, Payload: *buf}
 }
 
 // Write implements session.Stream.

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -159,8 +160,10 @@ type target struct {
 
 // passage is one request on its way.
 type passage struct {
-	box  Sandbox
-	port int
+	box   Sandbox
+	port  int
+	letIn bool // by Envd's caller: envd is shown the sandbox's own token
+	body  io.Reader
 }
 
 type passageKey struct{}
@@ -177,10 +180,36 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 		e.current.leave(box.ID)
 		box, ok = e.admit(w, r, t)
 	}
-	if !ok {
-		return
+	if ok {
+		e.pass(w, r, passage{box: box, port: t.port})
 	}
-	defer e.current.leave(box.ID)
+}
+
+// Envd passes a request on to the envd of a sandbox that runs or wakes. The caller has let it in, whatever tokens it has, and has made its path
+// one of envd's. api.UserHeader names the user: the credentials of the request may be where the contract has it.
+func (e *Edge) Envd(w http.ResponseWriter, r *http.Request, id api.SandboxID) error {
+	for {
+		box, err := e.cfg.Sandboxes.Find(id)
+		if errors.Is(err, ErrPaused) {
+			box, err = e.wakeUp(r.Context(), id)
+		}
+		if err != nil {
+			return err
+		}
+		if !e.enter(w, r, box, EnvdPort) {
+			return nil
+		}
+		if !e.leaving(id) {
+			e.pass(w, r, passage{box: box, port: EnvdPort, letIn: true})
+			return nil
+		}
+		e.current.leave(id) // as in serve
+	}
+}
+
+// pass carries a request that has been entered in the traffic.
+func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
+	defer e.current.leave(p.box.ID)
 	// A stream lives as long as both sides want it to.
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{})
@@ -188,12 +217,13 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, t target) {
 	// Else the server ends the client's body when the answer begins. A server inside that answers before the last of it was passed on
 	// would lose its connection, in the middle of the answer.
 	_ = rc.EnableFullDuplex()
+	p.body = r.Body
 	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody {
 		body := &lentBody{ReadCloser: r.Body}
 		r.Body = body
 		defer body.takeBack(rc)
 	}
-	ctx := context.WithValue(r.Context(), passageKey{}, passage{box, t.port})
+	ctx := context.WithValue(r.Context(), passageKey{}, p)
 	e.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
@@ -220,13 +250,18 @@ func (e *Edge) admit(w http.ResponseWriter, r *http.Request, t target) (Sandbox,
 		w.WriteHeader(http.StatusTemporaryRedirect)
 		return box, false
 	}
-	if !e.current.enter(box.ID, e.cfg.MaxConnections) {
-		e.denied(r, Denial{box, t.port, http.StatusTooManyRequests, "connections"})
-		w.Header().Set("Retry-After", "1")
-		writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
-		return box, false
+	return box, e.enter(w, r, box, t.port)
+}
+
+// enter enters a request in the traffic of a sandbox, or answers that there is too much of it.
+func (e *Edge) enter(w http.ResponseWriter, r *http.Request, box Sandbox, port int) bool {
+	if e.current.enter(box.ID, e.cfg.MaxConnections) {
+		return true
 	}
-	return box, true
+	e.denied(r, Denial{box, port, http.StatusTooManyRequests, "connections"})
+	w.Header().Set("Retry-After", "1")
+	writeError(w, http.StatusTooManyRequests, "too many connections to this sandbox: at most "+strconv.Itoa(e.cfg.MaxConnections))
+	return false
 }
 
 // leaving reports whether a sandbox that was found running is on its way to another node by now, or is paused.
@@ -268,7 +303,11 @@ func (e *Edge) wake(r *http.Request, box Sandbox, port int) (Sandbox, error) {
 	if port == EnvdPort && !e.knownToEnvd(r, box) {
 		return box, fmt.Errorf("%w: %s is paused, and nothing shows that this may wake it", ErrNotFound, box.ID)
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), wakeTimeout)
+	return e.wakeUp(r.Context(), box.ID)
+}
+
+func (e *Edge) wakeUp(ctx context.Context, id api.SandboxID) (Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, wakeTimeout)
 	defer cancel()
-	return e.cfg.Sandboxes.Wake(ctx, box.ID)
+	return e.cfg.Sandboxes.Wake(ctx, id)
 }

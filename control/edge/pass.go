@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,8 +24,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.URL.Host = strconv.Itoa(p.port) + "." + string(p.box.ID)
 	pr.Out.Host = pr.In.Host
 	pr.SetXForwarded()
+	user := pr.In.Header.Get(api.UserHeader)
 	for name := range pr.Out.Header {
-		if len(name) > len(ownPrefix) && strings.EqualFold(name[:len(ownPrefix)], ownPrefix) && !strings.EqualFold(name, "Soulbox-Offset") {
+		if len(name) > len(ownPrefix) && strings.EqualFold(name[:len(ownPrefix)], ownPrefix) && !slices.Contains(wishes, http.CanonicalHeaderKey(name)) {
 			pr.Out.Header.Del(name)
 		}
 	}
@@ -40,7 +42,22 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if linkChecked(pr.In.Context()) {
 		pr.Out.Header.Set(AuthorizedHeader, "files")
 	}
+	if p.letIn {
+		for _, name := range credentials {
+			pr.Out.Header.Del(name)
+		}
+		pr.Out.Header.Set(envdHeader, p.box.EnvdToken)
+		if user != "" {
+			pr.Out.SetBasicAuth(user, "")
+		}
+	}
 }
+
+// wishes are the headers of our own by which every client may say how it would like something done.
+var wishes = []string{"Soulbox-Offset", "Soulbox-Mode", "Soulbox-Kill-On-Disconnect"}
+
+// credentials are the headers that have let a request in here, and are nobody's business behind.
+var credentials = []string{"Authorization", "Cookie", "X-Api-Key", "X-Admin-Token", "X-Team-Id"}
 
 // checkLength refuses a content-length that HTTP/1 would refuse. Over HTTP/2 the body ends by its frames, so the server takes
 // one that it cannot read for 0, breaks the stream at the first byte, and the request may be on its way by then, without its body.
@@ -112,12 +129,18 @@ func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
 		e.cfg.Logger.Debug("request to a sandbox failed", "sandbox", p.box.ID, "port", p.port, "error", err)
 	}
+	if b, ok := p.body.(faulty); ok && b.Fault() != nil { // which has ended the context, so that err says no more than that
+		err = b.Fault()
+	}
 	var bad *url.Error
 	if errors.As(err, &bad) {
 		err = bad.Err
 	}
 	e.refuse(w, r, target{id: string(p.box.ID), port: p.port}, err)
 }
+
+// faulty is a body that knows why it ended early: an *api.Error, or nil where it did not.
+type faulty interface{ Fault() error }
 
 // refuse answers for a target that cannot be reached.
 func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, t target, err error) {
@@ -136,6 +159,9 @@ func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, t target, err erro
 		e.denied(r, Denial{e.known(t.id), t.port, known.Code, known.ErrorCode})
 		g.Code, g.Message = known.Code, "The sandbox is paused and cannot be resumed now"
 		writePage(w, r, known.Code, g)
+		return
+	case known != nil && known.Code == http.StatusRequestTimeout: // the client's own body
+		writeError(w, known.Code, known.Message)
 		return
 	case errors.Is(err, ErrPortClosed):
 		g.Message, g.Port = "The sandbox is running but port is not open", t.port

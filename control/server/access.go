@@ -316,11 +316,10 @@ func (s *Server) sandboxNamed(r *http.Request, rt *route, id api.SandboxID) (rba
 		if err != nil {
 			return rbac.Object{}, err
 		}
-		for _, name := range []string{"path", "target"} {
-			o.Paths = append(o.Paths, q.values[name]...)
+		if o.Paths, err = absolute(q.values["path"]); err != nil {
+			return rbac.Object{}, err
 		}
-		// These act on all that lies below.
-		o.Below = strings.HasSuffix(rt.pattern, "/archive") || strings.HasSuffix(rt.pattern, "/rename") || rt.needs.Action == rbac.Delete
+		o.Below = strings.HasSuffix(rt.pattern, "/archive") // it is of all that lies below
 	}
 	return o, nil
 }

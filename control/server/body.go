@@ -77,6 +77,12 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request) *upload {
 	return &upload{r: r.Body, rc: http.NewResponseController(w), limit: s.cfg.BodyTimeout}
 }
 
+// Close leaves the request's own body to the server.
+func (u *upload) Close() error { return nil }
+
+// Fault returns why the body ended early, or nil.
+func (u *upload) Fault() error { return u.err }
+
 func (u *upload) Read(p []byte) (int, error) {
 	_ = u.rc.SetReadDeadline(time.Now().Add(u.limit))
 	n, err := u.r.Read(p)
@@ -86,6 +92,7 @@ func (u *upload) Read(p []byte) (int, error) {
 		_ = u.rc.SetReadDeadline(time.Time{}) // it would end the request while it is served
 	default: // the deadline stays: net/http reads on to find the body's end
 		u.err = bodyError(err)
+		err = u.err
 	}
 	return n, err
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -225,8 +224,11 @@ func TestSlowBodies_areCutOff(t *testing.T) {
 	head := " HTTP/1.1\r\nHost: x\r\nX-API-Key: " + keyA + "\r\nContent-Length: 100\r\n\r\n"
 	resp := raw(t, h, "POST /v2/sandboxes"+head+`{"temp`)
 	must.Eq(t, http.StatusRequestTimeout, resp.StatusCode)
-	resp = raw(t, h, "PUT /v1/sandboxes/"+string(testID)+"/files?path=/f"+head+"part of it")
-	must.Eq(t, http.StatusRequestTimeout, resp.StatusCode)
+	for _, upload := range []string{"PUT /v1/sandboxes/" + string(testID) + "/archive", "POST /v1/sandboxes/" + string(testID) + "/envd/files"} {
+		resp = raw(t, h, upload+"?path=/f"+head+"part of it")
+		b, _ := io.ReadAll(resp.Body)
+		must.Eq(t, http.StatusRequestTimeout, resp.StatusCode, must.Sprintf("%s: %s", upload, b))
+	}
 }
 
 // The time for a body must not count while the request is served.
@@ -268,10 +270,7 @@ func TestRun_servesUntilItsContextEndsAndEndsStreams(t *testing.T) {
 	for _, addr := range []string{tcp, unix} {
 		c, err := api.New(api.Config{Address: addr, APIKey: keyA})
 		must.NoError(t, err)
-		var out bytes.Buffer
-		_, err = c.Run(t.Context(), testID, api.ExecRequest{Argv: []string{"cat"}}, strings.NewReader("over "+addr), &out, nil)
-		must.NoError(t, err)
-		must.Eq(t, "over "+addr, out.String())
+		must.NoError(t, c.WriteFile(t.Context(), testID, "/f", strings.NewReader("over "+addr), api.FileOptions{}))
 		c.Close()
 	}
 	t.Run("slow header", func(t *testing.T) {
@@ -299,16 +298,16 @@ func TestRun_servesUntilItsContextEndsAndEndsStreams(t *testing.T) {
 	c, err := api.New(api.Config{Address: tcp, APIKey: keyA})
 	must.NoError(t, err)
 	defer c.Close()
-	s, err := c.Exec(t.Context(), testID, api.ExecRequest{Argv: []string{"hang"}})
+	hangs, _, err := c.ReadFile(t.Context(), testID, "/hangs", api.FileOptions{})
 	must.NoError(t, err)
-	defer s.Close()
+	defer hangs.Close()
 	logs, _, err := c.Logs(t.Context(), testID, api.LogOptions{Follow: true})
 	must.NoError(t, err)
 	defer logs.Close()
 	start := time.Now()
 	must.NoError(t, stop())
 	must.Less(t, 8*time.Second, time.Since(start), must.Sprint("streams must not hold the end up"))
-	_, err = s.Recv()
+	_, err = io.ReadAll(hangs)
 	must.Error(t, err)
 	_, err = c.Health(t.Context())
 	must.ErrorIs(t, err, api.ErrUnreachable)
@@ -322,31 +321,30 @@ func TestRun_longRequestsAreAnswered(t *testing.T) {
 	c, err := api.New(api.Config{Address: tcp, APIKey: keyA})
 	must.NoError(t, err)
 	defer c.Close()
-	r, w := io.Pipe()
-	go func() {
-		for range 8 {
-			_, _ = io.WriteString(w, "a piece")
-			time.Sleep(limit / 2)
-		}
-		_ = w.Close()
-	}()
-	_, err = c.ImportTemplate(t.Context(), "base", r, api.ImportOptions{})
+	slow := func() io.Reader {
+		r, w := io.Pipe()
+		go func() {
+			for range 8 {
+				_, _ = io.WriteString(w, "a piece")
+				time.Sleep(limit / 2)
+			}
+			_ = w.Close()
+		}()
+		return r
+	}
+	_, err = c.ImportTemplate(t.Context(), "base", slow(), api.ImportOptions{})
 	must.NoError(t, err)
-	s, err := c.Exec(t.Context(), testID, api.ExecRequest{Argv: []string{"cat"}, Stdin: true})
+	must.NoError(t, c.WriteFile(t.Context(), testID, "/f", slow(), api.FileOptions{}))
+	late, _, err := c.ReadFile(t.Context(), testID, "/late", api.FileOptions{})
 	must.NoError(t, err)
-	defer s.Close()
-	time.Sleep(4 * limit) // silence
-	_, err = io.WriteString(s, "late")
+	defer late.Close()
+	b, err := io.ReadAll(late)
 	must.NoError(t, err)
-	must.NoError(t, s.CloseStdin())
-	var out bytes.Buffer
-	_, err = s.Copy(&out, nil)
-	must.NoError(t, err)
-	must.Eq(t, "late", out.String())
+	must.Eq(t, "late", string(b))
 	body, _, err := c.Logs(t.Context(), testID, api.LogOptions{Stream: "stderr", Follow: true})
 	must.NoError(t, err)
 	defer body.Close()
-	b, err := io.ReadAll(body) // the fake is silent, then ends
+	b, err = io.ReadAll(body) // the fake is silent, then ends
 	must.NoError(t, err, must.Sprint("a stream that was silent must end as it should"))
 	must.Eq(t, "log line\n", string(b))
 	must.NoError(t, stop())

@@ -177,16 +177,10 @@ func TestTenants_anotherOnesSandboxIsNotFound(t *testing.T) {
 		case strings.HasSuffix(path, "/shape"):
 			body = `{}`
 		case method == "GET" || method == "DELETE" || method == "PUT":
-		case strings.HasSuffix(path, "/exec"), strings.HasSuffix(path, "/processes"):
-			body = `{"argv":["true"]}`
 		default:
 			body = `{"timeout":5,"signal":9,"pid":1,"size":{"cols":1,"rows":1}}`
 		}
 		header := []string{"X-API-Key", keyB}
-		if strings.HasSuffix(path, "/attach") {
-			body = ""
-			header = append(header, "Upgrade", api.UpgradeProtocol, "Connection", "Upgrade")
-		}
 		a := h.do(method, path+"?path=/x&target=/y", body, header...)
 		must.Eq(t, http.StatusNotFound, a.status, must.Sprintf("%s: %s", rt.pattern, a.body))
 		a.mustFail(t, 404, api.CodeNotFound)

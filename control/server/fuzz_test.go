@@ -78,11 +78,6 @@ func FuzzCreateBody(f *testing.F) {
 			}
 			return err
 		})
-		var exec api.PlainExecRequest
-		check(&exec, func() error {
-			_, err := guestStart(exec.ExecRequest)
-			return err
-		})
 	})
 }
 

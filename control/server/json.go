@@ -18,7 +18,6 @@ import (
 // Limits of JSON bodies.
 const (
 	maxJSONBytes = 1 << 20 // of a body, unless the endpoint says otherwise
-	maxExecBytes = 8 << 20 // of a plain exec, which carries stdin
 	maxJSONDepth = 32
 )
 
@@ -172,4 +171,12 @@ func jsonKind(t reflect.Type) string {
 		return "an array"
 	}
 	return "an object"
+}
+
+// noContent answers 204 unless err is set.
+func noContent(w http.ResponseWriter, err error) error {
+	if err == nil {
+		w.WriteHeader(http.StatusNoContent)
+	}
+	return err
 }

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -63,30 +63,8 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 	for _, op := range []string{"signal", "stdin", "resize"} {
 		mux.HandleFunc("POST "+base+op, f.note)
 	}
-	mux.HandleFunc("POST "+base+"rename", f.note)
-	mux.HandleFunc("DELETE "+base+"files", f.note)
 	mux.HandleFunc("PUT "+base+"archive", f.note)
-	mux.HandleFunc("PUT "+base+"files", func(w http.ResponseWriter, r *http.Request) {
-		f.note(nil, r)
-		writeJSON(w, 200, testFile())
-	})
-	for _, p := range []string{"GET " + base + "stat", "POST " + base + "dir"} {
-		mux.HandleFunc(p, func(w http.ResponseWriter, r *http.Request) {
-			f.note(nil, r)
-			writeJSON(w, 200, testFile())
-		})
-	}
-	mux.HandleFunc("GET "+base+"dir", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, []guest.FileInfo{testFile()}) })
-	mux.HandleFunc("GET "+base+"files", func(w http.ResponseWriter, r *http.Request) {
-		f.note(nil, r)
-		if r.URL.Query().Get("path") == "/missing" {
-			writeJSON(w, 404, api.Errorf(404, api.CodeNotFound, "path '/missing' does not exist"))
-			return
-		}
-		b, _ := json.Marshal(testFile())
-		w.Header().Set(nodeapi.FileHeader, base64.StdEncoding.EncodeToString(b))
-		_, _ = io.WriteString(w, "content")
-	})
+	mux.HandleFunc(base+"envd/{rest...}", envd)
 	mux.HandleFunc("GET "+base+"archive", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Trailer", nodeapi.ErrorTrailer)
 		_, _ = io.WriteString(w, "tar bytes")
@@ -134,10 +112,6 @@ func newFakeNode(t *testing.T) (*fakeNode, *nodeapi.Client) {
 	c := nodeapi.NewUnix(sock)
 	t.Cleanup(c.Close)
 	return f, c
-}
-
-func testFile() guest.FileInfo {
-	return guest.FileInfo{Name: "f", Path: "/f", Type: "file", Size: 7, Mode: 0o644, UID: 1000, GID: 1000, Owner: "user", Group: "user", ModTime: testTime}
 }
 
 func testSample() nodeapi.Sample {
@@ -239,9 +213,10 @@ func (f *fakeNode) play(conn net.Conn, in *frame.Reader, start guest.Start) {
 // withNode returns a harness with a running sandbox of tenant a on a fake node.
 func withNode(t *testing.T, change ...func(*Config)) (*harness, *fakeNode) {
 	t.Helper()
-	h := newHarness(t, change...)
+	r := &reach{}
+	h := newHarness(t, append([]func(*Config){func(c *Config) { c.Edge = edge.New(edge.Config{Sandboxes: r}) }}, change...)...)
 	f, c := newFakeNode(t)
-	h.life.node = c
+	r.life, h.life.node = h.life, c
 	h.life.sandboxes[testID] = sandbox(testID)
 	return h, f
 }

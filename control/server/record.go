@@ -15,7 +15,7 @@ import (
 // records reports whether what the route does is recorded, whether or not it succeeds.
 func (rt *route) records() bool {
 	method, _, _ := strings.Cut(rt.pattern, " ")
-	return method != http.MethodGet || rt.lasts()
+	return method != http.MethodGet && rt.needs.Action != rbac.Read || rt.lasts()
 }
 
 // lasts reports whether the route opens something that lasts, with a start and an end.

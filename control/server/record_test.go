@@ -136,18 +136,18 @@ func TestRecord_aPanicIsAFailure(t *testing.T) {
 func TestRecord_whatLastsHasAStartAndAnEnd(t *testing.T) {
 	h, _ := withNode(t)
 	l := withAudit(t, h)
-	_, err := h.client().Run(t.Context(), testID, api.ExecRequest{Argv: []string{"echo", "hello"}}, nil, nil, nil)
-	must.NoError(t, err)
+	start := "/v1/sandboxes/" + string(testID) + "/envd/process.Process/Start"
+	must.Eq(t, 200, h.do("POST", start, "{}").status)
 	got := events(t, l, 2)
 	must.Eq(t, "sandbox.execute", got[0].Action)
 	must.Eq(t, audit.ResultStarted, got[0].Result)
 	must.Eq(t, audit.ResultOK, got[1].Result)
-	must.Eq(t, "101", got[1].Details["status"])
+	must.Eq(t, "200", got[1].Details["status"])
 	must.Eq(t, got[0].Request, got[1].Request)
-	plain(t, h, `{"argv":["echo","hello"]}`)
-	got = events(t, l, 4)
-	must.Eq(t, audit.ResultStarted, got[2].Result)
-	must.Eq(t, "200", got[3].Details["status"])
+	// To look is no change, whatever the method.
+	must.Eq(t, 200, h.do("POST", "/v1/sandboxes/"+string(testID)+"/envd/process.Process/List", "{}").status)
+	must.Eq(t, 200, h.do("POST", "/v1/sandboxes/"+string(testID)+"/envd/filesystem.Filesystem/Remove", "{}").status)
+	must.Eq(t, "file.delete", events(t, l, 3)[2].Action)
 }
 
 // operator is fakeAuth whose key of tenant a is good in all tenants.

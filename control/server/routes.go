@@ -30,7 +30,7 @@ func can(r rbac.Resource, a rbac.Action) rbac.Permission {
 
 // routes returns all endpoints, those of the E2B contract first.
 func (s *Server) routes() []route {
-	return []route{
+	return append(s.envdRoutes(), []route{
 		{pattern: "GET /health", handle: s.e2bHealth, open: true},
 		{pattern: "POST /sandboxes", handle: s.e2bCreateV1, each: true, needs: can(rbac.Sandbox, rbac.Create)},
 		{pattern: "POST /v2/sandboxes", handle: s.e2bCreateV2, each: true, needs: can(rbac.Sandbox, rbac.Create)},
@@ -119,22 +119,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/sandboxes/{id}/log", handle: s.sandboxLog, needs: can(rbac.Sandbox, rbac.Read)},
 		{pattern: "GET /v1/sandboxes/{id}/log/stream", handle: s.logStream, stream: true, needs: can(rbac.Sandbox, rbac.Read)},
 
-		{pattern: "POST /v1/sandboxes/{id}/exec", handle: s.exec, stream: true, needs: can(rbac.Sandbox, rbac.Execute)},
-		{pattern: "POST /v1/sandboxes/{id}/attach", handle: s.attach, stream: true, needs: can(rbac.Sandbox, rbac.Connect)},
-		{pattern: "POST /v1/sandboxes/{id}/processes", handle: s.startProcess, needs: can(rbac.Sandbox, rbac.Execute)},
-		{pattern: "GET /v1/sandboxes/{id}/processes", handle: s.processes, needs: can(rbac.Sandbox, rbac.Read)},
-		{pattern: "POST /v1/sandboxes/{id}/signal", handle: s.signal, needs: can(rbac.Sandbox, rbac.Execute)},
-		{pattern: "POST /v1/sandboxes/{id}/stdin", handle: s.stdin, needs: can(rbac.Sandbox, rbac.Execute)},
-		{pattern: "POST /v1/sandboxes/{id}/resize", handle: s.resize, needs: can(rbac.Sandbox, rbac.Execute)},
-
-		{pattern: "GET /v1/sandboxes/{id}/files", handle: s.readFile, stream: true, needs: can(rbac.File, rbac.Read)},
-		{pattern: "PUT /v1/sandboxes/{id}/files", handle: s.writeFile, stream: true, needs: can(rbac.File, rbac.Update)},
-		{pattern: "DELETE /v1/sandboxes/{id}/files", handle: s.removeFile, needs: can(rbac.File, rbac.Delete)},
 		{pattern: "POST /v1/sandboxes/{id}/links", handle: s.createLink, needs: can(rbac.File, rbac.Create)},
-		{pattern: "GET /v1/sandboxes/{id}/stat", handle: s.statFile, needs: can(rbac.File, rbac.Read)},
-		{pattern: "GET /v1/sandboxes/{id}/dir", handle: s.readDir, needs: can(rbac.File, rbac.Read)},
-		{pattern: "POST /v1/sandboxes/{id}/dir", handle: s.makeDir, needs: can(rbac.File, rbac.Create)},
-		{pattern: "POST /v1/sandboxes/{id}/rename", handle: s.renameFile, needs: can(rbac.File, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/archive", handle: s.readArchive, stream: true, needs: can(rbac.File, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/archive", handle: s.writeArchive, stream: true, needs: can(rbac.File, rbac.Update)},
 
@@ -184,7 +169,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/templates/{name}", handle: s.template, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate, needs: can(rbac.Template, rbac.Delete)},
-	}
+	}...)
 }
 
 // unknown answers what no route matches: 405 with the methods that the path has, else 404.

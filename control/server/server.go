@@ -106,6 +106,7 @@ type Config struct {
 	Builds    Builds
 	Keys      Keys
 	Links     *edge.Links // makes links to files; nil: none
+	Edge      *edge.Edge  // the way to what runs in sandboxes; nil: none
 	Fleet     Fleet
 	Watcher   Watcher
 	// Audit records changes and refusals. nil: nothing is recorded.

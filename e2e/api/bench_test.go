@@ -57,7 +57,7 @@ func BenchmarkUpload(b *testing.B) {
 	data := make([]byte, 64<<20)
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		_, err := s.client.WriteFile(b.Context(), sb.ID, "/var/file", bytes.NewReader(data), api.FileOptions{User: "root"})
+		err := s.client.WriteFile(b.Context(), sb.ID, "/var/file", bytes.NewReader(data), api.FileOptions{User: "root"})
 		must.NoError(b, err)
 	}
 }
@@ -67,7 +67,7 @@ func BenchmarkDownload(b *testing.B) {
 	sb, err := s.client.CreateSandbox(b.Context(), api.CreateRequest{Template: "base"})
 	must.NoError(b, err)
 	const size = 64 << 20
-	_, err = s.client.WriteFile(b.Context(), sb.ID, "/var/file", bytes.NewReader(make([]byte, size)), api.FileOptions{User: "root"})
+	err = s.client.WriteFile(b.Context(), sb.ID, "/var/file", bytes.NewReader(make([]byte, size)), api.FileOptions{User: "root"})
 	must.NoError(b, err)
 	b.SetBytes(size)
 	sink := make([]byte, 256<<10)

@@ -106,6 +106,7 @@ func newStack(t testing.TB) *stack {
 	t.Cleanup(front.Close)
 	srv, err := server.New(server.Config{
 		Front:     front.Wrap,
+		Edge:      front,
 		Lifecycle: c.Sandboxes, Auth: auth.NewChain(c.Auth), Access: c.Access, Tenants: c.State, Policy: c.State, Templates: templates{c.Templates}, Fleet: c.Fleet, Watcher: c.State, Pools: c.Pools,
 		Logger: log.Named("http"),
 	})

@@ -58,7 +58,7 @@ func (a *arena) files(t *testing.T, id api.SandboxID, user string) []files {
 		{
 			"api",
 			func(p string) (string, error) { r, _, err := a.api.ReadFile(ctx, id, p, ao); return all(r, err) },
-			func(p, s string) error { _, err := a.api.WriteFile(ctx, id, p, strings.NewReader(s), ao); return err },
+			func(p, s string) error { return a.api.WriteFile(ctx, id, p, strings.NewReader(s), ao) },
 			func(p string) error { return a.api.Remove(ctx, id, p, ao) },
 			func(p, q string) error { return a.api.Rename(ctx, id, p, q, ao) },
 			func(p string, b []byte) error { return a.api.WriteArchive(ctx, id, p, bytes.NewReader(b), ao) },
@@ -202,8 +202,7 @@ func TestAPIs(t *testing.T) {
 					_, err := a.node.WriteFile(t.Context(), id, "/home/user/slow", r, nodeapi.FileOptions{User: "user"})
 					done <- err
 				} else {
-					_, err := a.api.WriteFile(t.Context(), id, "/home/user/slow", r, api.FileOptions{User: "user"})
-					done <- err
+					done <- a.api.WriteFile(t.Context(), id, "/home/user/slow", r, api.FileOptions{User: "user"})
 				}
 			}()
 			_, err := w.Write([]byte("half"))
@@ -344,9 +343,9 @@ func TestAPIs(t *testing.T) {
 		})
 		q := url.Values{"path": {"/home/user/" + evil}, "user": {evil}}.Encode()
 		for _, r := range [][3]string{
-			{"GET", "/sandboxes/" + url.PathEscape(evil), ""}, {"GET", "/v1/sandboxes/" + string(id) + "/files?" + q, ""},
+			{"GET", "/sandboxes/" + url.PathEscape(evil), ""}, {"GET", "/v1/sandboxes/" + string(id) + "/envd/files?" + q, ""},
 			{"POST", "/v2/sandboxes", mustJSON(map[string]any{"templateID": evil, "soulbox": map[string]any{"hostname": evil}})}, {"GET", "/" + url.PathEscape(evil), ""},
-			{"POST", "/v1/sandboxes/" + string(id) + "/processes", mustJSON(map[string]any{"argv": []string{evil}, "tag": evil, "user": evil})},
+			{"POST", "/v1/sandboxes/" + string(id) + "/envd/process.Process/SendSignal", mustJSON(map[string]any{"process": map[string]any{"tag": evil}, "signal": "SIGNAL_SIGKILL"})},
 		} {
 			status, got := a.raw(t, r[0], r[1], key, r[2], map[string]string{"User-Agent": "x y", "X-Request-Id": "a b"})
 			j.inside("api", fmt.Sprintf("%s %.50s", r[0], r[1]), fmt.Sprint(status, " ", got))
@@ -384,11 +383,15 @@ func TestAPIs(t *testing.T) {
 var routes = []string{
 	"GET /sandboxes/{id}", "DELETE /sandboxes/{id}", "POST /sandboxes/{id}/timeout", "POST /sandboxes/{id}/refreshes", "POST /sandboxes/{id}/connect",
 	"POST /v2/sandboxes/{id}/connect", "GET /sandboxes/{id}?soulbox=true", "GET /v1/sandboxes/{id}/health",
-	"GET /v1/sandboxes/{id}/stats", "GET /v1/sandboxes/{id}/logs", "POST /v1/sandboxes/{id}/exec", "POST /v1/sandboxes/{id}/attach",
-	"POST /v1/sandboxes/{id}/processes", "GET /v1/sandboxes/{id}/processes", "POST /v1/sandboxes/{id}/signal", "POST /v1/sandboxes/{id}/stdin",
-	"POST /v1/sandboxes/{id}/resize", "GET /v1/sandboxes/{id}/files?path=/etc/marker", "PUT /v1/sandboxes/{id}/files?path=/tmp/x",
-	"DELETE /v1/sandboxes/{id}/files?path=/tmp", "GET /v1/sandboxes/{id}/stat?path=/etc", "GET /v1/sandboxes/{id}/dir?path=/etc",
-	"POST /v1/sandboxes/{id}/dir?path=/tmp/x", "POST /v1/sandboxes/{id}/rename?path=/tmp/x&target=/tmp/y", "GET /v1/sandboxes/{id}/archive?path=/etc",
+	"GET /v1/sandboxes/{id}/stats", "GET /v1/sandboxes/{id}/logs",
+	"POST /v1/sandboxes/{id}/envd/process.Process/List", "POST /v1/sandboxes/{id}/envd/process.Process/Start", "POST /v1/sandboxes/{id}/envd/process.Process/Connect",
+	"POST /v1/sandboxes/{id}/envd/process.Process/SendSignal", "POST /v1/sandboxes/{id}/envd/process.Process/SendInput",
+	"POST /v1/sandboxes/{id}/envd/process.Process/StreamInput", "POST /v1/sandboxes/{id}/envd/process.Process/CloseStdin",
+	"POST /v1/sandboxes/{id}/envd/process.Process/Update", "GET /v1/sandboxes/{id}/envd/files?path=/etc/marker",
+	"POST /v1/sandboxes/{id}/envd/files?path=/tmp/x", "POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/Stat",
+	"POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/ListDir", "POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/MakeDir",
+	"POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/Move", "POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/Remove",
+	"POST /v1/sandboxes/{id}/envd/filesystem.Filesystem/WatchDir", "GET /v1/sandboxes/{id}/archive?path=/etc",
 	"PUT /v1/sandboxes/{id}/archive?path=/tmp", "GET /v1/templates/{name}", "DELETE /v1/templates/{name}", "GET /sandboxes", "GET /v2/sandboxes",
 	"GET /v2/sandboxes?soulbox=true", "GET /v1/templates",
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/core"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/health/static"
 	"github.com/soulbox-dev/soulbox/control/placement/local"
@@ -136,7 +137,10 @@ func newArena(t *testing.T) *arena {
 	wait, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	must.NoError(t, a.core.ConnectNodes(wait, 1))
+	front := edge.New(edge.Config{Sandboxes: a.core.Reach()})
+	t.Cleanup(front.Close)
 	srv, err := server.New(server.Config{
+		Edge:      front,
 		Lifecycle: a.core.Sandboxes, Auth: auth.NewChain(a.core.Auth), Access: a.core.Access, Tenants: a.core.State, Policy: a.core.State, Templates: templates{a.core.Templates}, Fleet: a.core.Fleet, Watcher: a.core.State,
 		Logger: log.Named("http"),
 	})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -159,7 +160,7 @@ func (a *arena) saysWhatHappened(t *testing.T) {
 
 	// And of one that goes on: a write through the API, and the counters.
 	id := a.box(t, a.api, func(r *api.CreateRequest) { r.DiskMB = n(16) })
-	_, err := a.api.WriteFile(t.Context(), id, "/big", io.LimitReader(zeros{}, 32<<20), api.FileOptions{User: "root"})
+	err := a.api.WriteFile(t.Context(), id, "/big", io.LimitReader(zeros{}, 32<<20), api.FileOptions{User: "root"})
 	j.inside("default", "an upload larger than the disk limit", errText(err))
 	must.Eq(t, http.StatusInsufficientStorage, api.StatusOf(err))
 	must.Eq(t, api.CodeNoSpace, api.AsError(err).ErrorCode)
@@ -174,7 +175,7 @@ func diskProbe(mb *int64) api.CreateRequest {
 	return api.CreateRequest{Template: "base", Timeout: &timeout, CreateOptions: api.CreateOptions{DiskMB: mb, Command: []string{"/bin/true"}}}
 }
 
-// The file API of a sandbox at /v1 and of the node, by hand: requests that no client of ours makes.
+// The file API of a sandbox and of the node, by hand: requests that no client of ours makes.
 func TestFileAPI(t *testing.T) {
 	a := newArena(t)
 	t.Run("A10", func(t *testing.T) {
@@ -182,7 +183,7 @@ func TestFileAPI(t *testing.T) {
 		defer j.end()
 		id := a.box(t, a.api)
 		const text = "0123456789"
-		_, err := a.api.WriteFile(t.Context(), id, "/home/user/f", strings.NewReader(text), api.FileOptions{User: "user"})
+		err := a.api.WriteFile(t.Context(), id, "/home/user/f", strings.NewReader(text), api.FileOptions{User: "user"})
 		must.NoError(t, err)
 		many := "bytes=" + strings.Repeat("0-0,", 10_000) + "0-0"
 		for name, value := range map[string]string{
@@ -191,12 +192,14 @@ func TestFileAPI(t *testing.T) {
 			"beyond its end": "bytes=100-200", "another unit": "lines=1-2", "no number": "bytes=a-b", "empty": "bytes=",
 		} {
 			for where, get := range map[string]func() (int, string){
-				"api":  func() (int, string) { return a.get(t, http.DefaultTransport, a.addr, id, value) },
-				"node": func() (int, string) { return a.get(t, a.unix(), "http://node", id, value) },
+				"api":  func() (int, string) { return a.get(t, http.DefaultTransport, a.addr, id, "/envd/files", value) },
+				"node": func() (int, string) { return a.get(t, a.unix(), "http://node", id, "/files", value) },
 			} {
 				status, body := get()
 				j.inside(where, name, fmt.Sprintf("%d, %d bytes", status, len(body)))
 				switch status {
+				case http.StatusPartialContent:
+					must.StrContains(t, text, body)
 				case http.StatusOK: // ranges are not served here: the file as it is, once
 					must.Eq(t, text, body)
 				case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable, http.StatusRequestHeaderFieldsTooLarge:
@@ -211,9 +214,11 @@ func TestFileAPI(t *testing.T) {
 		j := a.judge(t, "A08", "an upload of which one byte comes, and then nothing")
 		defer j.end()
 		// A server of its own, which is less patient: what is tried is that it gives up, not how long it waits.
+		front := edge.New(edge.Config{Sandboxes: a.core.Reach()})
+		defer front.Close()
 		srv, err := server.New(server.Config{
 			Lifecycle: a.core.Sandboxes, Auth: auth.NewChain(a.core.Auth), Access: a.core.Access, Tenants: a.core.State, Policy: a.core.State, Templates: templates{a.core.Templates}, Fleet: a.core.Fleet, Watcher: a.core.State,
-			BodyTimeout: 300 * time.Millisecond,
+			BodyTimeout: 300 * time.Millisecond, Edge: front,
 		})
 		must.NoError(t, err)
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -231,7 +236,7 @@ func TestFileAPI(t *testing.T) {
 		c, err := net.Dial("tcp", l.Addr().String())
 		must.NoError(t, err)
 		defer c.Close()
-		_, err = fmt.Fprintf(c, "PUT /v1/sandboxes/%s/files?path=/home/user/slow&user=user HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Length: 1000000\r\n\r\nx",
+		_, err = fmt.Fprintf(c, "POST /v1/sandboxes/%s/envd/files?path=/home/user/slow HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Type: application/octet-stream\r\nContent-Length: 1000000\r\n\r\nx",
 			id, a.core.Bootstrap.E2BKey())
 		must.NoError(t, err)
 		must.NoError(t, c.SetReadDeadline(time.Now().Add(time.Minute)))
@@ -263,9 +268,9 @@ func (a *arena) unix() http.RoundTripper {
 }
 
 // get reads /home/user/f with a range.
-func (a *arena) get(t *testing.T, over http.RoundTripper, addr string, id api.SandboxID, ranges string) (int, string) {
+func (a *arena) get(t *testing.T, over http.RoundTripper, addr string, id api.SandboxID, path, ranges string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, addr+"/v1/sandboxes/"+string(id)+"/files?path="+url.QueryEscape("/home/user/f")+"&user=user", nil)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, addr+"/v1/sandboxes/"+string(id)+path+"?path="+url.QueryEscape("/home/user/f"), nil)
 	must.NoError(t, err)
 	req.Header.Set("X-API-Key", a.core.Bootstrap.E2BKey())
 	req.Header.Set("Range", ranges)

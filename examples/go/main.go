@@ -48,7 +48,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 			err = dErr
 		}
 	}()
-	if _, err := client.WriteFile(ctx, sandbox.ID, "/home/user/shout.py", strings.NewReader(program), api.FileOptions{}); err != nil {
+	if err := client.WriteFile(ctx, sandbox.ID, "/home/user/shout.py", strings.NewReader(program), api.FileOptions{}); err != nil {
 		return err
 	}
 	exit, err := client.Run(ctx, sandbox.ID, api.ExecRequest{Argv: []string{"python3", "/home/user/shout.py"}, Stdin: true},

@@ -191,7 +191,8 @@ func TestReal_samplesSayWhatTheKernelSays(t *testing.T) {
 		latest, err := d.client.Latest(t.Context(), []api.SandboxID{sb.ID})
 		must.NoError(t, err)
 		s = latest[sb.ID]
-		return s.Time.After(asked.Add(time.Second)) && s.DiskUsed == before.disk
+		// A loop runs in it. On a busy machine it may not have had its turn since the sample before.
+		return s.Time.After(asked.Add(time.Second)) && s.DiskUsed == before.disk && s.CPUPercent > 10
 	})
 	after := kernelView(t, group, host, upper)
 	t.Logf("kernel before: %+v", before)
@@ -203,7 +204,6 @@ func TestReal_samplesSayWhatTheKernelSays(t *testing.T) {
 		must.True(t, low <= v && v <= high, must.Sprintf("%s: %d is not between %d and %d", what, v, low, high))
 	}
 	between("cpu", before.cpu, s.CPUNanos, after.cpu)
-	must.Greater(t, 10, s.CPUPercent, must.Sprint("a loop runs in it"))
 	const batch = 1 << 20 // that the kernel charges at a time, on each core
 	between("memory", min(before.memory, after.memory)-min(batch, before.memory), s.MemoryBytes, max(before.memory, after.memory)+batch)
 	between("cache", min(before.cache, after.cache), s.MemoryCache, max(before.cache, after.cache))

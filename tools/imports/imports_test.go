@@ -115,12 +115,12 @@ var rules = []struct {
 		},
 	},
 	{
-		name: "the API's types and client import the frame codec alone, and nothing of the stack",
+		name: "the API's types and client import the frame codec and envd's messages alone, and nothing of the stack",
 		of:   []string{"control/api"},
 		deep: true,
 		bad: func(p string) bool {
 			q, ours := own(p)
-			return ours && !below(q, "control/api", "nomad-driver/guest/frame") || below(p, "github.com/hashicorp/nomad",
+			return ours && !below(q, "control/api", "nomad-driver/guest/frame", "nomad-driver/envd/wire") || below(p, "github.com/hashicorp/nomad",
 				"github.com/hashicorp/consul", "github.com/hashicorp/vault", "github.com/hashicorp/raft")
 		},
 	},

@@ -88,5 +88,5 @@ func badBody(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fail(http.StatusBadRequest, "the body ended too early")
 	}
-	return &Error{http.StatusBadRequest, fmt.Sprintf("error reading the body: %v", err)}
+	return &Error{Code: http.StatusBadRequest, Message: fmt.Sprintf("error reading the body: %v", err)}
 }

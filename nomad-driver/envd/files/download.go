@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ type source struct {
 	modTime time.Time
 	etag    string // with its quotes; empty: none
 	size    int64
+	mode    os.FileMode // permission bits
 }
 
 func (h handler) download(w http.ResponseWriter, r *http.Request) error {
@@ -65,6 +67,7 @@ func (h handler) download(w http.ResponseWriter, r *http.Request) error {
 	}
 	name := path.Base(p)
 	w.Header().Set("Content-Disposition", disposition(name))
+	w.Header().Set(ModeHeader, strconv.FormatUint(uint64(src.mode), 8))
 	out := &sender{ResponseWriter: w, rc: http.NewResponseController(w), idle: h.IdleTimeout, direct: plainTCP(r)}
 	defer func() { _ = out.rc.SetWriteDeadline(time.Time{}) }()
 	if how == "gzip" {
@@ -111,7 +114,7 @@ func openSource(ctx context.Context, u place.User, p string) (*source, error) {
 		if err != nil {
 			return nil, &pathError{p, err}
 		}
-		return &source{content: bytes.NewReader(b), close: func() error { return nil }, size: int64(len(b))}, nil
+		return &source{content: bytes.NewReader(b), close: func() error { return nil }, size: int64(len(b)), mode: 0o444}, nil
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -119,7 +122,7 @@ func openSource(ctx context.Context, u place.User, p string) (*source, error) {
 		return nil, err
 	}
 	return &source{
-		content: f, close: f.Close, modTime: time.Unix(st.Mtim.Unix()), size: st.Size,
+		content: f, close: f.Close, modTime: time.Unix(st.Mtim.Unix()), size: st.Size, mode: os.FileMode(st.Mode & 0o777),
 		etag: fmt.Sprintf(`"%x-%x-%x"`, st.Ino, st.Size, st.Mtim.Nano()),
 	}, nil
 }

@@ -62,10 +62,10 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/files/compose" && r.Method == http.MethodPost:
 		serve, authorize = h.compose, AuthorizeToken
 	case r.URL.Path == "/files" || r.URL.Path == "/files/compose":
-		write(w, &Error{http.StatusMethodNotAllowed, "method " + r.Method + " is not allowed here"})
+		write(w, &Error{Code: http.StatusMethodNotAllowed, Message: "method " + r.Method + " is not allowed here"})
 		return
 	default:
-		write(w, &Error{http.StatusNotFound, "no such route"})
+		write(w, &Error{Code: http.StatusNotFound, Message: "no such route"})
 		return
 	}
 	err := authorize(r, s.AccessToken)
@@ -81,7 +81,11 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type Error struct {
 	Code    int    `json:"code"` // HTTP status
 	Message string `json:"message"`
+	word    string // the sandbox's own, for WordHeader
 }
+
+// WordHeader of an answer that is an error is the sandbox's own word for it: see guest.Code. It is ours, not the contract's.
+const WordHeader = "Soulbox-Error"
 
 func (e *Error) Error() string { return e.Message }
 
@@ -124,7 +128,9 @@ func answer(s scope.Sandbox, err error) *Error {
 		if errors.As(err, &at) {
 			path = at.path
 		}
-		return reported(path, body)
+		e := reported(path, body)
+		e.word = body.Code
+		return e
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
 		return fail(http.StatusInsufficientStorage, "not enough disk space available")
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
@@ -162,8 +168,11 @@ func reported(path string, body *frame.ErrorBody) *Error {
 
 func write(w http.ResponseWriter, e *Error) {
 	h := w.Header()
-	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Disposition", "Etag", "Last-Modified"} {
+	for _, name := range []string{"Content-Length", "Content-Encoding", "Content-Disposition", "Etag", "Last-Modified", ModeHeader} {
 		h.Del(name)
+	}
+	if e.word != "" {
+		h.Set(WordHeader, e.word)
 	}
 	writeJSON(w, e.Code, &Error{Code: e.Code, Message: strings.ToValidUTF8(e.Message, "\ufffd")})
 }

@@ -27,11 +27,12 @@ const newMode = 0o666
 // replacement is a file that is being written. Until commit nothing of it is seen under its own name.
 type replacement struct {
 	user   place.User
-	asked  string // the path that the client named, made absolute
-	target string // where it ends up, symlinks followed
-	claim  bool   // the user may write the file, or may have one there, though not in the directory: see guest.FileRequest
-	temp   string // empty: target is written in place
-	mode   uint32 // of the file that was there; 0: none was
+	asked  string       // the path that the client named, made absolute
+	target string       // where it ends up, symlinks followed
+	claim  bool         // the user may write the file, or may have one there, though not in the directory: see guest.FileRequest
+	temp   string       // empty: target is written in place
+	mode   uint32       // of the file that was there; 0: none was
+	chosen *os.FileMode // by the client; nil: the old one, or that of new files
 	f      *os.File
 }
 
@@ -101,7 +102,9 @@ func (r *replacement) fill(body io.Reader, metadata map[string]string) error {
 }
 
 func (r *replacement) finish(err error, metadata map[string]string) error {
-	if err == nil && r.temp != "" && r.mode != 0 {
+	if err == nil && r.chosen != nil {
+		err = r.f.Chmod(*r.chosen)
+	} else if err == nil && r.temp != "" && r.mode != 0 {
 		err = r.f.Chmod(os.FileMode(r.mode & 0o777))
 	}
 	if err == nil && (metadata != nil || r.temp == "") {

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"os"
 	"path"
 	"strings"
 
@@ -29,6 +30,7 @@ type Uploaded struct {
 type upload struct {
 	user     place.User
 	metadata map[string]string
+	mode     *os.FileMode // of all files; nil: as they were
 	files    []*replacement
 	targets  map[string]bool
 }
@@ -42,6 +44,9 @@ func (h handler) upload(w http.ResponseWriter, r *http.Request) (err error) {
 	}
 	up := &upload{user: u, targets: map[string]bool{}}
 	if up.metadata, err = metadataOf(r.Header); err != nil {
+		return err
+	}
+	if up.mode, err = modeOf(r.Header); err != nil {
 		return err
 	}
 	kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -149,6 +154,7 @@ func (up *upload) add(ctx context.Context, name string, body io.Reader) error {
 		return errors.Join(fail(http.StatusBadRequest, "you cannot upload multiple files to the same path '%s'", p), f.undo())
 	}
 	up.targets[f.target] = true
+	f.chosen = up.mode
 	if err := f.fill(body, up.metadata); err != nil {
 		return bodyOrDisk(err)
 	}

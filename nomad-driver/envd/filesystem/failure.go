@@ -79,5 +79,11 @@ func reported(path string, body *frame.ErrorBody) error {
 	default:
 		code = connect.CodeInternal
 	}
-	return connect.NewError(code, text(said))
+	e := connect.NewError(code, text(said))
+	e.Meta().Set(WordHeader, body.Code)
+	return e
 }
+
+// WordHeader of an error is the sandbox's own word for it, which says more than the protocol's code: see guest.Code. It is ours, not the
+// contract's.
+const WordHeader = "Soulbox-Error"

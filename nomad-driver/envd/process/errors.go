@@ -16,7 +16,9 @@ func failed(err error) error {
 	var body *frame.ErrorBody
 	switch {
 	case errors.As(err, &body):
-		return connect.NewError(codeOf(body.Code), errors.New(body.Message))
+		e := connect.NewError(codeOf(body.Code), errors.New(body.Message))
+		e.Meta().Set(WordHeader, body.Code)
+		return e
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -14,10 +14,21 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
 
+// Headers and trailers that are ours, not the contract's: clients that do not know them are not touched by them.
+const (
+	// KillHeader of a Start request is "true" where the process is to be killed when its client leaves.
+	KillHeader = "Soulbox-Kill-On-Disconnect"
+	// SignalTrailer is the number of the signal that ended the process.
+	SignalTrailer = "Soulbox-Signal"
+	// OOMTrailer is "true" where the kernel ended the process because the sandbox had used up its memory.
+	OOMTrailer = "Soulbox-Oom"
+	// WordHeader of an error is the sandbox's own word for it, which says more than the protocol's code: see guest.Code.
+	WordHeader = "Soulbox-Error"
+)
+
 // OffsetHeader of a Connect request asks for output that was written before: "stdout=0,stderr=0", or "pty=0" for a
 // terminal. A stream that is not named begins with what comes now. The answer's header of the same name says at which
-// offsets the events begin: where they are larger, the bytes in between have left the process's ring. This is ours, not the
-// contract's; clients that do not know it are not touched by it.
+// offsets the events begin: where they are larger, the bytes in between have left the process's ring. It is ours too.
 const OffsetHeader = "Soulbox-Offset"
 
 // Connect sends the events of a process that runs, or of one that has ended within the last 30 seconds.
@@ -52,7 +63,7 @@ func (s *service) Connect(ctx context.Context, req *connect.Request[wire.Connect
 	if err != nil {
 		return failed(err)
 	}
-	return relay(ctx, stream, keepalive(req.Header()), func(e *wire.ProcessEvent) error {
+	return relay(ctx, stream, keepalive(req.Header()), out.ResponseTrailer(), func(e *wire.ProcessEvent) error {
 		return out.Send(&wire.ConnectResponse{Event: e})
 	})
 }

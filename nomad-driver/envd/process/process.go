@@ -8,6 +8,7 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -25,6 +26,7 @@ const (
 	maxMessage = 16 << 20
 	// keepExited is how long after its end a process can still be joined.
 	keepExited = 30 * time.Second
+	maxSignal  = 64 // signal(7)
 )
 
 // Config of the service. Everything may be missing.
@@ -84,15 +86,16 @@ func (s *service) Update(ctx context.Context, req *connect.Request[wire.UpdateRe
 	return connect.NewResponse(&wire.UpdateResponse{}), nil
 }
 
-// SendSignal sends SIGTERM or SIGKILL. What a shell has started dies with it: the signal goes to the whole group.
+// SendSignal sends a signal. What a shell has started gets it too: it goes to the whole group. The contract has names for two signals; the
+// numbers of all others are ours.
 func (s *service) SendSignal(ctx context.Context, req *connect.Request[wire.SendSignalRequest]) (*connect.Response[wire.SendSignalResponse], error) {
 	p, err := find(ctx, req.Msg.GetProcess(), running)
 	if err != nil {
 		return nil, err
 	}
 	sig := req.Msg.GetSignal()
-	if sig != wire.Signal_SIGNAL_SIGKILL && sig != wire.Signal_SIGNAL_SIGTERM {
-		return nil, connect.NewError(connect.CodeUnimplemented, errors.New("signal: only SIGNAL_SIGKILL and SIGNAL_SIGTERM are served"))
+	if sig < 1 || sig > maxSignal {
+		return nil, connect.NewError(connect.CodeUnimplemented, fmt.Errorf("signal: %d is not between 1 and %d", sig, maxSignal))
 	}
 	err = scope.Of(ctx).Guest.Signal(ctx, guest.SignalRequest{PID: p.PID, Signal: int(sig), Group: true})
 	if err != nil {

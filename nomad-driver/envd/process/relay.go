@@ -36,10 +36,10 @@ func keepalive(h http.Header) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// relay sends the events of an attachment until its process has ended. It owns stream. When the client's deadline passes it
+// relay sends the events of an attachment until its process has ended, and says in trailer how. It owns stream. When the client's deadline passes it
 // returns CodeDeadlineExceeded; when the client leaves it returns, and the process goes on. When the sandbox ends it breaks
 // the connection, since that is what tells a client to ask whether the sandbox still is.
-func relay(ctx context.Context, stream *guest.Stream, every time.Duration, send func(*wire.ProcessEvent) error) error {
+func relay(ctx context.Context, stream *guest.Stream, every time.Duration, trailer http.Header, send func(*wire.ProcessEvent) error) error {
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
 
@@ -63,6 +63,12 @@ func relay(ctx context.Context, stream *guest.Stream, every time.Duration, send 
 			}
 			if d, ok := ctx.Deadline(); ok && e.Signal == int(syscall.SIGKILL) && !time.Now().Before(d) {
 				return connect.NewError(connect.CodeDeadlineExceeded, errors.New("the process was killed at the request's deadline"))
+			}
+			if e.Signal != 0 {
+				trailer.Set(SignalTrailer, strconv.Itoa(e.Signal))
+			}
+			if e.OOM {
+				trailer.Set(OOMTrailer, "true")
 			}
 			return s.event(&wire.ProcessEvent{Event: &wire.ProcessEvent_End{End: endOf(e)}})
 		case frame.Stdout, frame.Stderr, frame.PTY:

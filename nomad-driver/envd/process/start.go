@@ -29,12 +29,13 @@ func (s *service) Start(ctx context.Context, req *connect.Request[wire.StartRequ
 	if deadline, ok := ctx.Deadline(); ok {
 		st.KillAfter = max(time.Until(deadline), 1)
 	}
+	st.KillOnDetach = req.Header().Get(KillHeader) == "true"
 	stream, err := box.Guest.StartAttached(ctx, st)
 	if err != nil {
 		return s.failedStart(ctx, st, err)
 	}
 	s.started(box, stream.Process())
-	return relay(ctx, stream, keepalive(req.Header()), func(e *wire.ProcessEvent) error {
+	return relay(ctx, stream, keepalive(req.Header()), out.ResponseTrailer(), func(e *wire.ProcessEvent) error {
 		return out.Send(&wire.StartResponse{Event: e})
 	})
 }
@@ -107,13 +108,15 @@ func environment(box scope.Sandbox, own map[string]string) ([]string, error) {
 func (s *service) failedStart(ctx context.Context, st guest.Start, err error) error {
 	var body *frame.ErrorBody
 	if errors.As(err, &body) && body.Code == guest.CodeUnknownUser {
-		return UnknownUser(st.User)
+		e := UnknownUser(st.User)
+		e.Meta().Set(WordHeader, body.Code)
+		return e
 	}
 	return failed(err)
 }
 
 // UnknownUser is the error for a user that the sandbox does not have.
-func UnknownUser(name string) error {
+func UnknownUser(name string) *connect.Error {
 	return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("invalid username: '%s'", name))
 }
 
