@@ -325,3 +325,23 @@ func TestMove_thatADeadServiceBeganIsSettled(t *testing.T) {
 		})
 	}
 }
+
+// A service or a node was killed between a resume, or an end, and the removal of the copy.
+func TestCollect_removesCopiesThatNoRecordKnows(t *testing.T) {
+	s, second, _ := twoNodes(t, true)
+	sb := running(t, s, nil)
+	_, err := s.Sandboxes.Pause(t.Context(), tenantOf(sb), sb.ID, lifecycle.KeepMemory)
+	must.NoError(t, err)
+	coretest.Until(t, "the stored copy", func() bool {
+		got, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+		return err == nil && got.Stored != ""
+	})
+	s.Node.AddCopy(api.NewSnapshotID(), tenantOf(sb))
+	s.Node.AddCopy(api.NewSnapshotID(), "of nobody here")
+	before := s.Node.Collects() + second.Collects()
+	coretest.Until(t, "two more collections", func() bool { return s.Node.Collects()+second.Collects() >= before+2 })
+	must.Eq(t, 2, s.Node.Snapshots(), must.Sprint("the sandbox's own, and the other tenant's"))
+	must.True(t, s.Node.Collects() == 0 || second.Collects() == 0, must.Sprint("one node does it for a store"))
+	_, err = s.Sandboxes.Resume(t.Context(), tenantOf(sb), sb.ID, time.Minute, lifecycle.KeepMemory)
+	must.NoError(t, err)
+}

@@ -27,6 +27,7 @@ type State interface {
 	Live() ([]state.Sandbox, error)
 	Slot(id api.SandboxID) (state.Slot, error)
 	Snapshots(tenant string) ([]state.Snapshot, error)
+	Tenants() ([]state.Tenant, error)
 	Purgeable(t time.Time, keep, limit int) ([]api.SandboxID, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
@@ -64,6 +65,8 @@ type Config struct {
 	Retention  time.Duration // that ended sandboxes are kept; 24 h
 	MaxEnded   int           // ended sandboxes that are kept at most; 10,000
 	PurgeEvery time.Duration // 1 min
+	// CollectEvery is how often snapshot stores are rid of what no snapshot needs; 20 min. The first time is as long after the begin.
+	CollectEvery time.Duration
 }
 
 func (c *Config) check() error {
@@ -94,6 +97,7 @@ func (c *Config) check() error {
 	set(&c.SnapshotTimeout, 45*time.Minute)
 	set(&c.Retention, 24*time.Hour)
 	set(&c.PurgeEvery, time.Minute)
+	set(&c.CollectEvery, 20*time.Minute)
 	if c.MaxEnded == 0 {
 		c.MaxEnded = 10_000
 	}
@@ -152,6 +156,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 	defer full.Stop()
 	purge := time.NewTicker(r.cfg.PurgeEvery)
 	defer purge.Stop()
+	var collects sync.WaitGroup
+	defer collects.Wait()
+	collects.Go(func() { r.collectAgain(ctx) })
 	r.full(ctx)
 	for ctx.Err() == nil {
 		select {

@@ -49,6 +49,7 @@ func (n *Node) routes() http.Handler {
 		"POST /v1/sandboxes/{id}/resume":    n.postResume,
 		"POST /v1/sandboxes/{id}/snapshot":  n.postSnapshot,
 		"GET /v1/snapshots":                 n.getSnapshots,
+		"POST /v1/snapshots/collect":        n.collectSnapshots,
 		"GET /v1/snapshots/{id}":            n.getSnapshot,
 		"DELETE /v1/snapshots/{id}":         n.deleteSnapshot,
 		"GET /v1/sandboxes/{id}/wait":       n.getWait,

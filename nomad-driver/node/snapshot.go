@@ -104,7 +104,7 @@ func (n *Node) Snapshot(ctx context.Context, id api.SandboxID, req nodeapi.Snaps
 
 // storePaused puts a checkpointed sandbox into the store, and takes note of that. What fails leaves it paused on this node. b.turn is held.
 func (n *Node) storePaused(ctx context.Context, b *box, req nodeapi.PauseRequest) error {
-	if _, err := n.snapshot(ctx, b, nodeapi.SnapshotRequest{ID: req.Store, Tenant: req.Tenant}); err != nil && !errors.Is(err, chunk.ErrExists) {
+	if _, err := n.snapshot(ctx, b, nodeapi.SnapshotRequest{ID: req.Store, Tenant: req.Tenant, Copy: true}); err != nil && !errors.Is(err, chunk.ErrExists) {
 		return fmt.Errorf("store checkpoint of %s: %w", b.id, err)
 	}
 	b.mu.Lock()
@@ -217,7 +217,7 @@ func (n *Node) describe(b *box, req nodeapi.SnapshotRequest, d checkpoint.Dump, 
 	return snapshotMeta{
 		Version: snapshotMetaVersion, Dump: d, QoS: sb.QoS, Hostname: sb.Hostname, User: sb.User, Cwd: b.rec.Cwd, Env: b.rec.Env,
 		Snapshot: nodeapi.Snapshot{
-			ID: req.ID, Tenant: req.Tenant, Parent: req.Parent, Sandbox: b.id, Node: n.id, CreatedAt: time.Now().UTC().Round(0), Metadata: req.Metadata,
+			ID: req.ID, Tenant: req.Tenant, Parent: req.Parent, Sandbox: b.id, Node: n.id, CreatedAt: time.Now().UTC().Round(0), Metadata: req.Metadata, Copy: req.Copy,
 			Template: sb.Template, Digest: sb.Digest, Limits: sb.Limits, Profile: sb.Profile, Frozen: frozen,
 			Needs: nodeapi.Needs{Arch: goruntime.GOARCH, Kernel: kernelRelease(), CRIU: d.CRIU, CPU: cpuFeatures()},
 		},

@@ -67,6 +67,7 @@ func Quick(c *reconcile.Config) {
 	c.StartTimeout = 2 * time.Second
 	c.PurgeEvery = 100 * time.Millisecond
 	c.SnapshotTimeout = 300 * time.Millisecond
+	c.CollectEvery = 150 * time.Millisecond
 }
 
 // Logger writes warnings to the test's log.

@@ -50,6 +50,7 @@ type Node struct {
 	archives  map[string][]byte // by digest
 
 	checkpoints bool   // pauses go to disk
+	collects    int    // how often it was asked to
 	unfit       string // why it can restore no snapshot
 	events      []nodeapi.Event
 	seq         uint64

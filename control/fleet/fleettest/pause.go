@@ -3,6 +3,7 @@ package fleettest
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -115,7 +116,7 @@ func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
 	}
 	n.pause(rec.ID, depth)
 	if req.Store != "" && rec.Sandbox.Pause.Snapshot != req.Store {
-		n.snapshots.put(nodeapi.Snapshot{ID: req.Store, Tenant: req.Tenant, Sandbox: rec.ID, Node: n.self.ID, Digest: rec.Digest})
+		n.snapshots.put(nodeapi.Snapshot{ID: req.Store, Tenant: req.Tenant, Copy: true, Sandbox: rec.ID, Node: n.self.ID, Digest: rec.Digest})
 		p := *rec.Sandbox.Pause
 		p.Depth, p.Snapshot = nodeapi.DepthCheckpointed, req.Store
 		rec.Sandbox.Pause = &p
@@ -192,4 +193,41 @@ func (n *Node) deleteSnapshot(w http.ResponseWriter, r *http.Request) {
 	defer n.mu.Unlock()
 	n.snapshots.remove(api.SnapshotID(r.PathValue("id")))
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// postCollect removes the copies that are not to be kept, whatever their age, and counts how often it was asked.
+func (n *Node) postCollect(w http.ResponseWriter, r *http.Request) {
+	var req nodeapi.CollectRequest
+	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+		return
+	}
+	n.mu.Lock()
+	n.collects++
+	n.mu.Unlock()
+	answer(w, nodeapi.Collected{Copies: n.snapshots.collect(req)})
+}
+
+// Collects returns how often the node was asked to collect.
+func (n *Node) Collects() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.collects
+}
+
+// AddCopy puts a copy of a paused sandbox that nobody knows into the store.
+func (n *Node) AddCopy(id api.SnapshotID, tenant string) {
+	n.snapshots.put(nodeapi.Snapshot{ID: id, Tenant: tenant, Copy: true})
+}
+
+func (s *store) collect(req nodeapi.CollectRequest) (copies int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, sn := range s.m {
+		if sn.Copy && sn.Tenant == req.Tenant && !slices.Contains(req.Keep, id) {
+			delete(s.m, id)
+			copies++
+		}
+	}
+	return copies
 }

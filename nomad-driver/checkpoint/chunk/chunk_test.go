@@ -206,12 +206,23 @@ func TestSweep_neverTakesWhatIsNeeded(t *testing.T) {
 	sweep(0)
 	must.NoError(t, s.Delete(t.Context(), "tenant", "three"))
 	now = now.Add(Grace + time.Minute)
-	sweep(1) // the first; the second is doomed only now
+	must.NoError(t, s.back.Put(t.Context(), shared.doomed(t, s)+"p00", []byte("1\n"))) // of a sweep that was killed after it had deleted the pack
+	sweep(1)                                                                           // the first; the second is doomed only now
 	now = now.Add(Grace + time.Minute)
 	sweep(1)
 	left, err := s.back.List(t.Context(), shared.prefix(t, s))
 	must.NoError(t, err)
 	must.Len(t, 0, left)
+	left, err = s.back.List(t.Context(), shared.doomed(t, s))
+	must.NoError(t, err)
+	must.Len(t, 0, left)
+}
+
+func (m *Manifest) doomed(t *testing.T, s *Store) string {
+	t.Helper()
+	ten, err := s.tenant(t.Context(), m.Tenant)
+	must.NoError(t, err)
+	return ten.tombstone("")
 }
 
 func (m *Manifest) prefix(t *testing.T, s *Store) string {

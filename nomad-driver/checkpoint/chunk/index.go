@@ -122,6 +122,7 @@ func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err 
 	for _, o := range packs {
 		id := path.Base(o.Name)
 		since, marked := doomed[id]
+		delete(doomed, id)
 		switch {
 		case needed[id] && marked:
 			err = s.back.Delete(ctx, t.tombstone(id))
@@ -134,6 +135,13 @@ func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err 
 		}
 		if err != nil {
 			return deleted, err
+		}
+	}
+	for id, since := range doomed { // its pack is gone: whoever deleted it was killed before this
+		if now.Sub(since) > Grace {
+			if err := s.back.Delete(ctx, t.tombstone(id)); err != nil {
+				return deleted, err
+			}
 		}
 	}
 	return deleted, nil

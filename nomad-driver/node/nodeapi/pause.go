@@ -103,6 +103,24 @@ type SnapshotRequest struct {
 	Tenant   string            `json:"tenant,omitempty"`
 	Parent   api.SnapshotID    `json:"parent,omitempty"` // kept as given
 	Metadata map[string]string `json:"metadata,omitempty"`
+	// Copy tells that nobody asked for it by name: it is the stored copy of a sandbox that is paused, and of no use after that.
+	Copy bool `json:"copy,omitempty"`
+}
+
+// CollectRequest is POST /v1/snapshots/collect: what no snapshot of a tenant needs is removed from the store, in the steps that uploads of
+// other nodes allow for, and so are copies of paused sandboxes that are older than CopyGrace and not among Keep.
+type CollectRequest struct {
+	Tenant string           `json:"tenant,omitempty"`
+	Keep   []api.SnapshotID `json:"keep,omitempty"`
+}
+
+// CopyGrace is how long a copy stays that nobody knows: who asked for it may not have recorded it yet.
+const CopyGrace = time.Hour
+
+// Collected is what was removed.
+type Collected struct {
+	Copies int `json:"copies"`
+	Packs  int `json:"packs"` // of pages
 }
 
 // Snapshot is what the store knows of a snapshot: GET /v1/snapshots/{id}?tenant=T; GET /v1/snapshots?tenant=T lists them, DELETE
@@ -115,6 +133,7 @@ type Snapshot struct {
 	Node      api.NodeID        `json:"node"`
 	CreatedAt time.Time         `json:"created_at"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
+	Copy      bool              `json:"copy,omitempty"`
 
 	Template string `json:"template"`
 	Digest   string `json:"template_digest"`
@@ -187,6 +206,12 @@ func (c *Client) GetSnapshot(ctx context.Context, tenant string, id api.Snapshot
 // DeleteSnapshot removes a snapshot. One that is not there is no error.
 func (c *Client) DeleteSnapshot(ctx context.Context, tenant string, id api.SnapshotID) error {
 	return c.call(ctx, http.MethodDelete, snapshotPath(id), url.Values{"tenant": {tenant}}, nil, nil)
+}
+
+// CollectSnapshots removes what a tenant's snapshots do not need any more.
+func (c *Client) CollectSnapshots(ctx context.Context, req CollectRequest) (Collected, error) {
+	var out Collected
+	return out, c.call(ctx, http.MethodPost, "/v1/snapshots/collect", nil, req, &out)
 }
 
 func snapshotPath(id api.SnapshotID) string { return "/v1/snapshots/" + url.PathEscape(string(id)) }
