@@ -7,11 +7,16 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -191,12 +196,33 @@ func visits(t *testing.T, all []*visitor, f func()) {
 }
 
 // TestDrain_movesWhatRuns drains one of two Nomad clients while every sandbox on it is asked all the time.
-func TestDrain_movesWhatRuns(t *testing.T) {
-	c := start(t, "")
+func TestDrain_movesWhatRuns(t *testing.T) { drain(t, start(t, ""), 3) }
+
+// TestDrain_movesThroughABucket has the nodes share a bucket of S3 in place of a folder.
+func TestDrain_movesThroughABucket(t *testing.T) {
+	back := s3mem.New()
+	must.NoError(t, back.CreateBucket("snapshots"))
+	srv := httptest.NewServer(gofakes3.New(back).Server())
+	t.Cleanup(srv.Close)
+	secret := filepath.Join(t.TempDir(), "secret")
+	must.NoError(t, os.WriteFile(secret, []byte("of nobody\n"), 0o600))
+	c := start(t, fmt.Sprintf("snapshot_s3 {\n  endpoint = %q\n  bucket = \"snapshots\"\n  region = \"us-east-1\"\n  access_key = \"nobody\"\n  secret_key_file = %q\n}", srv.URL, secret))
+	drain(t, c, 1)
+	left, err := back.ListBucket("snapshots", &gofakes3.Prefix{}, gofakes3.ListBucketPage{})
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, left.Contents, must.Sprint("it went that way"))
+	for _, o := range left.Contents {
+		must.StrNotContains(t, o.Key, "/manifests/", must.Sprint("the copy went with the resume"))
+	}
+}
+
+// drain moves so many sandboxes from the first node to the second.
+func drain(t *testing.T, c *cluster, sandboxes int) {
+	t.Helper()
 	from, to := c.nodes[0], c.nodes[1]
 	c.only(from)
 	var all []*visitor
-	for range 3 {
+	for range sandboxes {
 		all = append(all, c.create(t))
 	}
 	before := map[api.SandboxID]api.Sandbox{}
@@ -230,7 +256,14 @@ func TestDrain_movesWhatRuns(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, nodeapi.StateRunning, on.State)
 	}
-	t.Logf("three sandboxes moved %s after the drain was ordered", took.Round(time.Millisecond))
+	t.Logf("%d moved %s after the drain was ordered", sandboxes, took.Round(time.Millisecond))
+	log, err := os.ReadFile(filepath.Join(c.dir, "server.log"))
+	must.NoError(t, err)
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, "sandbox moved") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
 	c.until("Nomad to have nothing on the drained client", func() error {
 		if n := c.allocs(from); n != 0 {
 			return fmt.Errorf("%d allocations", n)
@@ -244,6 +277,6 @@ func TestDrain_movesWhatRuns(t *testing.T) {
 		}
 		return err
 	})
-	must.Eq(t, 3, c.allocs(to))
+	must.Eq(t, sandboxes, c.allocs(to))
 	must.StrContains(t, c.run("node", "status", string(from.id)), "ineligible")
 }
