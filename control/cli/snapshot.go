@@ -229,7 +229,7 @@ Deletes snapshots and what no other snapshot needs of their data. One that
 running or paused sandboxes were made from is kept, unless -force is given.`,
 		remote: true,
 		flags: func(o *options) {
-			o.Switch(&force, "force", "Delete it although sandboxes were made from it.")
+			o.Switch(&force, "force", "Delete it although sandboxes are being made from it.")
 		},
 		args: snapshotNames(env),
 		run: func(ctx context.Context, conn *connection, args []string) error {

@@ -136,14 +136,14 @@ func (s *Service) DeleteSnapshot(ctx context.Context, tenant, ref string, force 
 	return snapshotError(sn.ID, err)
 }
 
-// unneeded refuses a snapshot that sandboxes were made from which have not ended.
+// unneeded refuses a snapshot that sandboxes are being made from. Those that run have all that they need.
 func (s *Service) unneeded(sn state.Snapshot) error {
-	l, err := s.cfg.State.List(state.Filter{Tenant: sn.Tenant, Origin: sn.ID}, state.Descending, state.Page{Limit: 1})
+	l, err := s.cfg.State.List(state.Filter{Tenant: sn.Tenant, Origin: sn.ID, States: []state.SandboxState{state.Starting}}, state.Descending, state.Page{Limit: 1})
 	if err != nil {
 		return err
 	}
 	if len(l.Sandboxes) > 0 {
-		return api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is in use: sandbox %s was made from it", sn.ID, l.Sandboxes[0].ID)
+		return api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is in use: sandbox %s is being made from it", sn.ID, l.Sandboxes[0].ID)
 	}
 	return nil
 }

@@ -74,8 +74,8 @@ func (c *SnapshotDelete) apply(tx *writeTx) (Result, error) {
 		if err != nil {
 			return Result{}, fmt.Errorf("read sandboxes: %w", err)
 		}
-		if of := collect(it, func(sb *Sandbox) bool { return sb.Origin == c.ID }); len(of) > 0 {
-			return Result{Snapshot: s}, fmt.Errorf("snapshot %s: %d sandboxes that were made from it exist, %s is one: %w",
+		if of := collect(it, func(sb *Sandbox) bool { return sb.Origin == c.ID && sb.State == Starting }); len(of) > 0 {
+			return Result{Snapshot: s}, fmt.Errorf("snapshot %s: %d sandboxes are being made from it, %s is one: %w",
 				c.ID, len(of), of[0].ID, ErrState)
 		}
 	}
