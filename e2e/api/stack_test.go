@@ -102,6 +102,12 @@ func newStack(t testing.TB) *stack {
 	defer cancel()
 	must.NoError(t, c.ConnectNodes(wait, 1))
 
+	return serve(t, c, log)
+}
+
+// serve starts the API of a core with a template.
+func serve(t testing.TB, c *core.Core, log hclog.Logger) *stack {
+	t.Helper()
 	front := edge.New(edge.Config{Sandboxes: c.Reach()})
 	t.Cleanup(front.Close)
 	srv, err := server.New(server.Config{
