@@ -45,7 +45,8 @@ type NetworkConfig struct {
 
 // NetworkOptions is NetworkConfig.SoulBox.
 type NetworkOptions struct {
-	Shape *NetworkShape `json:"shape,omitempty"`
+	Shape *NetworkShape   `json:"shape,omitempty"`
+	Join  []NetworkMember `json:"join,omitempty"` // private networks that it is in
 }
 
 // IAM is NewSandbox.IAM.

@@ -56,6 +56,19 @@ type NetworkShape struct {
 	Out NetworkDirection `json:"out"` // what it sends
 }
 
+// NetworkMember is a sandbox's place in a private network of its tenant: members reach each other whatever their policies say of the rest,
+// and find each other by name. Those that are on another node are not reached.
+type NetworkMember struct {
+	Network string `json:"network"`          // 1 to 63 of a-z, 0-9 and -
+	Name    string `json:"name,omitempty"`   // by which the others find it, also as NAME.NETWORK; the sandbox's id where empty. Several may have the same
+	Address string `json:"address,omitzero"` // by which the others reach it; in answers only
+}
+
+// NetworkJoin is PUT /v1/sandboxes/{id}/network/join: the private networks that a sandbox is in, as a whole.
+type NetworkJoin struct {
+	Networks []NetworkMember `json:"networks"`
+}
+
 // NetworkProxied is what the node's proxy decided about a connection or a request.
 type NetworkProxied struct {
 	Time    time.Time  `json:"time"`
@@ -80,6 +93,9 @@ type NetworkStatus struct {
 	Counts  NetworkCounts  `json:"counts"`
 	Denied  []NetworkDeny  `json:"denied,omitempty"` // of the last ten minutes, latest first
 	Names   NetworkNames   `json:"names"`
+
+	Joined   []NetworkMember `json:"joined,omitempty"`   // the sandbox's own places in private networks
+	Networks []NetworkMember `json:"networks,omitempty"` // the other members of these that are on the node
 
 	Shape   *NetworkShape    `json:"shape,omitempty"`
 	Rules   []NetworkRule    `json:"rules,omitempty"`        // the headers' names, with their values left out
@@ -138,6 +154,36 @@ type NetworkTest struct {
 	Layers  []NetworkLayer `json:"layers,omitempty"`
 }
 
+// NetworkDryRun is the answer of POST /v1/sandboxes/{id}/network/dry-run, whose body is a NetworkPolicy: what it would make of the connections
+// that the sandbox has now, and of what was denied to it in the last ten minutes. Nothing changes.
+type NetworkDryRun struct {
+	Flows []NetworkDryFlow `json:"flows"` // those that the policy would decide otherwise come first
+	Notes []string         `json:"notes,omitempty"`
+}
+
+// NetworkDryFlow is a destination, with what was decided and what would be.
+type NetworkDryFlow struct {
+	Address netip.Addr     `json:"address"`
+	Names   []string       `json:"names,omitempty"` // that the sandbox has found it by
+	Proto   string         `json:"proto"`
+	Port    uint16         `json:"port,omitempty"`
+	Now     NetworkVerdict `json:"now"`
+	Then    NetworkVerdict `json:"then"`
+}
+
+// PublishedPorts is GET and PUT /v1/sandboxes/{id}/published, which replaces all of them.
+type PublishedPorts struct {
+	Ports []PublishedPort `json:"ports"`
+}
+
+// PublishedPort is a port of a sandbox that its node listens for, and carries into the sandbox. Who connects meets no key and no TLS of the platform: the server inside is as open as the node's address is.
+type PublishedPort struct {
+	Proto    string     `json:"proto"`              // tcp or udp
+	Port     int        `json:"port"`               // inside
+	Address  netip.Addr `json:"address,omitzero"`   // of the node, that it listens at; zero: all. The node's operator says
+	NodePort int        `json:"node_port,omitzero"` // of the node; 0 in a request: a free one
+}
+
 // NetworkVerdict is the answer.
 type NetworkVerdict struct {
 	Allow bool     `json:"allow"`
@@ -164,8 +210,35 @@ func (c *Client) ShapeNetwork(ctx context.Context, id SandboxID, s NetworkShape)
 	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/network/shape"), nil, s, &out)
 }
 
+// JoinNetworks replaces the private networks that a running sandbox is in, at once. Connections with those who are no members of the same any
+// more end.
+func (c *Client) JoinNetworks(ctx context.Context, id SandboxID, list []NetworkMember) (NetworkStatus, error) {
+	var out NetworkStatus
+	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/network/join"), nil, NetworkJoin{Networks: list}, &out)
+}
+
 // TestNetwork says what would become of a connection. Nothing is sent.
 func (c *Client) TestNetwork(ctx context.Context, id SandboxID, t NetworkTest) (NetworkVerdict, error) {
 	var out NetworkVerdict
 	return out, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/test"), nil, t, &out)
+}
+
+// DryRunNetwork says what a policy would make of a sandbox's connections and of what was denied to it lately.
+func (c *Client) DryRunNetwork(ctx context.Context, id SandboxID, p NetworkPolicy) (NetworkDryRun, error) {
+	var out NetworkDryRun
+	return out, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/dry-run"), nil, p, &out)
+}
+
+// Published returns the ports of a sandbox that its node listens for.
+func (c *Client) Published(ctx context.Context, id SandboxID) ([]PublishedPort, error) {
+	var out PublishedPorts
+	err := c.call(ctx, http.MethodGet, sandboxPath(id, "/published"), nil, nil, &out)
+	return out.Ports, err
+}
+
+// SetPublished replaces which ports of a running sandbox its node listens for.
+func (c *Client) SetPublished(ctx context.Context, id SandboxID, list []PublishedPort) ([]PublishedPort, error) {
+	var out PublishedPorts
+	err := c.call(ctx, http.MethodPut, sandboxPath(id, "/published"), nil, PublishedPorts{Ports: list}, &out)
+	return out.Ports, err
 }

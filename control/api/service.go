@@ -51,6 +51,9 @@ type Node struct {
 	Templates   []string  `json:"templates"` // names that it holds
 }
 
+// ProbeNetwork is the name of the probe that says whether a node's sandboxes have a network beside their loopback.
+const ProbeNetwork = "sandbox_network"
+
 // Probe is the answer of one kernel feature probe of a node.
 type Probe struct {
 	Name   string `json:"name"`

@@ -45,7 +45,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"quota", "quota get", "quota set", "quota usage",
 		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",
 		"snapshot", "snapshot create", "snapshot list", "snapshot info", "snapshot restore", "snapshot delete",
-		"network", "network show", "network set", "network shape", "network test",
+		"network", "network show", "network set", "network shape", "network test", "network publish", "network join", "network leave",
 		"login", "logout", "auth", "auth whoami", "auth can-i", "key", "key list", "key create", "key revoke",
 		"role", "role list", "role show", "role put", "role delete", "binding", "binding list", "binding create", "binding delete",
 		"tenant", "tenant list", "tenant create", "tenant update", "tenant suspend", "tenant resume", "tenant delete",

@@ -65,8 +65,8 @@ half a minute; after that a start takes less than a second. It needs root.
 			o.String(&d.source, "base", "<source>", "Make the template base of this tar, OCI layout or folder, where it does not exist.", complete.PredictFiles("*"))
 			o.String(&d.init, "init", "<path>", "The program soulbox-init. Default = beside this program, else in /usr/libexec/soulbox.", complete.PredictFiles("*"))
 			o.Func("image-registry", "<host:port>", "A registry of this machine or network that builds may pull images from. May be repeated.", nil, words(&d.registries))
-			o.String(&d.network, "network", "<mode>", "on: sandboxes reach the internet, and nothing private. auto: where the machine can. "+
-				"off: their loopback only. Default = off.", complete.PredictSet("on", "auto", "off"))
+			o.String(&d.network, "network", "<mode>", "auto: sandboxes reach the internet, and nothing private, where the machine can. "+
+				"on: or do not start. off: their loopback only. Default = auto.", complete.PredictSet("on", "auto", "off"))
 			o.String(&d.logLevel, "log-level", "<level>", "trace, debug, info, warn or error. Default = warn.",
 				complete.PredictSet("trace", "debug", "info", "warn", "error"))
 		},
@@ -155,7 +155,13 @@ func (d *development) serve(ctx context.Context, s *devserver.Server, start time
 		return err
 	}
 	fmt.Fprintf(d.env.Stdout, "==> SoulBox dev server running, started in %s\n\n", short(started))
-	rows := [][]string{{"Address", s.Address}, {"API key", s.APIKey}, {"State", d.dir}, {"Templates", strings.Join(names, ", ")}}
+	network, err := d.networkText(ctx)
+	if err != nil {
+		return err
+	}
+	rows := [][]string{
+		{"Address", s.Address}, {"API key", s.APIKey}, {"State", d.dir}, {"Templates", strings.Join(names, ", ")}, {"Network", network},
+	}
 	if err := printPairs(indented{d.env.Stdout}, rows); err != nil {
 		return err
 	}
@@ -180,6 +186,26 @@ func (d *development) serve(ctx context.Context, s *devserver.Server, start time
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// networkText says what sandboxes reach here.
+func (d *development) networkText(ctx context.Context) (string, error) {
+	nodes, err := d.client.Nodes(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, n := range nodes {
+		for _, p := range n.Probes {
+			switch {
+			case p.Name != api.ProbeNetwork:
+			case p.OK:
+				return "sandboxes reach the internet, and nothing private", nil
+			default:
+				return "sandboxes have their loopback only: " + p.Reason, nil
+			}
+		}
+	}
+	return "not known yet", nil
 }
 
 func (d *development) explain(s *devserver.Server, local bool) {

@@ -24,6 +24,8 @@ Groups the commands for the networks of sandboxes.
     $ soulbox network show <id>
     $ soulbox network set -closed -allow='*.example.com:443' <id>
     $ soulbox network test <id> 198.51.100.7:443
+    $ soulbox network publish <id> 5432
+    $ soulbox network join <id> backend db
 
 See the help of each subcommand for more.`,
 	}
@@ -89,6 +91,9 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 		}
 		pairs = append(pairs, []string{"Denied", fmt.Sprintf("%s %s://%s by %s: %s", d.Last.Local().Format(time.TimeOnly), d.Proto, to, d.Layer, d.Rule)})
 	}
+	for _, m := range slices.Concat(st.Joined, st.Networks) {
+		pairs = append(pairs, []string{"Network " + m.Network, m.Name + " " + m.Address})
+	}
 	if st.Shape != nil {
 		pairs = append(pairs, []string{"Shape in", shapeText(st.Shape.In)}, []string{"Shape out", shapeText(st.Shape.Out)})
 	}
@@ -119,7 +124,7 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 
 func networkSetCommand(env *Env) *command {
 	var allow, deny []string
-	var closed, asJSON bool
+	var closed, dry, asJSON bool
 	return &command{
 		synopsis: "Change what a sandbox may reach",
 		usage:    "[options] <id>",
@@ -136,6 +141,7 @@ that the platform allows. Connections that it forbids end within a second.
 			o.Func("allow", "<entry>", "A destination to allow. May be repeated.", nil, appendTo(&allow))
 			o.Func("deny", "<entry>", "A destination to deny. May be repeated.", nil, appendTo(&deny))
 			o.Switch(&closed, "closed", "Deny what is not allowed.")
+			o.Switch(&dry, "dry-run", "Change nothing: say what becomes of the sandbox's connections, and of what was denied to it lately.")
 			o.Switch(&asJSON, "json", "Print the network as JSON.")
 		},
 		args: sandboxNames(env, false),
@@ -144,6 +150,13 @@ that the platform allows. Connections that it forbids end within a second.
 			if closed {
 				p.Internet = new(bool)
 			}
+			if dry {
+				run, err := client.DryRunNetwork(ctx, id, p)
+				if err != nil {
+					return fmt.Errorf("network of sandbox %s: %w", id, err)
+				}
+				return showDryRun(env, run, asJSON)
+			}
 			st, err := client.SetNetwork(ctx, id, p)
 			if err != nil {
 				return fmt.Errorf("network of sandbox %s: %w", id, err)
@@ -151,6 +164,38 @@ that the platform allows. Connections that it forbids end within a second.
 			return showNetwork(env, st, asJSON)
 		}),
 	}
+}
+
+// showDryRun prints what a policy would make of a sandbox's flows.
+func showDryRun(env *Env, run api.NetworkDryRun, asJSON bool) error {
+	if asJSON {
+		return printJSON(env.Stdout, run)
+	}
+	word := func(v api.NetworkVerdict) string {
+		if v.Allow {
+			return "allowed"
+		}
+		return "denied"
+	}
+	var pairs [][]string
+	for _, n := range run.Notes {
+		pairs = append(pairs, []string{"Note", n})
+	}
+	for _, f := range run.Flows {
+		to := f.Proto + "://" + f.Address.String()
+		if f.Port != 0 {
+			to = f.Proto + "://" + netip.AddrPortFrom(f.Address, f.Port).String()
+		}
+		if len(f.Names) > 0 {
+			to += " (" + strings.Join(f.Names, ", ") + ")"
+		}
+		stays := "as now"
+		if f.Now.Allow != f.Then.Allow {
+			stays = word(f.Now) + " now"
+		}
+		pairs = append(pairs, []string{to, fmt.Sprintf("%s by %s %s, %s", word(f.Then), f.Then.Layer, f.Then.Rule, stays)})
+	}
+	return printPairs(env.Stdout, pairs)
 }
 
 func networkShapeCommand(env *Env) *command {

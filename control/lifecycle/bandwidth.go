@@ -32,7 +32,8 @@ func shaped(network json.RawMessage, t state.Tenant) (json.RawMessage, rates, er
 	if err != nil || shape == asked {
 		return network, r, err
 	}
-	n.SoulBox = &api.NetworkOptions{Shape: &shape}
+	o := optionsOf(n)
+	o.Shape, n.SoulBox = &shape, &o
 	filled, err := json.Marshal(n)
 	return filled, r, err
 }

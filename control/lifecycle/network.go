@@ -57,7 +57,8 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	if err != nil {
 		return err
 	}
-	n.SoulBox = &api.NetworkOptions{Shape: &shape}
+	o := optionsOf(n)
+	o.Shape, n.SoulBox = &shape, &o
 	changed, err := json.Marshal(n)
 	if err != nil {
 		return fmt.Errorf("network of sandbox %s: %w", id, err)
@@ -84,6 +85,54 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	_, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxNetwork{
 		ID: id, Network: changed, AllowInternetAccess: sb.AllowInternetAccess, Shaped: true, RateIn: r.in, RateOut: r.out, Hold: held,
 	})
+	return stateError(id, err)
+}
+
+// optionsOf returns what the contract's settings cannot say, to be changed.
+func optionsOf(n api.NetworkConfig) api.NetworkOptions {
+	if n.SoulBox == nil {
+		return api.NetworkOptions{}
+	}
+	return *n.SoulBox
+}
+
+// JoinNetworks implements API.
+func (s *Service) JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error {
+	defer s.locks.lock(id)()
+	sb, err := s.live(tenant, id)
+	if err != nil {
+		return err
+	}
+	if sb.State != state.Running {
+		return notRunning(sb)
+	}
+	n, err := networkConfig(sb)
+	if err != nil {
+		return err
+	}
+	o := optionsOf(n)
+	o.Join = make([]api.NetworkMember, len(list))
+	for i, m := range list {
+		o.Join[i] = api.NetworkMember{Network: m.Network, Name: m.Name} // addresses are the node's to say
+	}
+	n.SoulBox = &o
+	next := sb
+	if next.Network, err = json.Marshal(n); err != nil {
+		return fmt.Errorf("network of sandbox %s: %w", id, err)
+	}
+	want, err := NetworkOf(next)
+	if err != nil {
+		return err
+	}
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err != nil {
+		return err
+	}
+	// The node before the record: it says what is wrong with the names.
+	if _, err := node.SetNetwork(ctx, id, *want); err != nil {
+		return fmt.Errorf("join networks of sandbox %s: %w", id, err)
+	}
+	_, err = s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxNetwork{ID: id, Network: next.Network, AllowInternetAccess: sb.AllowInternetAccess})
 	return stateError(id, err)
 }
 
@@ -179,8 +228,15 @@ func networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
 	}
 	if n.SoulBox != nil {
 		want.Shape = n.SoulBox.Shape
+		for _, m := range n.SoulBox.Join {
+			name := m.Name
+			if name == "" {
+				name = string(sb.ID)
+			}
+			want.Join = append(want.Join, nodeapi.Membership{Network: sb.Tenant + "/" + m.Network, Name: name})
+		}
 	}
-	if len(want.Layers) == 0 && len(want.Rules) == 0 && want.Proxy == nil && want.Shape == nil {
+	if len(want.Join) == 0 && len(want.Layers) == 0 && len(want.Rules) == 0 && want.Proxy == nil && want.Shape == nil {
 		return nil, nil
 	}
 	return &want, nil

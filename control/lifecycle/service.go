@@ -57,6 +57,8 @@ type API interface {
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
 	// ShapeNetwork changes how a running sandbox's link carries packets.
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
+	// JoinNetworks replaces the private networks that a running sandbox is in.
+	JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error
 	// SetLimits changes limits of a running sandbox. Zero fields stay as they are.
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c LimitChange) (state.Sandbox, error)
 	// NodeOf returns the node that a sandbox is, or was, on. One that never had a node is not running.

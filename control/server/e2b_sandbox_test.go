@@ -174,7 +174,7 @@ func TestTenants_anotherOnesSandboxIsNotFound(t *testing.T) {
 		switch {
 		case strings.HasSuffix(path, "/limits"):
 			body = `{"memory_mb":64}`
-		case strings.HasSuffix(path, "/shape"):
+		case strings.HasSuffix(path, "/shape"), strings.HasSuffix(path, "/join"), strings.HasSuffix(path, "/published"):
 			body = `{}`
 		case method == "GET" || method == "DELETE" || method == "PUT":
 		default:

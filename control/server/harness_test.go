@@ -296,6 +296,11 @@ func (f *fakeLifecycle) ShapeNetwork(ctx context.Context, tenant string, id api.
 	return err
 }
 
+func (f *fakeLifecycle) JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error {
+	_, err := f.SetNetwork(ctx, tenant, id, api.NetworkConfig{SoulBox: &api.NetworkOptions{Join: list}}, nil)
+	return err
+}
+
 func (f *fakeLifecycle) SetLimits(_ context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -45,6 +45,8 @@ type Lifecycle interface {
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
+	// JoinNetworks replaces the private networks that a running sandbox is in.
+	JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error)
 	NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)

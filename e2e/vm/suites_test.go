@@ -11,13 +11,16 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
-// suites are the test packages that run on the kernel of the field, each with the tests that must have passed there: those
-// that a development kernel may have to leave out.
-var suites = []struct {
+// suite is a test package that runs in the machine.
+type suite struct {
 	pkg  string // below the module's folder
 	run  string // -test.run
 	must []string
-}{
+}
+
+// suites are the test packages that run on the kernel of the field, each with the tests that must have passed there: those
+// that a development kernel may have to leave out.
+var suites = []suite{
 	{"nomad-driver/disk", "Limiter", []string{
 		"TestLimiter_conformance/quota/bytes", "TestLimiter_conformance/quota/inodes", "TestLimiter_conformance/quota/release",
 	}},
@@ -30,9 +33,29 @@ var suites = []struct {
 	}},
 }
 
-func TestSuites_passOnTheKernelOfTheField(t *testing.T) {
+// networkSuites are those of the networks of sandboxes, on a kernel with all of traffic control.
+var networkSuites = []suite{
+	{"nomad-driver/network", "TestShape_links|TestSlots|TestPolicy_whoReachesWhom|TestSpoofed|TestPrivate_members", []string{
+		"TestShape_linksAreAsLateAndAsUnreliableAsAskedFor", "TestPolicy_whoReachesWhom", "TestSpoofed_framesAndPacketsAreDropped",
+		"TestPrivate_membersReachEachOtherAndNobodyElse",
+	}},
+}
+
+// networkModules are what the networks of sandboxes need of a kernel that has them as modules.
+var networkModules = []string{
+	"veth", "sch_netem", "sch_tbf", "nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct", "nft_limit",
+	"nft_connlimit", "nft_reject_inet", "nft_reject", "nft_redir",
+}
+
+func TestSuites_passOnTheKernelOfTheField(t *testing.T) { pass(t, suites, "loop", "veth") }
+
+func TestNetworks_passOnTheKernelOfTheField(t *testing.T) { pass(t, networkSuites, networkModules...) }
+
+// pass runs suites in a machine with some kernel modules.
+func pass(t *testing.T, suites []suite, modules ...string) {
+	t.Helper()
 	c := machine(t)
-	c.Modules = []string{"loop", "veth"}
+	c.Modules = modules
 	c.MemoryMB = 3072
 	userland(t, &c)
 	for _, s := range suites {

@@ -21,10 +21,11 @@ const PluginName = "nomad-driver-soulbox"
 // capabilities are what a job may ask of the driver. MountConfigs does not cross the plugin border in Nomad 1.11 (it is
 // always read as "all"); it is stated all the same for versions in which it does.
 var capabilities = &drivers.Capabilities{
-	SendSignals:       true,
-	Exec:              true,
-	FSIsolation:       fsisolation.Image,
-	NetIsolationModes: []drivers.NetIsolationMode{drivers.NetIsolationModeTask, drivers.NetIsolationModeNone},
+	SendSignals: true,
+	Exec:        true,
+	FSIsolation: fsisolation.Image,
+	// Mode host is that of a group with ports: what it means here is that the ports are the host's, and lead into the sandbox.
+	NetIsolationModes: []drivers.NetIsolationMode{drivers.NetIsolationModeHost, drivers.NetIsolationModeTask, drivers.NetIsolationModeNone},
 	MountConfigs:      drivers.MountConfigSupportNone,
 }
 
@@ -52,6 +53,7 @@ var taskConfigSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"profile":  hclspec.NewAttr("profile", "string", false),
 	"deadline": hclspec.NewAttr("deadline", "string", false),
 	"qos":      hclspec.NewAttr("qos", "string", false),
+	"ports":    hclspec.NewAttr("ports", "list(string)", false),
 	"limits": hclspec.NewBlock("limits", false, hclspec.NewObject(map[string]*hclspec.Spec{
 		"cpu_millis": hclspec.NewAttr("cpu_millis", "number", false),
 		"pids":       hclspec.NewAttr("pids", "number", false),
@@ -88,6 +90,7 @@ type TaskConfig struct {
 	Profile  string            `codec:"profile"`
 	Deadline string            `codec:"deadline"`
 	QoS      string            `codec:"qos"`
+	Ports    []string          `codec:"ports"` // labels of the group's ports that lead into this task
 	Limits   TaskLimits        `codec:"limits"`
 }
 

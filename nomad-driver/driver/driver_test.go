@@ -313,7 +313,7 @@ func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {
 	cfg = task(t, TaskConfig{})
 	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup}
 	_, _, err = driverOn(t, socket).StartTask(cfg)
-	must.ErrorContains(t, err, "network mode bridge is not supported")
+	must.ErrorContains(t, err, "network modes bridge and cni are not supported")
 }
 
 // Nomad's log collector ends for good at the end of file: it must not see one while the task runs, whatever happens to

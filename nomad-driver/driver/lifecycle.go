@@ -39,7 +39,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		return nil, nil, fmt.Errorf("task %s is started already", cfg.ID)
 	}
 	if n := cfg.NetworkIsolation; n != nil && n.Mode == drivers.NetIsolationModeGroup {
-		return nil, nil, errors.New("network mode bridge is not supported: a sandbox has a network of its own")
+		return nil, nil, errors.New("network modes bridge and cni are not supported, since a sandbox has a network of its own: leave mode out, and name the group's ports in the task's config, as ports = [\"http\"]")
 	}
 	if len(cfg.Devices) > 0 {
 		return nil, nil, errors.New("device blocks are not supported: a sandbox has no devices of the host")

@@ -45,9 +45,14 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 	req.Owner.AllocID, req.Owner.TaskID, req.Owner.Folder = cfg.AllocID, cfg.ID, cfg.AllocDir
 	// Where output goes on the host is Nomad's to say: a payload that names a file of the host would have the node write
 	// into it.
-	req.Logs = nil
+	req.Logs, req.Publish = nil, nil
 	if req.Main != nil {
 		req.Logs = logTargets(cfg)
+	}
+	if req.Owner.Kind == ownerNomad {
+		if req.Publish, err = published(cfg); err != nil {
+			return req, err
+		}
 	}
 	return req, withinTask(&req, cfg)
 }

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
 
@@ -194,4 +196,27 @@ func TestSignalNumber(t *testing.T) {
 	}
 	_, err := signalNumber("SIGNONE", 15)
 	must.ErrorContains(t, err, `signal "SIGNONE" is unknown`)
+}
+
+func TestRequest_publishesTheGroupsPortsThatTheTaskNames(t *testing.T) {
+	cfg := task(t, TaskConfig{Command: "true", Ports: []string{"http", "same"}})
+	cfg.Resources.Ports = &structs.AllocatedPorts{
+		{Label: "http", Value: 23456, To: 80, HostIP: "192.0.2.1"}, {Label: "same", Value: 24000, To: -1}, {Label: "other", Value: 25000},
+	}
+	req, err := request(cfg, now)
+	must.NoError(t, err)
+	host := netip.MustParseAddr("192.0.2.1")
+	must.Eq(t, []nodeapi.PublishedPort{
+		{Proto: "tcp", Port: 80, Address: host, NodePort: 23456}, {Proto: "udp", Port: 80, Address: host, NodePort: 23456},
+		{Proto: "tcp", Port: 24000, NodePort: 24000}, {Proto: "udp", Port: 24000, NodePort: 24000},
+	}, req.Publish)
+	cfg = task(t, TaskConfig{Command: "true", Ports: []string{"none"}})
+	_, err = request(cfg, now)
+	must.ErrorContains(t, err, `ports[0]: "none": the group's network has no ports`)
+	// What the control service dispatches names no port of the machine.
+	dispatched := task(t, TaskConfig{})
+	writeDispatch(t, dispatched, nodeapi.CreateRequest{ID: "i5hdo4l91d6ciyo6t6jja", Template: "base", Publish: []nodeapi.PublishedPort{{Proto: "tcp", Port: 1, NodePort: 22}}})
+	req, err = request(dispatched, now)
+	must.NoError(t, err)
+	must.SliceEmpty(t, req.Publish)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
@@ -41,7 +42,8 @@ type Pool struct {
 	held    map[int]*Slot   // in use
 	resting map[int]resting // given back, not yet free
 	live    int             // numbers in use, ready, or worked on
-	fault   error           // why the maker failed last
+	private private
+	fault   error // why the maker failed last
 }
 
 // resting is a number between two uses.
@@ -51,13 +53,14 @@ type resting struct {
 }
 
 // Open takes the machine's network for the sandboxes of one node: it chooses the range, lets the kernel forward, makes the
-// firewall's table, and starts to make slots. Slots of an earlier daemon are to be recovered, and the rest swept, before the first
-// is taken.
+// firewall's table, and tries with a packet whether a sandbox would reach anybody. Slots of an earlier daemon are to be recovered, and the
+// rest swept, before Start begins to make slots.
 func Open(cfg Config) (*Pool, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
 	p := &Pool{cfg: cfg, log: cfg.Logger, ready: make(chan *Slot, cfg.Ahead), want: make(chan struct{}, 1), held: map[int]*Slot{}, resting: map[int]resting{}}
+	p.private.members, p.private.slots = map[int][]Membership{}, map[int]firewall.Slot{}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	if err := p.open(); err != nil {
 		if p.host != nil {
@@ -65,7 +68,30 @@ func Open(cfg Config) (*Pool, error) {
 		}
 		return nil, fmt.Errorf("network: %w", err)
 	}
+	if err := p.take(); err != nil {
+		p.host.Close()
+		return nil, fmt.Errorf("network: %w", errors.Join(err, p.withdraw()))
+	}
 	return p, nil
+}
+
+// withdraw takes away what a failed Open has made, unless sandboxes of an earlier daemon go on with it.
+func (p *Pool) withdraw() error {
+	h, err := handleAt(p.cfg.Host)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := dump(h.LinkList)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if hasPrefix(l.Attrs().Name, p.cfg.linkPrefix()) {
+			return nil
+		}
+	}
+	return p.Remove()
 }
 
 func (p *Pool) open() error {
@@ -80,12 +106,16 @@ func (p *Pool) open() error {
 	if room := 1<<(32-p.prefix.Bits()) - 3; p.cfg.Max > room {
 		p.cfg.Max = room
 	}
-	if p.own, err = p.hostAddresses(); err != nil {
-		return err
-	}
+	p.own, err = p.hostAddresses()
+	return err
+}
+
+// take makes on the machine what all slots share, and tries it.
+func (p *Pool) take() error {
+	var err error
 	p.fw, err = firewall.Open(firewall.Config{
 		Host: p.cfg.Host, Table: "soulbox-" + p.cfg.Owner, LinkPrefix: p.cfg.linkPrefix(), Range: p.prefix,
-		Inner: Inner, Gateway: Gateway, Self: p.self, Proxy: ProxyPort, Base: p.cfg.base(nil), Limits: p.cfg.Limits,
+		Hardware: linkAddress, Inner: Inner, Gateway: Gateway, Self: p.self, Proxy: ProxyPort, Base: p.cfg.base(nil), Limits: p.cfg.Limits,
 	})
 	if err != nil {
 		return err
@@ -98,7 +128,10 @@ func (p *Pool) open() error {
 		return fmt.Errorf("own address %s: %w", p.self, err)
 	}
 	// Only now: before, what the kernel forwards would meet no rules of ours.
-	return p.inHost(func() error { return sysctl("ipv4/ip_forward", "1") })
+	if err := p.inHost(func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
+		return err
+	}
+	return p.try(p.ctx)
 }
 
 // hostAddresses returns the addresses of the machine, to explain with; that they are out of reach needs no list.
@@ -162,10 +195,14 @@ func (p *Pool) Remove() error {
 			errs = append(errs, deleteLink(h, l.Attrs().Name))
 		}
 	}
-	errs = append(errs, p.fw.Remove())
+	if p.fw != nil {
+		errs = append(errs, p.fw.Remove())
+	}
 	lo, err := h.LinkByName("lo")
 	if err == nil {
-		err = h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(p.self)})
+		if err = h.AddrDel(lo, &netlink.Addr{IPNet: ipNet(p.self)}); errors.Is(err, unix.EADDRNOTAVAIL) {
+			err = nil
+		}
 	}
 	return errors.Join(append(errs, err)...)
 }
@@ -239,6 +276,7 @@ func (p *Pool) Give(s *Slot) error {
 		return fmt.Errorf("network slot %d is not in use", s.Number)
 	}
 	delete(p.held, s.Number)
+	p.private.part(s.Number)
 	p.live--
 	p.resting[s.Number] = resting{s, time.Now()}
 	p.mu.Unlock()

@@ -176,6 +176,9 @@ func (p *Pool) Apply(s *Slot, pol *policy.Policy) (cut int, err error) {
 		if f.Addr == p.self {
 			return false // the platform's own services
 		}
+		if p.fw.IsPeer(fw, f.Addr) {
+			return false // of a private network
+		}
 		if through := pol.Proxied().Carries(f); through || c.Proxied {
 			return through != c.Proxied // what the proxy has is its own to end
 		}

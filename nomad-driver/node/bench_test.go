@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	prommetrics "github.com/soulbox-dev/soulbox/nomad-driver/metrics"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/store"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
@@ -52,6 +54,48 @@ func floorNamespaces(b *testing.B) time.Duration {
 	d, err := sandboxtest.Floor()
 	must.NoError(b, err)
 	return d
+}
+
+// BenchmarkCreateNetwork is POST /v1/sandboxes by a node without the networks of sandboxes and by one with them, with and without
+// checkpoints: one after the other in the same run, so that all meet the same machine.
+func BenchmarkCreateNetwork(b *testing.B) {
+	w := networktest.New(b)
+	var daemons []*daemon
+	var names []string
+	for _, mode := range []string{"off", "on"} {
+		for _, engine := range []string{"", "criu"} {
+			args := []string{"-network", mode, "-criu", "/nonexistent"}
+			if engine != "" {
+				args[3] = sandboxtest.CRIU(b)
+			}
+			daemons, names = append(daemons, startDaemonIn(b, w.Host, args...)), append(names, strings.TrimSuffix(mode+"-"+engine, "-"))
+		}
+	}
+	took := make([][]time.Duration, len(daemons))
+	steps := make([][]time.Duration, len(daemons))
+	for b.Loop() {
+		for i, d := range daemons {
+			req := createRequest()
+			start := time.Now()
+			sb, err := d.client.Create(b.Context(), req)
+			took[i] = append(took[i], time.Since(start))
+			must.NoError(b, err)
+			for _, s := range sb.Steps {
+				if s.Name == "network" {
+					steps[i] = append(steps[i], time.Duration(s.Nanos))
+				}
+			}
+			must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for i, name := range names {
+		b.ReportMetric(quantile(took[i], .5), name+"-p50-µs")
+		b.ReportMetric(quantile(took[i], .99), name+"-p99-µs")
+		if len(steps[i]) > 0 {
+			b.ReportMetric(quantile(steps[i], .5), name+"-wait-p50-µs")
+		}
+	}
 }
 
 // BenchmarkCreate is POST /v1/sandboxes to the answer, its steps, and the DELETE of each after it.

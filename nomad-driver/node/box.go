@@ -55,6 +55,7 @@ type box struct {
 	logged   *budget       // of its logbook
 
 	networking sync.Mutex // held while its network changes
+	published  published
 	turn       sync.Mutex // held over a pause, a resume, a checkpoint; before mu
 
 	activation sync.Mutex // held while a server of the template's is looked for and started

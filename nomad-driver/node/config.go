@@ -111,6 +111,7 @@ func (c *Config) setDefaults() error {
 	set(&c.DiskLimitPolicy, DefaultDiskPolicy)
 	set(&c.SampleInterval, DefaultSampleInterval)
 	set(&c.SampleWindow, DefaultSampleWindow)
+	set(&c.Network.Mode, NetworkAuto)
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -146,9 +147,12 @@ func (c *Config) validate() error {
 		return fmt.Errorf("disk_limiter: %w", err)
 	}
 	switch c.Network.Mode {
-	case "", NetworkAuto, NetworkOn, NetworkOff:
+	case NetworkAuto, NetworkOn, NetworkOff:
 	default:
 		return fmt.Errorf("network mode %.20q is none of %s, %s, %s", c.Network.Mode, NetworkAuto, NetworkOn, NetworkOff)
+	}
+	if p := c.Network.Publish; p.From < 0 || p.To > 65535 || p.To < p.From || p.From == 0 && p.To > 0 {
+		return fmt.Errorf("network publish_ports %d-%d is no range of ports", p.From, p.To)
 	}
 	if c.MaxSandboxes < 1 {
 		return fmt.Errorf("max_sandboxes %d is less than 1", c.MaxSandboxes)

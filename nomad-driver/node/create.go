@@ -175,6 +175,9 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		cancel()
 	}
 
+	if _, err := n.publish(b, req.Publish); err != nil { // before anything is made: a port may be taken
+		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
+	}
 	inst, err := n.instantiate(ctx, b, req)
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
@@ -260,6 +263,7 @@ func (n *Node) fail(caller, ctx context.Context, b *box, inst instance, err erro
 		n.needSweep(b.rec.IDBase)
 	}
 	n.giveSlot(b)
+	b.unpublish()
 	b.lease.Release()
 	n.forget(b)
 	b.mu.Lock()

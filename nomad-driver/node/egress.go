@@ -63,6 +63,9 @@ func (n *Node) settings(want *nodeapi.Network) (proxy.Settings, error) {
 		pol = pol.Through(policy.ProxyAll)
 	}
 	st.Policy = pol
+	if err := checkMemberships(want.Join); err != nil {
+		return st, err
+	}
 	return st, checkShape(want.Shape)
 }
 

@@ -144,6 +144,10 @@ func (i *fakeInstance) Dial(_ context.Context, port int) (net.Conn, error) {
 	return nil, fmt.Errorf("port %d: %w", port, sandbox.ErrPortClosed)
 }
 
+func (i *fakeInstance) DialPacket(_ context.Context, port int) (net.Conn, error) {
+	return nil, fmt.Errorf("port %d: %w", port, sandbox.ErrPortClosed)
+}
+
 func (i *fakeInstance) Stats() (cgroup.Stats, error) {
 	return cgroup.Stats{PIDs: 3, Measured: []string{"pids"}}, nil
 }

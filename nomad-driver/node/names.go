@@ -39,12 +39,13 @@ func (n *Node) attach(b *box, st proxy.Settings) {
 		b.carrier.Set(st)
 		return
 	}
-	fw, id := b.slot.Firewall(), string(b.id)
+	slot, fw, id := b.slot, b.slot.Firewall(), string(b.id)
 	asker := n.resolver.Attach(b.slot.Addr, resolver.Sandbox{
 		ID: id, Policy: st.Policy,
 		Pin: func(name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error) {
 			return n.network.Firewall().Pin(fw, name, addrs, ttl)
 		},
+		Private: func(name string) ([]netip.Addr, bool) { return n.network.Lookup(slot, name) },
 	})
 	b.asker = asker
 	b.carrier = n.proxy.Attach(b.slot.Addr, proxy.Sandbox{

@@ -31,7 +31,7 @@ const (
 
 // Network configures the networks of sandboxes.
 type Network struct {
-	Mode  string         // NetworkOff where empty
+	Mode  string         // NetworkAuto where empty
 	Range netip.Prefix   // of the node's addresses for sandboxes; the zero Prefix: a free one is chosen
 	Ahead int            // slots that wait; 0: network.DefaultAhead
 	Open  []netip.Prefix // private ranges that sandboxes may reach all the same, as far as their policies allow
@@ -39,6 +39,7 @@ type Network struct {
 	Limits firewall.Limits
 	// Resolvers are the name servers that know names for sandboxes; none: those of the machine's resolv.conf.
 	Resolvers []netip.AddrPort
+	Publish   Publish         // ports of sandboxes
 	Names     resolver.Limits // of each sandbox's questions; zero values are package resolver's defaults
 }
 
@@ -47,7 +48,7 @@ func (n *Node) openNetwork() error {
 	switch n.cfg.Network.Mode {
 	case NetworkAuto, NetworkOn:
 	default:
-		n.noNetwork = "the node's network is off"
+		n.noNetwork = "the operator has turned it off"
 		return nil
 	}
 	p, err := network.Open(network.Config{
@@ -70,6 +71,15 @@ func (n *Node) openNetwork() error {
 		n.log.Warn("sandboxes have their loopback only", "error", err)
 	}
 	return nil
+}
+
+// networkProbe says whether sandboxes have a network, beside what the kernel can do.
+func (n *Node) networkProbe() nodeapi.Probe {
+	p := nodeapi.Probe{Name: api.ProbeNetwork, OK: n.network != nil, Reason: n.noNetwork}
+	if p.OK {
+		p.Value = n.network.Range().String()
+	}
+	return p
 }
 
 // startNetwork removes slots of no sandbox and begins to make new ones.
@@ -125,6 +135,9 @@ func (n *Node) compile(layers []nodeapi.NetworkLayer) (*policy.Policy, error) {
 
 // checkNetwork checks a request's network before anything is made.
 func (n *Node) checkNetwork(req *nodeapi.CreateRequest) error {
+	if err := n.checkPublished(req.Publish, false); err != nil {
+		return err
+	}
 	if req.Network == nil {
 		return nil
 	}
@@ -184,6 +197,9 @@ func (n *Node) holdSlot(b *box, s *network.Slot, netns *os.File, want *nodeapi.N
 		return errors.Join(err, n.network.Give(s))
 	}
 	ref := s.Ref()
+	if _, err := n.network.Join(s, memberships(want)); err != nil {
+		return errors.Join(err, n.network.Give(s))
+	}
 	b.mu.Lock()
 	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
 	n.attach(b, st)
@@ -231,7 +247,9 @@ func (n *Node) recoverSlot(b *box) {
 	b.slot = s
 	st, err := n.settings(b.rec.Network)
 	if err == nil {
+		_, jerr := n.network.Join(s, memberships(b.rec.Network)) // before: what is a peer's is not cut
 		_, err = n.network.Apply(s, st.Policy)
+		err = errors.Join(jerr, err)
 	}
 	if err != nil {
 		n.log.Error("sandbox keeps the network rules it had, and looks up no names", "sandbox", b.id, "error", err)
@@ -310,10 +328,15 @@ func (n *Node) replaceNetwork(b *box, s *network.Slot, want nodeapi.Network, st 
 		return false, err
 	}
 	b.mu.Unlock()
+	parted, err := n.network.Join(s, memberships(&want))
+	if err != nil {
+		return false, fmt.Errorf("network of sandbox %s: %w", b.id, err)
+	}
 	cut, err := n.network.Apply(s, st.Policy)
 	if err != nil {
 		return false, fmt.Errorf("network of sandbox %s: %w", b.id, err)
 	}
+	cut += parted
 	b.mu.Lock()
 	n.attach(b, st)
 	b.mu.Unlock()
@@ -399,6 +422,14 @@ func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
 		return st, err
 	}
 	st.Counts.Connections = len(conns)
+	for _, m := range n.network.Members(s) {
+		member := nodeapi.NetworkMember{Network: m.Short, Name: m.Name, Address: m.Addr.String()}
+		if m.Addr == s.Addr {
+			st.Joined = append(st.Joined, member)
+		} else {
+			st.Networks = append(st.Networks, member)
+		}
+	}
 	denied, err := n.network.Firewall().Denied(s.Firewall())
 	if err != nil {
 		return st, err
@@ -443,6 +474,22 @@ func (n *Node) explain(s *network.Slot, pol *policy.Policy, d firewall.Denial) n
 	return out
 }
 
+// amongPeers decides about what a private network of the slot's has, and reports whether it is one's.
+func (n *Node) amongPeers(s *network.Slot, t nodeapi.NetworkTest, d *policy.Decision) bool {
+	if m, ok := n.network.Peer(s, t.Address); ok {
+		*d = policy.Decision{Allow: true, Layer: "network " + m.Short, Rule: "its member " + m.Name}
+		return true
+	}
+	if t.Address.IsValid() || t.Name == "" {
+		return false
+	}
+	addrs, known := n.network.Lookup(s, strings.ToLower(strings.TrimSuffix(t.Name, ".")))
+	if known {
+		*d = policy.Decision{Allow: len(addrs) > 0, Layer: "network", Rule: "a name of the sandbox's private networks"}
+	}
+	return known
+}
+
 // TestNetwork says what would become of a connection.
 func (n *Node) TestNetwork(id api.SandboxID, t nodeapi.NetworkTest) (nodeapi.NetworkVerdict, error) {
 	_, s, pol, _, err := n.slotOf(id)
@@ -471,6 +518,7 @@ func (n *Node) TestNetwork(id api.SandboxID, t nodeapi.NetworkTest) (nodeapi.Net
 	switch {
 	case s == nil:
 		d = policy.Decision{Layer: policy.LayerPlatform, Rule: "the sandbox has no network"}
+	case n.amongPeers(s, t, &d):
 	case !t.Address.IsValid() && t.Name == "":
 		return nodeapi.NetworkVerdict{}, invalid("address: neither an address nor a name is given")
 	case !t.Address.IsValid():

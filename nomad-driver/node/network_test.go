@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 
@@ -67,6 +68,23 @@ func TestRealNetwork_aSandboxReachesWhatItMay(t *testing.T) {
 	must.EqOp(t, "sandbox", st.Denied[0].Layer)
 	must.EqOp(t, networktest.OutsideAddr, st.Denied[0].Address.String())
 	_, ok = connect(d, open, hostOf(d, narrow), 80)
+	must.False(t, ok)
+
+	// What another policy would make of what was let through and of what was denied: nothing changes.
+	run, err := d.client.DryRunNetwork(t.Context(), narrow.ID, *allowing(networktest.OutsideAddr))
+	must.NoError(t, err)
+	denies := nodeapi.NetworkVerdict{Layer: "sandbox", Rule: "deny 0.0.0.0/0"}
+	allows := func(a string) nodeapi.NetworkVerdict { return nodeapi.NetworkVerdict{Allow: true, Layer: "sandbox", Rule: "allow " + a} }
+	for i, f := range []struct {
+		to        string
+		now, then nodeapi.NetworkVerdict
+	}{{"198.51.100.1", allows("198.51.100.1"), denies}, {networktest.OutsideAddr, denies, allows(networktest.OutsideAddr)}} {
+		got := run.Flows[i]
+		must.EqOp(t, f.to+":80", netip.AddrPortFrom(got.Address, got.Port).String())
+		must.Eq(t, f.now, got.Now)
+		must.Eq(t, f.then, got.Then)
+	}
+	_, ok = connect(d, narrow, networktest.OutsideAddr, 80)
 	must.False(t, ok)
 
 	v, err := d.client.TestNetwork(t.Context(), narrow.ID, nodeapi.NetworkTest{Address: netip.MustParseAddr("169.254.169.254"), Port: 80})
@@ -311,17 +329,6 @@ func linkOf(d *daemon, sb nodeapi.Sandbox) string {
 	return st.Link
 }
 
-func TestRealNetwork_offMeansLoopbackOnly(t *testing.T) {
-	d := startDaemon(t)
-	sb := d.create()
-	st, err := d.client.Network(t.Context(), sb.ID)
-	must.NoError(t, err)
-	must.False(t, st.Enabled)
-	must.EqOp(t, "the node's network is off", st.Reason)
-	_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
-	must.EqOp(t, http.StatusNotImplemented, api.StatusOf(err))
-}
-
 // A sandbox goes to disk with its server and comes back behind another slot, with the same address inside and the same policy.
 func TestRealNetwork_survivesACheckpoint(t *testing.T) {
 	w := networktest.New(t)
@@ -404,4 +411,49 @@ func TestRealNetwork_isResumedWithWhatItMayReachByThen(t *testing.T) {
 		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
 		must.NoError(t, err, must.Sprint("what it refused has changed nothing"))
 	}
+}
+
+func TestRealNetwork_isThereWithoutAskingAndOffWithAReason(t *testing.T) {
+	w := networktest.New(t)
+	networktest.Serve(t, w.Outside, "198.51.100.1:80")
+	probe := func(d *daemon) nodeapi.Probe {
+		n, err := d.client.Node(t.Context())
+		must.NoError(t, err)
+		return n.Probes[len(n.Probes)-1]
+	}
+	t.Run("by default", func(t *testing.T) {
+		d := startDaemonIn(t, w.Host)
+		p := probe(d)
+		must.EqOp(t, api.ProbeNetwork, p.Name)
+		must.True(t, p.OK)
+		_, ok := connect(d, d.create(), "198.51.100.1", 80)
+		must.True(t, ok)
+	})
+	t.Run("turned off", func(t *testing.T) {
+		d := startDaemonIn(t, w.Host, "-network", "off")
+		must.EqOp(t, "the operator has turned it off", probe(d).Reason)
+		sb := d.create()
+		_, ok := connect(d, sb, "198.51.100.1", 80)
+		must.False(t, ok)
+		st, err := d.client.Network(t.Context(), sb.ID)
+		must.NoError(t, err)
+		must.False(t, st.Enabled)
+		must.EqOp(t, "the operator has turned it off", st.Reason)
+		_, err = d.client.SetNetwork(t.Context(), sb.ID, nodeapi.Network{})
+		must.EqOp(t, http.StatusNotImplemented, api.StatusOf(err))
+	})
+	t.Run("where the machine forwards nothing", func(t *testing.T) {
+		c, err := nftables.New(nftables.WithNetNSFd(int(w.Host.Fd())))
+		must.NoError(t, err)
+		drop := nftables.ChainPolicyDrop
+		table := c.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4})
+		c.AddChain(&nftables.Chain{
+			Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+		})
+		must.NoError(t, c.Flush())
+		d := startDaemonIn(t, w.Host)
+		must.StrContains(t, probe(d).Reason, "let the machine's own firewall forward")
+		_, ok := connect(d, d.create(), "198.51.100.1", 80)
+		must.False(t, ok)
+	})
 }

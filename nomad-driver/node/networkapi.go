@@ -52,3 +52,33 @@ func (n *Node) postNetworkTest(w http.ResponseWriter, r *http.Request) error {
 	writeJSON(w, http.StatusOK, v)
 	return nil
 }
+
+func (n *Node) getPublished(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	list, err := n.Published(id)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+func (n *Node) putPublished(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	var req []nodeapi.PublishedPort
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	list, err := n.SetPublished(id, req)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}

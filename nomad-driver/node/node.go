@@ -394,6 +394,7 @@ func (n *Node) Info() nodeapi.Node {
 	for _, p := range n.probes.All() {
 		info.Probes = append(info.Probes, nodeapi.Probe(p))
 	}
+	info.Probes = append(info.Probes, n.networkProbe())
 	var err error
 	if info.DiskBytes, info.DiskFree, err = diskSpace(n.cfg.StateDir); err == nil {
 		err = n.admits()

@@ -31,20 +31,22 @@ type record struct {
 	Sandbox nodeapi.Sandbox `json:"sandbox"`
 	// Request is the SHA-256 of the create request, by which a repeated one is told from another with the same id. The
 	// request itself is not kept, only what envd answers with and asks for. The file is root's alone.
-	Request  string              `json:"request"`
-	Token    string              `json:"access_token,omitempty"`
-	Env      map[string]string   `json:"env,omitempty"`
-	Cwd      string              `json:"cwd,omitempty"`
-	IDBase   uint32              `json:"id_base"`
-	Ref      sandbox.Ref         `json:"ref"`
-	Logs     *nodeapi.LogTargets `json:"logs,omitempty"`
-	Stop     *stopIntent         `json:"stop,omitempty"`
-	Network  *nodeapi.Network    `json:"network,omitempty"`
-	Slot     *network.Ref        `json:"network_slot,omitempty"`
-	Pause    *pauseRecord        `json:"pause,omitempty"`    // where paused
-	Claim    string              `json:"claim,omitempty"`    // SHA-256 of the request that claimed it, where it was made warm
-	Waking   bool                `json:"waking,omitempty"`   // restored, and its PID 1 not told yet
-	Released bool                `json:"released,omitempty"` // nothing of it is left on the machine
+	Request string              `json:"request"`
+	Token   string              `json:"access_token,omitempty"`
+	Env     map[string]string   `json:"env,omitempty"`
+	Cwd     string              `json:"cwd,omitempty"`
+	IDBase  uint32              `json:"id_base"`
+	Ref     sandbox.Ref         `json:"ref"`
+	Logs    *nodeapi.LogTargets `json:"logs,omitempty"`
+	Stop    *stopIntent         `json:"stop,omitempty"`
+	Network *nodeapi.Network    `json:"network,omitempty"`
+	Slot    *network.Ref        `json:"network_slot,omitempty"`
+
+	Published []nodeapi.PublishedPort `json:"published,omitempty"`
+	Pause     *pauseRecord            `json:"pause,omitempty"`    // where paused
+	Claim     string                  `json:"claim,omitempty"`    // SHA-256 of the request that claimed it, where it was made warm
+	Waking    bool                    `json:"waking,omitempty"`   // restored, and its PID 1 not told yet
+	Released  bool                    `json:"released,omitempty"` // nothing of it is left on the machine
 }
 
 // stopIntent is a stop that was asked for and is not finished.

@@ -70,6 +70,7 @@ func (n *Node) recover() error {
 	n.startNetwork()
 	for _, b := range n.boxes {
 		n.takeOver(b)
+		n.republish(b)
 		if err, ok := lost.Load(b.id); ok {
 			n.giveUp(b, err.(error)) //nolint:forcetypeassert // stored above
 		}

@@ -41,6 +41,8 @@ type instance interface {
 	Stats() (cgroup.Stats, error)
 	// Dial connects to a TCP port on the sandbox's loopback.
 	Dial(ctx context.Context, port int) (net.Conn, error)
+	// DialPacket connects to a UDP port on the sandbox's loopback.
+	DialPacket(ctx context.Context, port int) (net.Conn, error)
 	// SetLimits changes limits; zero values leave what is set.
 	SetLimits(l sandbox.Limits) error
 	Usage() (sandbox.Usage, error) // never waits for the sandbox

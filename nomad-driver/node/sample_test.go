@@ -156,7 +156,7 @@ var _ io.Writer = (*recorder)(nil)
 func TestReal_samplesSayWhatTheKernelSays(t *testing.T) {
 	config := filepath.Join(shortDir(t), "node.hcl")
 	must.NoError(t, os.WriteFile(config, []byte("sample_interval = \"100ms\"\nsample_window = \"1m\"\n"), 0o600))
-	d := startDaemon(t, "-config", config)
+	d := startDaemon(t, "-config", config, "-network", "off")
 	sb := d.create(func(r *nodeapi.CreateRequest) { r.Limits = nodeapi.Limits{MemoryBytes: 256 << 20, CPUMillis: 1500} })
 	upper := filepath.Join(d.dir, "s/sandboxes", string(sb.ID), "upper")
 

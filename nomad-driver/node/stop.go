@@ -234,6 +234,7 @@ func (n *Node) watch(b *box, inst instance, pumped <-chan struct{}) {
 
 // release removes what is left of an ended sandbox on the machine, however long it takes, and gives its ids back.
 func (n *Node) release(b *box) {
+	b.unpublish()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 30*time.Second) {
 		ctx, cancel := context.WithTimeout(n.ctx, undoTimeout)
 		err := b.inst.Release(ctx)

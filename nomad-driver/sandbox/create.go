@@ -275,7 +275,7 @@ func (b *builder) makeSocket() error {
 	if b.c.Network != nil { // which the child enters only later
 		in = b.c.Network
 	}
-	fd, err := socketIn(in, unix.AF_UNIX)
+	fd, err := socketIn(in, unix.AF_UNIX, unix.SOCK_STREAM)
 	if err != nil {
 		return fmt.Errorf("make guest socket: %w", err)
 	}

@@ -44,8 +44,26 @@ func (s *Sandbox) Dial(ctx context.Context, port int) (net.Conn, error) {
 	return nil, fmt.Errorf("dial port %d of sandbox %s: %w", port, s.ref.ID, err)
 }
 
+// DialPacket connects to a UDP port on the sandbox's own loopback, of IPv4. Nothing is sent: that nobody listens is told by the first read
+// after a write.
+func (s *Sandbox) DialPacket(ctx context.Context, port int) (net.Conn, error) {
+	if port < 1 || port > 65535 {
+		return nil, fmt.Errorf("dial sandbox %s: port %d is not between 1 and 65535", s.ref.ID, port)
+	}
+	fd, err := socketIn(s.pidfd, unix.AF_INET, unix.SOCK_DGRAM)
+	if err != nil {
+		return nil, fmt.Errorf("dial UDP port %d of sandbox %s: %w", port, s.ref.ID, errors.Join(err, ctx.Err()))
+	}
+	f := os.NewFile(uintptr(fd), "sandbox port")
+	defer f.Close() // net.FileConn has its own copy
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return nil, fmt.Errorf("dial UDP port %d of sandbox %s: %w", port, s.ref.ID, os.NewSyscallError("connect", err))
+	}
+	return net.FileConn(f)
+}
+
 func (s *Sandbox) dial(ctx context.Context, family int, to unix.Sockaddr) (net.Conn, error) {
-	fd, err := socketIn(s.pidfd, family)
+	fd, err := socketIn(s.pidfd, family, unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +89,8 @@ func (s *Sandbox) dial(ctx context.Context, family int, to unix.Sockaddr) (net.C
 	return net.FileConn(f)
 }
 
-// socketIn makes a stream socket in a process's network namespace. A thread that cannot come back from there is not used again.
-func socketIn(process *os.File, family int) (fd int, err error) {
+// socketIn makes a socket in a process's network namespace. A thread that cannot come back from there is not used again.
+func socketIn(process *os.File, family, kind int) (fd int, err error) {
 	home, err := hostNet()
 	if err != nil {
 		return -1, err
@@ -92,7 +110,7 @@ func socketIn(process *os.File, family int) (fd int, err error) {
 			done <- fmt.Errorf("enter the network namespace: %w", err)
 			return
 		}
-		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread() // else the thread ends with this goroutine
 		}

@@ -52,7 +52,7 @@ func StartCluster(ctx context.Context, cfg Config) (*Server, error) {
 	group, slot := identity(cfg.StateDir)
 	c, err := dev.Start(ctx, dev.Config{
 		Dir: filepath.Join(cfg.StateDir, clusterDir), Ports: ports, Driver: driver, Init: init, Engine: engine,
-		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\nnetwork {\n  mode = %q\n}\n", group, slot, cfg.Network), Logger: cfg.Logger.Named("cluster"),
+		NodeConfig: nodeConfig(group, slot, cfg.Network), Logger: cfg.Logger.Named("cluster"),
 	})
 	if err != nil {
 		return nil, err
@@ -175,4 +175,16 @@ func beside(name string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s is at none of %s and %s", name, places[0], places[1])
+}
+
+// nodeConfig is the configuration file of the cluster's node.
+func nodeConfig(group string, slot uint32, network string) string {
+	return fmt.Sprintf(`cgroup_parent = %q
+id_range_base = %d
+network {
+  mode            = %q
+  publish_address = %q
+  publish_ports   = "%d-%d"
+}
+`, group, slot, network, publishAddress, publishFrom, publishTo)
 }

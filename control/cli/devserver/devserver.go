@@ -34,6 +34,13 @@ type Config struct {
 	Registries []string
 }
 
+// Where ports of sandboxes may be published: for this machine only.
+const (
+	publishAddress = "127.0.0.1"
+	publishFrom    = 20_000
+	publishTo      = 29_999
+)
+
 func (c *Config) check() error {
 	if !filepath.IsAbs(c.StateDir) {
 		return fmt.Errorf("state folder %q is not an absolute path", c.StateDir)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net/netip"
 	"path/filepath"
 	"sync"
 
@@ -30,7 +31,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	n, err := node.New(node.Config{
 		StateDir: filepath.Join(cfg.StateDir, "node"), RunDir: filepath.Dir(socket), Socket: socket, InitPath: cfg.InitPath,
 		CRIUPath: criu, CgroupParent: name, IDRangeBase: slot, Version: version.Version, Logger: cfg.Logger.Named("node"),
-		Network: node.Network{Mode: cfg.Network},
+		Network: node.Network{Mode: cfg.Network, Publish: node.Publish{Address: netip.MustParseAddr(publishAddress), From: publishFrom, To: publishTo}},
 	})
 	if err != nil {
 		return nil, err

@@ -104,6 +104,8 @@ type networkBlock struct {
 	Resolvers      []string `hcl:"resolvers,optional"`
 	NameQueries    int      `hcl:"name_queries_per_second,optional"`
 	NameBytes      int      `hcl:"name_bytes_per_second,optional"`
+	PublishPorts   string   `hcl:"publish_ports,optional"` // as 20000-29999; none: no ports are published through the API
+	PublishAddress string   `hcl:"publish_address,optional"`
 }
 
 func (b *networkBlock) config() (node.Network, error) {
@@ -123,6 +125,18 @@ func (b *networkBlock) config() (node.Network, error) {
 			return n, fmt.Errorf("network resolvers: %.80q is neither an address nor address:port", s)
 		}
 		n.Resolvers = append(n.Resolvers, p)
+	}
+	if b.PublishPorts != "" {
+		if _, err := fmt.Sscanf(b.PublishPorts, "%d-%d", &n.Publish.From, &n.Publish.To); err != nil || n.Publish.From < 1 {
+			return n, fmt.Errorf("network publish_ports: %.40q is no range such as 20000-29999", b.PublishPorts)
+		}
+	}
+	if b.PublishAddress != "" {
+		a, err := netip.ParseAddr(b.PublishAddress)
+		if err != nil {
+			return n, fmt.Errorf("network publish_address: %w", err)
+		}
+		n.Publish.Address = a
 	}
 	if b.Range != "" {
 		p, err := policy.ParsePrefix(b.Range)
@@ -200,7 +214,7 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs.StringVar(&f.NodeName, "node-name", "", "`name` of the node (default: the host's)")
 	fs.IntVar(&f.MaxSandboxes, "max-sandboxes", 0, fmt.Sprintf("how many may run at the same time (default %d)", node.DefaultMaxSandboxes))
 	fs.Int64Var(&f.IDRangeBase, "id-range-base", 0, fmt.Sprintf("first host `id` that sandboxes get (default %d)", node.DefaultIDRangeBase))
-	networkMode := fs.String("network", "", "networks of sandboxes: auto (where the machine can), on (or do not start) or off (default "+node.NetworkOff+")")
+	networkMode := fs.String("network", "", "networks of sandboxes: auto (where the machine can), on (or do not start) or off (default "+node.NetworkAuto+")")
 	fs.StringVar(&f.LogLevel, "log-level", "", "trace, debug, info, warn or error (default info)")
 	fs.BoolVar(&f.LogJSON, "log-json", false, "write the log as JSON")
 	if err := fs.Parse(args); err != nil {
@@ -221,9 +235,6 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	}
 	if *networkMode != "" {
 		f.Network.Mode = *networkMode
-	}
-	if f.Network.Mode == "" {
-		f.Network.Mode = node.NetworkOff
 	}
 	if tls.CAFile != "" || tls.CertFile != "" || tls.KeyFile != "" {
 		f.TLS = &tls

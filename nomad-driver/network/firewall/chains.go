@@ -25,6 +25,7 @@ const (
 	chainFrom    = "from-sandbox"
 	chainTo      = "to-sandbox"
 	chainHost    = "to-host"
+	chainPeer    = "to-peer" // of sandboxes that are in one private network
 	chainPolicy  = "policy"
 	chainOpen    = "open" // of sandboxes whose policy has no layers
 )
@@ -82,6 +83,7 @@ func (f *Firewall) declare() {
 	perLink := func(name string) *nftables.Set {
 		return f.set(nftables.Set{Name: name, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
 	}
+	s.peers = f.set(nftables.Set{Name: "peers", KeyType: nftables.MustConcatSetType(nftables.TypeIFIndex, nftables.TypeIPAddr)})
 	s.web, s.all = perLink("proxied-web"), perLink("proxied-all")
 	// An element with a connection count goes when its last connection does.
 	s.conns = f.set(nftables.Set{Name: "connections", Dynamic: true, Size: slotsSize, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
@@ -97,7 +99,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	c.AddTable(f.table)
 	s := &f.sets
 	var errs []error
-	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all} {
+	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all, s.peers} {
 		errs = append(errs, c.AddSet(set, nil))
 	}
 	c.FlushSet(s.open)
@@ -111,7 +113,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	for r := range reasonNames {
 		f.denyRules(c, plain(r.chain()), r)
 	}
-	for _, name := range []string{chainFrom, chainTo, chainHost, chainPolicy, chainOpen} {
+	for _, name := range []string{chainFrom, chainTo, chainHost, chainPeer, chainPolicy, chainOpen} {
 		plain(name)
 	}
 	errs = append(errs,
@@ -168,6 +170,12 @@ func (f *Firewall) arriveRules(c *nftables.Conn, ch *nftables.Chain) error {
 	errs, err := f.icmpErrors(c)
 	f.add(c, ch, rule(notPrefix(f.fromSlot()), verdict(expr.VerdictReturn)))
 	f.add(c, ch, rule(notIPv4(), verdict(expr.VerdictDrop)))
+	if f.cfg.Hardware != nil {
+		f.add(c, ch, rule(match{
+			&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6},
+			cmp(expr.CmpOpNeq, unix.NFT_REG_1, f.cfg.Hardware),
+		}, verdict(expr.VerdictDrop)))
+	}
 	f.add(c, ch, rule(address(offSource, expr.CmpOpNeq, f.cfg.Inner), jump(ReasonSpoofed.chain()), verdict(expr.VerdictDrop)))
 	f.add(c, ch, rule(perSlot(f.sets.packets, unix.NFT_DYNSET_OP_UPDATE, &expr.Limit{
 		Type: expr.LimitTypePkts, Rate: f.cfg.Limits.Packets, Unit: expr.LimitTimeSecond, Over: true, Burst: uint32(f.cfg.Limits.Packets / 5),
@@ -202,6 +210,7 @@ func (f *Firewall) proxyRules(c *nftables.Conn, ch *nftables.Chain) {
 		load(f.cfg.Self, unix.NFT_REG_1), &expr.Immediate{Register: unix.NFT_REG_2, Data: binary.BigEndian.AppendUint16(nil, f.cfg.Proxy)},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: unix.NFT_REG_1, RegProtoMin: unix.NFT_REG_2},
 	}
+	f.add(c, ch, rule(f.toPeer(), verdict(expr.VerdictReturn)))
 	elsewhere := append(isIPv4(), address(offDestination, expr.CmpOpNeq, f.cfg.Self)...)
 	for _, port := range []uint16{80, 443} {
 		f.add(c, ch, rule(fromSet(f.sets.web), elsewhere, proto(policy.TCP), portRange(policy.Ports{From: port, To: port}), to))
@@ -225,11 +234,17 @@ func (f *Firewall) redirect(c *nftables.Conn, s Slot, what policy.Proxied) error
 	return errors.Join(errs...)
 }
 
+// toPeer matches what goes from a sandbox to one that it is in a private network with.
+func (f *Firewall) toPeer() match {
+	return match{meta(expr.MetaKeyIIF, reg0), network(offDestination, reg1), &expr.Lookup{SourceRegister: reg0, SetName: f.sets.peers.Name, SetID: f.sets.peers.ID}}
+}
+
 // rangeOf matches an address that is in reg0 already.
 func rangeOf(p netip.Prefix) match { return within(0, p)[1:] }
 
 // sandboxRules are those of the filter that all sandboxes share.
 func (f *Firewall) sandboxRules(c *nftables.Conn) {
+	f.addTo(c, chainFrom, f.toPeer(), goTo(chainPeer))
 	f.addTo(c, chainFrom, f.toSlot(), goTo(ReasonNeighbour.chain()))
 	f.addTo(c, chainFrom, ctState(ctEstablished|ctRelated), verdict(expr.VerdictAccept))
 	f.addTo(c, chainFrom, ctState(ctInvalid), verdict(expr.VerdictDrop))
@@ -251,6 +266,14 @@ func (f *Firewall) sandboxRules(c *nftables.Conn) {
 		f.addTo(c, chainOpen, proto(p), verdict(expr.VerdictAccept))
 	}
 	f.addTo(c, chainOpen, goTo(ReasonPlatform.chain()))
+
+	f.addTo(c, chainPeer, ctState(ctEstablished|ctRelated), verdict(expr.VerdictAccept))
+	f.addTo(c, chainPeer, ctState(ctInvalid), verdict(expr.VerdictDrop))
+	f.connectionLimits(c, chainPeer)
+	for _, p := range []policy.Proto{policy.TCP, policy.UDP, policy.ICMP} {
+		f.addTo(c, chainPeer, proto(p), verdict(expr.VerdictAccept))
+	}
+	f.addTo(c, chainPeer, goTo(ReasonNeighbour.chain()))
 
 	f.addTo(c, chainTo, ctState(ctEstablished|ctRelated), verdict(expr.VerdictAccept))
 	f.addTo(c, chainTo, verdict(expr.VerdictDrop))

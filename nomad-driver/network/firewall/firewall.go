@@ -9,6 +9,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -36,15 +37,16 @@ type Limits struct {
 
 // Config describes a Firewall.
 type Config struct {
-	Host       *os.File     // network namespace that sandboxes are routed through; nil: the process's own
-	Table      string       // names the node
-	LinkPrefix string       // that the names of all slots' interfaces start with, and no other's
-	Range      netip.Prefix // the addresses of slots
-	Inner      netip.Addr   // what every sandbox has as its own address
-	Gateway    netip.Addr   // what every sandbox has as its gateway and name server
-	Self       netip.Addr   // the node's own address for sandboxes, which Gateway stands for
-	Proxy      uint16       // TCP port of Self that connections are redirected to; 0: none are
-	Base       policy.Base  // the denies of the platform
+	Host       *os.File         // network namespace that sandboxes are routed through; nil: the process's own
+	Table      string           // names the node
+	LinkPrefix string           // that the names of all slots' interfaces start with, and no other's
+	Range      netip.Prefix     // the addresses of slots
+	Hardware   net.HardwareAddr // of both ends of every link; a frame from another is dropped
+	Inner      netip.Addr       // what every sandbox has as its own address
+	Gateway    netip.Addr       // what every sandbox has as its gateway and name server
+	Self       netip.Addr       // the node's own address for sandboxes, which Gateway stands for
+	Proxy      uint16           // TCP port of Self that connections are redirected to; 0: none are
+	Base       policy.Base      // the denies of the platform
 	Limits     Limits
 }
 
@@ -65,11 +67,13 @@ type Firewall struct {
 		services                     *nftables.Set // ports of Self that sandboxes reach
 		packets, fresh, conns, noise *nftables.Set // by interface
 		denied                       *nftables.Set
+		peers                        *nftables.Set // interface and address of whom it reaches among the slots
 		web, all                     *nftables.Set // interfaces of which these connections go to the proxy
 	}
 
 	mu    sync.Mutex
 	slots map[int]*slotRules // by number; only those with rules of their own
+	peers map[int][]Slot     // by number, both ways
 }
 
 // Open makes the table, or takes over that of an earlier daemon: its sandboxes keep their rules.
@@ -91,7 +95,7 @@ func Open(cfg Config) (*Firewall, error) {
 			return nil, fmt.Errorf("firewall %s: address %s is not of IPv4", cfg.Table, a)
 		}
 	}
-	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}}
+	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}, peers: map[int][]Slot{}}
 	f.declare()
 	if err := f.batch(f.build); err != nil {
 		return nil, fmt.Errorf("firewall %s: %w", cfg.Table, err)
@@ -135,6 +139,7 @@ func (f *Firewall) Detach(s Slot) error {
 	if errors.Is(err, unix.ENOENT) {
 		err = nil
 	}
+	err = errors.Join(err, f.dropPeers(s))
 	if r := f.slots[s.Number]; r != nil && err == nil {
 		err = f.batch(func(c *nftables.Conn) error { f.dropRules(c, r); return nil })
 		delete(f.slots, s.Number)

@@ -37,6 +37,7 @@ func (f *Firewall) Sweep(keep []Slot) error {
 			errs = append(errs, f.batch(func(c *nftables.Conn) error { return c.SetDeleteElements(m, gone) }))
 		}
 	}
+	errs = append(errs, f.sweepPeers(c, keep))
 	old := &slotRules{}
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {

@@ -17,6 +17,9 @@ import (
 // maxTTL bounds how long an answer holds, and with it what it lets the sandbox reach.
 const maxTTL = time.Hour
 
+// privateTTL is how long the address of a private network's member is good for: it may end at any time.
+const privateTTL = time.Second
+
 const (
 	maxAddresses = 64   // of one answer
 	maxChain     = 16   // aliases of one answer
@@ -104,6 +107,19 @@ func (s *Server) fill(ctx context.Context, c *Client, q, r *dns.Msg) {
 			r.Answer = append(r.Answer, addressRecord(question.Name, netip.AddrFrom4([4]byte{127, 0, 0, 1}), maxTTL))
 		}
 		return
+	}
+	if c.private != nil {
+		if addrs, known := c.private(name); known {
+			for _, a := range addrs {
+				if question.Qtype == dns.TypeA {
+					r.Answer = append(r.Answer, addressRecord(question.Name, a, privateTTL))
+				}
+			}
+			if len(addrs) == 0 {
+				r.Rcode = dns.RcodeNameError
+			}
+			return
+		}
 	}
 	if isLocal(name) {
 		r.Rcode = dns.RcodeNameError

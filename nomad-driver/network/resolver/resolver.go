@@ -108,12 +108,15 @@ type Sandbox struct {
 	// Pin lets the sandbox reach addresses for a time, as far as its policy allows the name, and returns those that the platform
 	// lets it have at all.
 	Pin func(name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error)
+	// Private returns the addresses of a name of the sandbox's private networks. known says that nobody else is to be asked for it. May be nil.
+	Private func(name string) (addrs []netip.Addr, known bool)
 }
 
 // Client is a sandbox as the resolver knows it.
 type Client struct {
 	id      string
 	pin     func(name string, addrs []netip.Addr, ttl time.Duration) ([]netip.Addr, error)
+	private func(name string) (addrs []netip.Addr, known bool)
 	policy  atomic.Pointer[policy.Policy]
 	queries *rate.Limiter
 	bytes   *rate.Limiter
@@ -126,7 +129,7 @@ type Client struct {
 // Attach lets the sandbox with an address ask from now on. Nobody else is answered.
 func (s *Server) Attach(addr netip.Addr, sb Sandbox) *Client {
 	c := &Client{
-		id: sb.ID, pin: sb.Pin, busy: make(chan struct{}, maxBusyEach), conns: make(chan struct{}, maxConnsEach),
+		id: sb.ID, pin: sb.Pin, private: sb.Private, busy: make(chan struct{}, maxBusyEach), conns: make(chan struct{}, maxConnsEach),
 		queries: rate.NewLimiter(rate.Limit(s.cfg.Limits.Queries), burstFactor*s.cfg.Limits.Queries),
 		bytes:   rate.NewLimiter(rate.Limit(s.cfg.Limits.Bytes), burstFactor*s.cfg.Limits.Bytes),
 	}

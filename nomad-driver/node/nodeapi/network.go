@@ -15,7 +15,17 @@ type Network struct {
 	Rules  []NetworkRule  `json:"rules,omitempty"`  // at most MaxNetworkRules
 	Proxy  *EgressProxy   `json:"egress_proxy,omitempty"`
 	Shape  *NetworkShape  `json:"shape,omitempty"`
+	Join   []Membership   `json:"join,omitempty"` // private networks; at most MaxMemberships
 }
+
+// Membership is a place in a private network.
+type Membership struct {
+	Network string `json:"network"` // TENANT/NAME: nobody else's networks are reached
+	Name    string `json:"name"`    // of the member
+}
+
+// MaxMemberships bounds Network.Join.
+const MaxMemberships = 8
 
 // MaxNetworkRules bounds Network.Rules, MaxRuleHeaders the headers of each.
 const (
@@ -39,7 +49,11 @@ type (
 	NetworkProxied = api.NetworkProxied
 	NetworkShape   = api.NetworkShape
 	NetworkTest    = api.NetworkTest
+	NetworkMember  = api.NetworkMember
 	NetworkVerdict = api.NetworkVerdict
+	PublishedPort  = api.PublishedPort
+	NetworkDryRun  = api.NetworkDryRun
+	NetworkDryFlow = api.NetworkDryFlow
 )
 
 // Network returns what a sandbox's network is and does: GET /v1/sandboxes/{id}/network.
@@ -58,4 +72,23 @@ func (c *Client) SetNetwork(ctx context.Context, id api.SandboxID, n Network) (N
 func (c *Client) TestNetwork(ctx context.Context, id api.SandboxID, t NetworkTest) (NetworkVerdict, error) {
 	var v NetworkVerdict
 	return v, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/test"), nil, t, &v)
+}
+
+// DryRunNetwork says what layers would make of what a sandbox has done: POST /v1/sandboxes/{id}/network/dry-run.
+func (c *Client) DryRunNetwork(ctx context.Context, id api.SandboxID, n Network) (NetworkDryRun, error) {
+	var r NetworkDryRun
+	return r, c.call(ctx, http.MethodPost, sandboxPath(id, "/network/dry-run"), nil, n, &r)
+}
+
+// Published returns the ports of a sandbox that the node listens for: GET /v1/sandboxes/{id}/published.
+func (c *Client) Published(ctx context.Context, id api.SandboxID) ([]PublishedPort, error) {
+	var list []PublishedPort
+	return list, c.call(ctx, http.MethodGet, sandboxPath(id, "/published"), nil, nil, &list)
+}
+
+// SetPublished replaces which ports of a running sandbox the node listens for: PUT /v1/sandboxes/{id}/published. A port of the node that
+// is taken is 409; a node whose operator publishes none answers 501 with api.CodeUnsupported.
+func (c *Client) SetPublished(ctx context.Context, id api.SandboxID, list []PublishedPort) ([]PublishedPort, error) {
+	var out []PublishedPort
+	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/published"), nil, list, &out)
 }

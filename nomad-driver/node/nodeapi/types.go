@@ -66,6 +66,9 @@ type CreateRequest struct {
 	AccessToken string `json:"access_token,omitempty"`
 	// Network is what it may reach; nil: what the platform allows everybody.
 	Network *Network `json:"network,omitempty"`
+	// Publish are ports that the node listens for, each with its own Address and NodePort. Only clients of the unix socket may ask for them:
+	// Nomad has given them to the task.
+	Publish []PublishedPort `json:"publish,omitempty"`
 	// Restore starts it from a snapshot in place of the template.
 	Restore *Restore `json:"restore,omitempty"`
 	// Warm makes it for somebody who is not known yet: it answers no client of its envd and of its ports until a ClaimRequest.
