@@ -38,6 +38,8 @@ var (
 	// not what its manifest says.
 	ErrBad    = errors.New("snapshot is damaged or was not made here")
 	ErrExists = errors.New("snapshot exists")
+	// ErrRevoked tells, with ErrBad, that the version of the key which a snapshot was stored with is gone for good.
+	ErrRevoked = errors.New("the version of the snapshot key is revoked")
 	// ErrUnavailable tells that the backend cannot be asked now.
 	ErrUnavailable = errors.New("the snapshot store does not answer")
 )
@@ -76,14 +78,19 @@ type Object struct {
 	Put  time.Time
 }
 
-// Sealer makes and checks the seals of manifests, and gives the secret from which a tenant's hashes are made. A ring of keys that
-// rotates keeps old versions for checking.
+// Sealer makes and checks the seals of manifests, and gives the secret from which a tenant's hashes and its key are made, by versions. It may
+// rotate at any time: what is stored from then on is of the new version, and what was stored is read with its own as long as that is kept.
 type Sealer interface {
-	Seal(ctx context.Context, message []byte) (version int, mac []byte, err error)
+	// Current returns the version for what is stored now.
+	Current(ctx context.Context) (version int, err error)
+	Seal(ctx context.Context, version int, message []byte) (mac []byte, err error)
 	// Check returns an error with ErrBad where mac is not what Seal made of message with that version.
 	Check(ctx context.Context, message []byte, version int, mac []byte) error
-	// Secret returns 32 bytes that are always the same for a purpose.
-	Secret(ctx context.Context, purpose string) ([32]byte, error)
+	// Secret returns 32 bytes that are always the same for a version and a purpose. Of a version that is there no more, the error has
+	// ErrRevoked in its chain.
+	Secret(ctx context.Context, version int, purpose string) ([32]byte, error)
+	// Identity returns what stays the same over rotations, and is the same for all who can read each other's.
+	Identity(ctx context.Context) ([32]byte, error)
 }
 
 // Store keeps snapshots in a Backend. Its methods may be called from any goroutine, and by several nodes on one backend.
@@ -114,7 +121,7 @@ func Open(b Backend, s Sealer) (*Store, error) {
 
 // Identity tells one store from another: nodes with the same one can restore each other's snapshots.
 func (s *Store) Identity(ctx context.Context) (string, error) {
-	key, err := s.seal.Secret(ctx, "identity of the snapshot store")
+	key, err := s.seal.Identity(ctx)
 	if err != nil {
 		return "", fmt.Errorf("identity of the snapshot store: %w", err)
 	}
@@ -128,19 +135,36 @@ func (s *Store) Close() error {
 	return s.enc.Close()
 }
 
-// tenant is where a tenant's things are and how they are hashed.
+// tenant is where a tenant's things are and, with a version of the key, how they are hashed.
 type tenant struct {
-	name string // as folder: a hash, because a tenant's name is anything
-	key  [32]byte
+	name    string // as folder: a hash, because a tenant's name is anything
+	version int
+	key     [32]byte
 }
 
-func (s *Store) tenant(ctx context.Context, name string) (tenant, error) {
-	key, err := s.seal.Secret(ctx, "snapshot pages of "+name)
+// folder is a tenant without a key: where its things are.
+func folder(name string) tenant {
+	sum := blake3.Sum256([]byte("tenant " + name))
+	return tenant{name: fmt.Sprintf("%x", sum[:16])}
+}
+
+func (s *Store) tenant(ctx context.Context, name string, version int) (tenant, error) {
+	key, err := s.seal.Secret(ctx, version, "snapshot pages of "+name)
 	if err != nil {
 		return tenant{}, fmt.Errorf("key of tenant %.60q: %w", name, err)
 	}
-	sum := blake3.Sum256([]byte("tenant " + name))
-	return tenant{name: fmt.Sprintf("%x", sum[:16]), key: key}, nil
+	t := folder(name)
+	t.version, t.key = version, key
+	return t, nil
+}
+
+// writes is the tenant with the version of the key that is stored with now.
+func (s *Store) writes(ctx context.Context, name string) (tenant, error) {
+	version, err := s.seal.Current(ctx)
+	if err != nil {
+		return tenant{}, err
+	}
+	return s.tenant(ctx, name, version)
 }
 
 func (t tenant) hash(b []byte) (out [hashSize]byte) {

@@ -155,7 +155,7 @@ func TestStore_contentIsEncrypted(t *testing.T) {
 			must.False(t, bytes.Contains(b, []byte(word)), must.Sprintf("%s shows %s", o, word))
 		}
 	}
-	ten, err := s.tenant(t.Context(), "tenant")
+	ten, err := s.writes(t.Context(), "tenant")
 	must.NoError(t, err)
 	// A pack under another pack's name is none of its.
 	name := ten.pack(m.Packs[0].ID)
@@ -220,14 +220,14 @@ func TestSweep_neverTakesWhatIsNeeded(t *testing.T) {
 
 func (m *Manifest) doomed(t *testing.T, s *Store) string {
 	t.Helper()
-	ten, err := s.tenant(t.Context(), m.Tenant)
+	ten, err := s.writes(t.Context(), m.Tenant)
 	must.NoError(t, err)
 	return ten.tombstone("")
 }
 
 func (m *Manifest) prefix(t *testing.T, s *Store) string {
 	t.Helper()
-	ten, err := s.tenant(t.Context(), m.Tenant)
+	ten, err := s.writes(t.Context(), m.Tenant)
 	must.NoError(t, err)
 	return ten.pack("")
 }

@@ -20,11 +20,7 @@ func (s *Store) Manifest(ctx context.Context, tenantName, id string) (*Manifest,
 	if !validID(id) {
 		return nil, fmt.Errorf("snapshot %.60q: %w", id, ErrNotFound)
 	}
-	t, err := s.tenant(ctx, tenantName)
-	if err != nil {
-		return nil, err
-	}
-	m, err := s.manifest(ctx, t, id)
+	m, err := s.manifest(ctx, tenantName, id)
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", id, err)
 	}
@@ -34,14 +30,18 @@ func (s *Store) Manifest(ctx context.Context, tenantName, id string) (*Manifest,
 	return m, nil
 }
 
-func (s *Store) manifest(ctx context.Context, t tenant, id string) (*Manifest, error) {
-	b, err := s.back.Get(ctx, t.manifest(id), maxManifest)
+func (s *Store) manifest(ctx context.Context, tenantName, id string) (*Manifest, error) {
+	b, err := s.back.Get(ctx, folder(tenantName).manifest(id), maxManifest)
 	if err != nil {
 		return nil, err
 	}
 	var box sealed
 	if err := json.Unmarshal(b, &box); err != nil || box.Version < 1 || box.Version > sealedVersion {
 		return nil, fmt.Errorf("%w: manifest of version %d", ErrBad, box.Version)
+	}
+	t, err := s.tenant(ctx, tenantName, box.Key)
+	if err != nil {
+		return nil, err
 	}
 	packed, err := t.decrypt(t.manifest(id), box.Body)
 	if err != nil {
@@ -61,23 +61,20 @@ func (s *Store) manifest(ctx context.Context, t tenant, id string) (*Manifest, e
 	if m.ID != id {
 		return nil, fmt.Errorf("%w: manifest is of %s", ErrBad, m.ID)
 	}
+	m.key = box.Key
 	return m, nil
 }
 
 // List returns the manifests of a tenant's snapshots, newest first, without their entries.
 func (s *Store) List(ctx context.Context, tenantName string) ([]*Manifest, error) {
-	t, err := s.tenant(ctx, tenantName)
-	if err != nil {
-		return nil, err
-	}
-	names, err := s.back.List(ctx, t.manifest(""))
+	names, err := s.back.List(ctx, folder(tenantName).manifest(""))
 	if err != nil {
 		return nil, err
 	}
 	var out []*Manifest
 	for _, o := range names {
-		m, err := s.manifest(ctx, t, path.Base(o.Name))
-		if errors.Is(err, ErrNotFound) {
+		m, err := s.manifest(ctx, tenantName, path.Base(o.Name))
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRevoked) {
 			continue
 		}
 		if err != nil {
@@ -95,16 +92,12 @@ func (s *Store) Delete(ctx context.Context, tenantName, id string) error {
 	if !validID(id) {
 		return nil
 	}
-	t, err := s.tenant(ctx, tenantName)
-	if err != nil {
-		return err
-	}
-	return s.back.Delete(ctx, t.manifest(id))
+	return s.back.Delete(ctx, folder(tenantName).manifest(id))
 }
 
 // Get writes what a snapshot has below root into dir, which it makes, with owners from base on. On error dir is half there.
 func (s *Store) Get(ctx context.Context, m *Manifest, root, dir string, base uint32) error {
-	t, err := s.tenant(ctx, m.Tenant)
+	t, err := s.tenant(ctx, m.Tenant, m.key)
 	if err != nil {
 		return err
 	}

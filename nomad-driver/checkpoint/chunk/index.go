@@ -97,10 +97,7 @@ const Grace = 2 * MaxPut
 // Sweep removes what no snapshot of a tenant needs, in two steps: what is not needed is doomed, and no later Put shares it; what has
 // been doomed for Grace, and still is not needed, is deleted. It returns how many packs it deleted.
 func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err error) {
-	t, err := s.tenant(ctx, tenantName)
-	if err != nil {
-		return 0, err
-	}
+	t := folder(tenantName)
 	// Packs first, manifests after: a pack that comes in between is not seen, and a manifest that does is.
 	packs, err := s.back.List(ctx, t.pack(""))
 	if err != nil {
@@ -114,7 +111,7 @@ func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err 
 	for _, o := range tombs {
 		doomed[path.Base(o.Name)] = o.Put
 	}
-	needed, err := s.needed(ctx, t)
+	needed, err := s.needed(ctx, tenantName)
 	if err != nil {
 		return 0, err
 	}
@@ -147,16 +144,17 @@ func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err 
 	return deleted, nil
 }
 
-// needed returns the packs that the tenant's manifests name. One that cannot be read stops the sweep: what it needs is not known.
-func (s *Store) needed(ctx context.Context, t tenant) (map[string]bool, error) {
-	list, err := s.back.List(ctx, t.manifest(""))
+// needed returns the packs that the tenant's manifests name. One that cannot be read stops the sweep: what it needs is not known. But what was
+// stored with a key that is revoked nobody will ever read.
+func (s *Store) needed(ctx context.Context, tenantName string) (map[string]bool, error) {
+	list, err := s.back.List(ctx, folder(tenantName).manifest(""))
 	if err != nil {
 		return nil, err
 	}
 	needed := map[string]bool{}
 	for _, o := range list {
-		m, err := s.manifest(ctx, t, path.Base(o.Name))
-		if errors.Is(err, ErrNotFound) {
+		m, err := s.manifest(ctx, tenantName, path.Base(o.Name))
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRevoked) {
 			continue
 		}
 		if err != nil {

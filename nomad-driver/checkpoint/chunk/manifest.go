@@ -33,6 +33,8 @@ type Manifest struct {
 	Entries   []Entry         `json:"entries"`
 	Bytes     int64           `json:"bytes"`  // of all files
 	Stored    int64           `json:"stored"` // what this snapshot added to the store
+
+	key int // version that it was stored with
 }
 
 // Pack is a pack that the snapshot needs pages of.

@@ -53,7 +53,7 @@ func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots 
 	if !validID(id) {
 		return nil, fmt.Errorf("id %.60q has other characters than [a-z0-9-], or more than 64", id)
 	}
-	t, err := s.tenant(ctx, tenantName)
+	t, err := s.writes(ctx, tenantName)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots 
 	if err != nil {
 		return nil, fmt.Errorf("meta: %w", err)
 	}
-	w := &writer{s: s, t: t, m: &Manifest{Version: ManifestVersion, ID: id, Tenant: tenantName, CreatedAt: s.now().UTC(), Meta: body}, use: map[string]int{}}
+	w := &writer{s: s, t: t, m: &Manifest{Version: ManifestVersion, ID: id, Tenant: tenantName, CreatedAt: s.now().UTC(), Meta: body, key: t.version}, use: map[string]int{}}
 	if w.known, err = s.known(ctx, t); err != nil {
 		return nil, err
 	}
@@ -94,12 +94,12 @@ func (s *Store) putManifest(ctx context.Context, t tenant, m *Manifest) error {
 	if len(b) > maxManifest {
 		return fmt.Errorf("manifest of %d bytes, at most %d", len(b), maxManifest)
 	}
-	key, mac, err := s.seal.Seal(ctx, b)
+	mac, err := s.seal.Seal(ctx, t.version, b)
 	if err != nil {
 		return fmt.Errorf("seal manifest: %w", err)
 	}
 	out, err := json.Marshal(sealed{
-		Version: sealedVersion, Key: key, MAC: mac, Body: t.encrypt(t.manifest(m.ID), s.enc.EncodeAll(b, nil)),
+		Version: sealedVersion, Key: t.version, MAC: mac, Body: t.encrypt(t.manifest(m.ID), s.enc.EncodeAll(b, nil)),
 	})
 	if err != nil {
 		return err

@@ -31,12 +31,14 @@ func command(name string, args []string) int {
 		return runNode(args)
 	case "audit":
 		return runAudit(args)
+	case "snapshot-key":
+		return runSnapshotKey(args)
 	case "version", "-version", "--version":
 		fmt.Println("nomad-driver-soulbox", version.Version)
 		return 0
 	}
 	fmt.Fprintf(os.Stderr, "nomad-driver-soulbox: unknown command %q\n\n"+
 		"Without an argument this program is a Nomad task driver, which Nomad starts itself.\n"+
-		"  node      run the node daemon (see node -help)\n  audit     say how well this machine holds hostile code (see audit -help)\n  version   print the version\n", name)
+		"  node      run the node daemon (see node -help)\n  audit     say how well this machine holds hostile code (see audit -help)\n  snapshot-key  rotate the key of the snapshot store (see snapshot-key -help)\n  version   print the version\n", name)
 	return 2
 }
