@@ -74,7 +74,9 @@ func TestRealNetwork_aSandboxReachesWhatItMay(t *testing.T) {
 	run, err := d.client.DryRunNetwork(t.Context(), narrow.ID, *allowing(networktest.OutsideAddr))
 	must.NoError(t, err)
 	denies := nodeapi.NetworkVerdict{Layer: "sandbox", Rule: "deny 0.0.0.0/0"}
-	allows := func(a string) nodeapi.NetworkVerdict { return nodeapi.NetworkVerdict{Allow: true, Layer: "sandbox", Rule: "allow " + a} }
+	allows := func(a string) nodeapi.NetworkVerdict {
+		return nodeapi.NetworkVerdict{Allow: true, Layer: "sandbox", Rule: "allow " + a}
+	}
 	for i, f := range []struct {
 		to        string
 		now, then nodeapi.NetworkVerdict
