@@ -154,6 +154,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 	maps.Copy(all, auditCommands())
 	maps.Copy(all, quotaCommands())
 	maps.Copy(all, poolCommands())
+	maps.Copy(all, operatorCommands())
 	out := make(map[string]cli.CommandFactory, len(all))
 	for name, make := range all {
 		out[name] = func() (cli.Command, error) {

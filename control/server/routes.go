@@ -171,6 +171,8 @@ func (s *Server) routes() []route {
 
 		{pattern: "GET /v1/templates", handle: s.templates, each: true, needs: can(rbac.Template, rbac.Read)},
 		{pattern: "GET /v1/templates/{name}", handle: s.template, needs: can(rbac.Template, rbac.Read)},
+		{pattern: "GET /v1/operator/snapshot", handle: s.saveState, stream: true, needs: can(rbac.System, rbac.Admin)},
+		{pattern: "PUT /v1/operator/snapshot", handle: s.restoreState, stream: true, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate, needs: can(rbac.Template, rbac.Delete)},
 	}...)

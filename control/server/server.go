@@ -111,6 +111,7 @@ type Config struct {
 	Edge      *edge.Edge  // the way to what runs in sandboxes; nil: none
 	Fleet     Fleet
 	Watcher   Watcher
+	Backups   Backups // nil: none are made here
 	// Audit records changes and refusals. nil: nothing is recorded.
 	Audit *audit.Log
 	// Pools shows and changes the pools of warm sandboxes. nil: there are none.

@@ -111,7 +111,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		Edge:      s.edge,
 		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Audit: s.audit, Quotas: s.Core.Quotas(), Pools: s.Core.Pools,
-		Watcher: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
+		Watcher: s.Core.State, Backups: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	})
 	return s, err
 }
