@@ -117,7 +117,6 @@ func TestSuspend_aTenantLooksAndCleansUpAndNoMore(t *testing.T) {
 	must.StrContains(t, p.ask(t, dev, "GET", "/sandboxes/"+asleep.ID, "").body, "paused")
 	must.Eq(t, asked{200, "here\n"}, port(awake))
 	must.Eq(t, asked{200, "here\n"}, p.ask(t, "", "GET", read, ""))
-	must.Eq(t, asked{200, "here\n"}, p.ask(t, dev, "GET", "/v1/sandboxes/"+awake.ID+"/files?path=/home/user/page", ""))
 	// And clean up.
 	must.Eq(t, 204, p.ask(t, dev, "DELETE", "/sandboxes/"+spare.ID, "").status)
 
