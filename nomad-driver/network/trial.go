@@ -15,10 +15,11 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 )
 
-// What try sends its packets to: an address of the range that documentation has, where nobody is. It is on the machine for the
-// milliseconds that this takes.
+// trialRanges are those of documentation, where nobody should be. An address of one that the machine does not use is on it for the milliseconds
+// that a trial takes.
+var trialRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24")}
+
 const (
-	trialNet   = "192.0.2."
 	trialPort  = 7
 	trialTries = 4
 	trialWait  = 250 * time.Millisecond
@@ -36,9 +37,9 @@ func (p *Pool) try(ctx context.Context) (err error) {
 		_, cut := p.fw.CutAll([]firewall.Slot{s.Firewall()})
 		err = errors.Join(err, cut, p.fw.Detach(s.Firewall()), s.netns.Close(), p.deleteLink(s.Link))
 	}()
-	to := netip.MustParseAddr(trialNet + fmt.Sprint(1+s.Index%250))
-	if base := p.cfg.base(p.own); slices.ContainsFunc(base.Deny, func(d netip.Prefix) bool { return d.Contains(to) }) {
-		return nil // the operator's denies hold for everybody
+	to, err := p.nobody(1 + s.Index%250)
+	if err != nil || !to.IsValid() {
+		return err
 	}
 	far, err := p.beyond(to)
 	if errors.Is(err, os.ErrExist) {
@@ -49,6 +50,24 @@ func (p *Pool) try(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, p.deleteLink(p.trialLink()), far.Close()) }()
 	return p.echo(ctx, s.netns, far, to)
+}
+
+// nobody returns an address that the machine has no route to of its own, and that sandboxes may reach; the zero Addr where there is none: then
+// nothing is tried.
+func (p *Pool) nobody(host int) (netip.Addr, error) {
+	used, err := p.usedRanges()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	used = append(used, p.cfg.base(p.own).Deny...)
+	for _, r := range trialRanges {
+		if !slices.ContainsFunc(used, r.Overlaps) {
+			a := r.Addr().As4()
+			a[3] = byte(host) //nolint:gosec // below 256
+			return netip.AddrFrom4(a), nil
+		}
+	}
+	return netip.Addr{}, nil
 }
 
 func (p *Pool) trialLink() string { return "sbt" + p.cfg.Owner }

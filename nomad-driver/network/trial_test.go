@@ -58,6 +58,19 @@ func TestOpen_tellsOfAMachineThatForwardsNothing(t *testing.T) {
 	must.NoError(t, p.Give(w.take(p)))
 }
 
+func TestOpen_triesNoAddressThatTheMachineUses(t *testing.T) {
+	w := newWorld(t)
+	must.NoError(t, inNamespace(w.host, func() error { return plug("lo", "192.0.2.2/24") }))
+	p := w.closing(w.pool(nil))
+	a, err := p.nobody(7)
+	must.NoError(t, err)
+	must.EqOp(t, "198.51.100.7", a.String()) // the machine's own network is 203.0.113.0/24
+	must.NoError(t, inNamespace(w.host, func() error { return plug("lo", "198.51.100.9/24") }))
+	a, err = p.nobody(7)
+	must.NoError(t, err)
+	must.False(t, a.IsValid())
+}
+
 func TestOpen_leavesNothingOfItsTrial(t *testing.T) {
 	w := newWorld(t)
 	before := links(t, w)
