@@ -234,7 +234,7 @@ func (s *Service) settleOne(ctx context.Context, id api.SandboxID, left []api.No
 		_, err = s.stays(ctx, sb)
 	case state.Paused:
 		var on api.NodeID
-		if on, err = s.resumeOn(ctx, sb, sb.EndAt, KeepMemory); err == nil {
+		if on, sb.EndAt, err = s.resumeOn(ctx, sb, sb.EndAt, KeepMemory); err == nil {
 			err = s.resumed(ctx, sb, on)
 		}
 	}

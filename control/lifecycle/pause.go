@@ -139,7 +139,7 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 	}
 	now := s.cfg.Now().UTC()
 	end := now.Add(d)
-	on, err := s.resumeOn(ctx, sb, end, keep)
+	on, end, err := s.resumeOn(ctx, sb, end, keep)
 	if err != nil {
 		drop()
 		return state.Sandbox{}, err
@@ -154,27 +154,33 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 }
 
 // resumeOn has a paused sandbox go on where it is, or, where that node is gone or has lost it, where its stored copy can be had. It
-// returns the node that it is on.
-func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep) (api.NodeID, error) {
+// returns the node that it is on, and its deadline there: end and the time that it took.
+func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep) (api.NodeID, time.Time, error) {
+	elsewhere := func() (api.NodeID, time.Time, error) {
+		on, err := s.elsewhere(ctx, sb, end, keep)
+		return on, end, err
+	}
 	node, err := s.cfg.Fleet.Client(sb.Node)
 	if err != nil {
 		if s.canMove(sb) && s.gone(sb.Node) {
-			return s.elsewhere(ctx, sb, end, keep)
+			return elsewhere()
 		}
-		return "", err
+		return "", end, err
 	}
 	network, err := NetworkOf(sb) // it may have changed while it slept
 	if err != nil {
-		return "", err
+		return "", end, err
 	}
-	_, err = node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end, Fresh: keep == KeepFiles, Network: network})
+	view, err := node.Resume(ctx, sb.ID, nodeapi.ResumeRequest{Deadline: end, Fresh: keep == KeepFiles, Network: network})
 	switch {
+	case err == nil && view.Deadline.After(end):
+		return sb.Node, view.Deadline, nil
 	case err == nil:
-		return sb.Node, nil
+		return sb.Node, end, nil
 	case api.IsNotFound(err) && s.canMove(sb):
-		return s.elsewhere(ctx, sb, end, keep)
+		return elsewhere()
 	case api.IsNotFound(err):
-		return "", notFound(sb.ID)
+		return "", end, notFound(sb.ID)
 	}
-	return "", fmt.Errorf("resume sandbox %s: %w", sb.ID, err)
+	return "", end, fmt.Errorf("resume sandbox %s: %w", sb.ID, err)
 }

@@ -18,6 +18,7 @@ import (
 
 const (
 	parkTimeout   = 3 * time.Second
+	lateResume    = 100 * time.Millisecond // that a resume may take of the time that the sandbox has
 	freezeTimeout = 10 * time.Second
 )
 
@@ -285,13 +286,22 @@ func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeR
 	if err != nil {
 		return nodeapi.Sandbox{}, err
 	}
-	deadline := req.Deadline
-	if !deadline.IsZero() {
-		deadline = deadline.UTC().Round(0)
+	asked := time.Now()
+	// What is asked for is how long it runs: the time that a dump under way takes to end, which is never broken off, is not its own.
+	later := func() time.Time {
+		if req.Deadline.IsZero() {
+			return time.Time{}
+		}
+		late := time.Since(asked)
+		if late < lateResume {
+			late = 0
+		}
+		return req.Deadline.Add(late).UTC().Round(0)
 	}
 	b.giveUpCheckpoint()
 	b.turn.Lock()
 	defer b.turn.Unlock()
+	deadline := later()
 	sb := b.view()
 	switch sb.State {
 	case nodeapi.StatePaused:
@@ -317,6 +327,9 @@ func (n *Node) Resume(ctx context.Context, id api.SandboxID, req nodeapi.ResumeR
 	}
 	if added {
 		n.trustAdded(b)
+	}
+	if now := later(); now.After(deadline) {
+		return n.SetDeadline(id, now)
 	}
 	return b.view(), nil
 }

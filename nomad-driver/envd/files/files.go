@@ -132,7 +132,9 @@ func answer(s scope.Sandbox, err error) *Error {
 		e.word = body.Code
 		return e
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
-		return fail(http.StatusInsufficientStorage, "not enough disk space available")
+		e := fail(http.StatusInsufficientStorage, "not enough disk space available")
+		e.word = guest.CodeNoSpace
+		return e
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fail(http.StatusRequestTimeout, "%v", err)
 	case place.Ended(s):
