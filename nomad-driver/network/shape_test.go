@@ -241,8 +241,9 @@ func TestShape_linksAreAsLateAndAsUnreliableAsAskedFor(t *testing.T) {
 			must.GreaterEq(t, 40*time.Millisecond, least)
 			must.EqOp(t, 0, twice)
 			must.Between(t, low, lost, high)
-			if median -= floor; tries == 10 || median <= 60*time.Millisecond {
-				must.Between(t, 40*time.Millisecond, median, 60*time.Millisecond)
+			if median -= floor; tries == 5 || median <= 60*time.Millisecond {
+				// The most is for a machine that is emulated: a packet that is due waits for its turn there.
+				must.Between(t, 40*time.Millisecond, median, 70*time.Millisecond)
 				break
 			}
 		}
