@@ -3,6 +3,7 @@ package network
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -256,6 +257,39 @@ func TestPool_findsItsSlotsAfterTheDaemonIsGone(t *testing.T) {
 	must.EqOp(t, 1, cut)
 	running.ends(t)
 	must.NoError(t, p.Give(again))
+}
+
+// Records come in any order; a number that one of them has must never be made again.
+func TestRecover_inAnyOrder(t *testing.T) {
+	w := newWorld(t)
+	first := w.pool(nil)
+	var refs []Ref
+	held := map[int]bool{}
+	for range 3 {
+		s := w.take(first)
+		ns, err := os.Open(procFD(s.Namespace()))
+		must.NoError(t, err)
+		defer ns.Close()
+		refs = append(refs, s.Ref())
+		held[s.Number] = true
+	}
+	must.NoError(t, first.Close())
+	p, err := Open(Config{Owner: "0a1b2c", Dir: w.dir, Host: w.host, Ahead: 2, Quiet: 10 * time.Millisecond})
+	must.NoError(t, err)
+	w.closing(p)
+	slices.Reverse(refs)
+	for _, r := range refs {
+		_, err := p.Recover(r)
+		must.NoError(t, err)
+	}
+	_, err = p.Sweep()
+	must.NoError(t, err)
+	p.Start()
+	for range 4 {
+		s := w.take(p)
+		must.False(t, held[s.Number], must.Sprintf("slot %d is another sandbox's", s.Number))
+		must.NoError(t, p.Give(s))
+	}
 }
 
 func TestAdopt_wiresANamespaceThatExists(t *testing.T) {

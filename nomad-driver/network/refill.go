@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
@@ -132,6 +133,7 @@ func (p *Pool) Recover(r Ref) (*Slot, error) {
 	}
 	p.held[r.Number] = s
 	p.live++
+	p.free = slices.DeleteFunc(p.free, func(n int) bool { return n == r.Number }) // of an earlier call, for a higher number
 	for ; p.next <= r.Number; p.next++ {
 		if p.next != r.Number {
 			p.free = append(p.free, p.next)
