@@ -66,7 +66,7 @@ func (p *inTurn) List(ctx context.Context) ([]placement.Placed, error) {
 
 // newFarStack is a control service with two nodes, "one" and "two", that it reaches over TCP with mutual TLS alone. certificate is one
 // that nodes let in.
-func newFarStack(t *testing.T) (s *stack, certificate *tls.Config, addresses map[string]string) {
+func newFarStack(t *testing.T) (s *stack, certificate *tls.Config, addresses map[string]string, nodes []*nodeapi.Client) {
 	t.Helper()
 	sandboxtest.RequireRoot(t)
 	dir, err := os.MkdirTemp("", "sbf")
@@ -114,6 +114,7 @@ func newFarStack(t *testing.T) (s *stack, certificate *tls.Config, addresses map
 		must.NoError(t, err)
 		client := nodeapi.NewTLS(addresses[name], cfg)
 		t.Cleanup(client.Close)
+		nodes = append(nodes, client)
 		one := local.New(client)
 		t.Cleanup(one.Close)
 		placer.placer = append(placer.placer, one)
@@ -130,12 +131,20 @@ func newFarStack(t *testing.T) (s *stack, certificate *tls.Config, addresses map
 	wait, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	must.NoError(t, c.ConnectNodes(wait, 2))
-	return serve(t, c, log), own.ClientTLS(keys.Identity{Role: keys.RoleNode}), addresses
+	return serve(t, c, log), own.ClientTLS(keys.Identity{Role: keys.RoleNode}), addresses, nodes
 }
 
 func TestFar_sandboxesAreReachedThroughTheirNodes(t *testing.T) {
-	s, certificate, addresses := newFarStack(t)
-	s.core.Templates.Spread(t.Context())
+	s, certificate, addresses, nodes := newFarStack(t)
+	base, err := s.client.Template(t.Context(), "base")
+	must.NoError(t, err)
+	for _, n := range nodes { // the one that it was not imported at gets its copy in the background
+		until(t, func() bool {
+			s.core.Templates.Spread(t.Context())
+			_, err := n.Template(t.Context(), base.Digest)
+			return err == nil
+		})
+	}
 	boxes := map[string]api.Sandbox{}
 	for range addresses {
 		sb, err := s.client.CreateSandbox(t.Context(), api.CreateRequest{Template: "base", Timeout: ptr[int64](120)})
