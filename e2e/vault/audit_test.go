@@ -29,10 +29,7 @@ func TestAudit_headsWaitForASealedVault(t *testing.T) {
 		cfg.Audit = audit.Config{Dir: dir, SignEvery: 100 * time.Millisecond}
 		must.NoError(t, service.VaultKeys(t.Context(), limited, service.VaultKeyPaths{Audit: key}, cfg))
 	})
-	log, err := os.ReadFile(s.Log())
-	must.NoError(t, err)
-	unseal := unsealKey.FindSubmatch(log)
-	must.Len(t, 2, unseal)
+	unsealKey := unsealKeyOf(t, s)
 
 	change := func(name string) {
 		t.Helper()
@@ -71,7 +68,7 @@ func TestAudit_headsWaitForASealedVault(t *testing.T) {
 	unsigned, err := audit.Verify(dir, audit.VerifyOptions{})
 	must.NoError(t, err)
 	must.Nil(t, unsigned.Bad, must.Sprint("the chain is whole without signatures"))
-	s.ok("operator", "unseal", string(unseal[1]))
+	s.ok("operator", "unseal", unsealKey)
 	until("unsealed", func(upTo uint64, waiting int) bool { return upTo > at && waiting == 0 })
 
 	// The key is rotated: what is new is of the new version, and everything verifies with the keys that the server has written down.

@@ -155,8 +155,21 @@ func TestLinks_dieWithTheVersionOfTheirKeyOnEveryServer(t *testing.T) {
 	must.Eq(t, any(false), verdict["valid"])
 }
 
-// unsealKey is what dev mode writes into the log.
-var unsealKey = regexp.MustCompile(`Unseal Key: (\S+)`)
+var unsealKeyLine = regexp.MustCompile(`Unseal Key: (\S+)`)
+
+// unsealKeyOf reads the key that Vault's dev mode writes into its log, some time after it serves.
+func unsealKeyOf(t *testing.T, s *stand) string {
+	t.Helper()
+	var found [][]byte
+	agenttest.Eventually(t, 30*time.Second, func() error {
+		log, err := os.ReadFile(s.Log())
+		if found = unsealKeyLine.FindSubmatch(log); err == nil && len(found) != 2 {
+			err = errors.New("the log does not have the unseal key yet")
+		}
+		return err
+	})
+	return string(found[1])
+}
 
 func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	s := startVault(t)
@@ -164,14 +177,7 @@ func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	must.NoError(t, root.PrepareKey(t.Context(), "soulbox/url-keys/links", vault.UseRing))
 	var rings []*vault.Ring
 	c := startControl(t, withLinks(t, root, &rings))
-	var found [][]byte
-	agenttest.Eventually(t, 20*time.Second, func() error { // it is told after Vault serves
-		log, err := os.ReadFile(s.Log())
-		if found = unsealKey.FindSubmatch(log); err == nil && len(found) != 2 {
-			err = errors.New("the log does not have the key yet")
-		}
-		return err
-	})
+	unsealKey := unsealKeyOf(t, s)
 
 	links := edge.Links{Ring: rings[0]}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -207,7 +213,7 @@ func TestLinks_goOnWhileVaultIsSealed(t *testing.T) {
 	must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err), must.Sprint("new trust fails closed"))
 	_, err = root.Issuer().Issue(t.Context(), keys.Request{Identity: keys.Server("s")})
 	must.Eq(t, http.StatusServiceUnavailable, api.StatusOf(err))
-	s.ok("operator", "unseal", string(found[1]))
+	s.ok("operator", "unseal", unsealKey)
 	agenttest.Eventually(t, 30*time.Second, func() error {
 		_, err := rings[0].Rotate(t.Context())
 		return err
