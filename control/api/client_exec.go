@@ -45,15 +45,7 @@ func (c *Client) Exec(ctx context.Context, id SandboxID, req ExecRequest) (*Stre
 		s.cancel()
 		return nil, c.callError(ctx, err)
 	}
-	s.next = func() (*wire.ProcessEvent, error) {
-		if !events.Receive() {
-			return nil, end(events.Err())
-		}
-		return events.Msg().GetEvent(), nil
-	}
-	s.trailer = events.ResponseTrailer
-	s.closeEvents = events.Close
-	return s.begun()
+	return follow(s, events)
 }
 
 // Attach joins a process that runs, or that has ended within the last 30 seconds. The stream ends with ctx.
@@ -71,15 +63,7 @@ func (c *Client) Attach(ctx context.Context, id SandboxID, req AttachRequest) (*
 		s.cancel()
 		return nil, c.callError(ctx, err)
 	}
-	s.next = func() (*wire.ProcessEvent, error) {
-		if !events.Receive() {
-			return nil, end(events.Err())
-		}
-		return events.Msg().GetEvent(), nil
-	}
-	s.trailer = events.ResponseTrailer
-	s.closeEvents = events.Close
-	return s.begun()
+	return follow(s, events)
 }
 
 func join(a, b string) string {

@@ -43,6 +43,22 @@ func (c *Client) newStream(ctx context.Context, id SandboxID, h http.Header, tty
 	return s
 }
 
+// follow makes events those of s.
+func follow[R any, P interface {
+	*R
+	GetEvent() *wire.ProcessEvent
+}](s *Stream, events *connect.ServerStreamForClient[R]) (*Stream, error) {
+	s.next = func() (*wire.ProcessEvent, error) {
+		if !events.Receive() {
+			return nil, end(events.Err())
+		}
+		return P(events.Msg()).GetEvent(), nil
+	}
+	s.trailer = events.ResponseTrailer
+	s.closeEvents = events.Close
+	return s.begun()
+}
+
 // begun reads the first event, which names the process, or the reason why there is none.
 func (s *Stream) begun() (*Stream, error) {
 	e, err := s.next()
