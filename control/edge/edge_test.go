@@ -1,15 +1,10 @@
 package edge
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -29,207 +24,6 @@ const (
 	otherID api.SandboxID = "ibbbbbbbbbbbbbbbbbbbb"
 	token                 = "0123456789abcdef"
 )
-
-func TestRouteOf_findsTheSandboxOfARequest(t *testing.T) {
-	id := string(boxID)
-	for name, tc := range map[string]struct {
-		host, id, port, url string
-		want                target
-		err                 bool
-	}{
-		"a name":                             {host: "3000-" + id + ".example.com", want: target{id: id, port: 3000}},
-		"a name with a port":                 {host: "3000-" + id + ".example.com:7300", want: target{id: id, port: 3000}},
-		"a name with an old client id":       {host: "80-" + id + "-abc.x", want: target{id: id + "-abc", port: 80}},
-		"a name in capitals":                 {host: "3000-" + strings.ToUpper(id) + ".example.com", want: target{id: id, port: 3000}},
-		"a name wins over headers":           {host: "3000-" + id + ".x", id: string(otherID), port: "1", want: target{id: id, port: 3000}},
-		"no port in the name":                {host: "x-" + id + ".example.com"},
-		"port 0":                             {host: "0-" + id + ".example.com"},
-		"port 65536":                         {host: "65536-" + id + ".example.com"},
-		"port +80":                           {host: "+80-" + id + ".example.com"},
-		"a label alone":                      {host: "3000-" + id},
-		"a plain name":                       {host: "api.example.com"},
-		"headers at an address":              {host: "127.0.0.1:7300", id: id, port: "49983", want: target{id: id, port: EnvdPort}},
-		"headers at an IPv6 address":         {host: "[::1]:7300", id: id, port: "1", want: target{id: id, port: 1}},
-		"headers at localhost":               {host: "localhost", id: id, port: "1", want: target{id: id, port: 1}},
-		"headers at sandbox.":                {host: "sandbox.example.com", id: id, port: "1", want: target{id: id, port: 1}},
-		"headers at another name":            {host: "api.example.com", id: id, port: "1"},
-		"one header":                         {host: "localhost", id: id, err: true},
-		"the other header":                   {host: "localhost", port: "1", err: true},
-		"a header port that is none":         {host: "localhost", id: id, port: "http", err: true},
-		"a signed link":                      {host: "localhost", url: "/files?path=a&signature=v1_x", want: target{port: EnvdPort, signed: true}},
-		"a signature elsewhere":              {host: "localhost", url: "/v1/nodes?signature=x"},
-		"a file without a signature":         {host: "localhost", url: "/files?path=a"},
-		"a signed link with headers":         {host: "localhost", id: id, port: "49983", url: "/files?signature=x", want: target{id: id, port: EnvdPort}},
-		"a request for the API":              {host: "localhost", url: "/v2/sandboxes"},
-		"a label longer than a label can be": {host: "1-" + strings.Repeat("a", 200) + ".x"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			url := tc.url
-			if url == "" {
-				url = "/"
-			}
-			r := httptest.NewRequest(http.MethodGet, url, nil)
-			r.Host = tc.host
-			if tc.id != "" {
-				r.Header.Set(idHeader, tc.id)
-			}
-			if tc.port != "" {
-				r.Header.Set(portHeader, tc.port)
-			}
-			got, err := routeOf(r)
-			must.Eq(t, tc.err, err != nil)
-			must.Eq(t, tc.want, got)
-		})
-	}
-}
-
-func FuzzRouteOf(f *testing.F) {
-	f.Add("3000-iaaaaaaaaaaaaaaaaaaaa.example.com", "", "", "/files")
-	f.Add("localhost", "x", "1", "/")
-	f.Add("[::1]:80", "", "65535", "/")
-	f.Fuzz(func(t *testing.T, host, id, port, path string) {
-		r := &http.Request{Host: host, Header: http.Header{}, URL: httptest.NewRequest(http.MethodGet, "/", nil).URL}
-		r.URL.Path = path
-		r.Header.Set(idHeader, id)
-		r.Header.Set(portHeader, port)
-		got, err := routeOf(r)
-		if err == nil && got.id != "" && (got.port < 1 || got.port > 65535) {
-			t.Fatalf("port %d", got.port)
-		}
-	})
-}
-
-// world is sandboxes whose ports are a handler of the test's.
-type world struct {
-	box  Sandbox
-	gone bool
-
-	mu     sync.Mutex
-	paused bool
-	woken  int
-	refuse error          // of Wake
-	found  func(w *world) // after a Find; nil: nothing
-
-	addr map[int]string // listeners by port; others are closed
-	envd http.RoundTripper
-	node string // address of the node's API
-}
-
-func (w *world) Find(id api.SandboxID) (Sandbox, error) {
-	if w.gone || id != w.box.ID {
-		return Sandbox{}, fmt.Errorf("%w: %s", ErrNotFound, id)
-	}
-	b := w.box
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.paused {
-		return b, fmt.Errorf("%w: %s", ErrPaused, id)
-	}
-	b.Node = w
-	if w.found != nil {
-		w.found(w)
-	}
-	return b, nil
-}
-
-func (w *world) Each(f func(Sandbox) bool) {
-	if !w.gone {
-		f(w.box)
-	}
-}
-
-func (w *world) Wake(context.Context, api.SandboxID) (Sandbox, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.refuse != nil {
-		return Sandbox{}, w.refuse
-	}
-	w.woken++
-	w.paused = false
-	b := w.box
-	b.Node = w
-	return b, nil
-}
-
-func (w *world) DialPort(ctx context.Context, _ api.SandboxID, port int) (net.Conn, error) {
-	addr, ok := w.addr[port]
-	if !ok {
-		return nil, fmt.Errorf("%w: %d", ErrPortClosed, port)
-	}
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr)
-}
-
-func (w *world) URL() string { return w.node }
-
-func (w *world) Envd(api.SandboxID) (http.RoundTripper, string) { return w.envd, "/prefix" }
-
-type tripper func(*http.Request) (*http.Response, error)
-
-func (f tripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// scene is an edge on a port, before a sandbox with a server of the test's on port 3000.
-type scene struct {
-	*world
-	url  string
-	addr string
-}
-
-func newScene(t *testing.T, inner http.HandlerFunc, change func(*Config)) *scene {
-	t.Helper()
-	in := httptest.NewServer(inner)
-	t.Cleanup(in.Close)
-	w := &world{box: Sandbox{ID: boxID, EnvdToken: token}, addr: map[int]string{3000: in.Listener.Addr().String()}}
-	w.envd = tripper(func(r *http.Request) (*http.Response, error) {
-		rec := httptest.NewRecorder()
-		fmt.Fprintf(rec, "envd %s authorized=%q forged=%q", r.URL.Path, r.Header.Get(AuthorizedHeader), r.Header.Get("Soulbox-Forged"))
-		return rec.Result(), nil
-	})
-	cfg := Config{Sandboxes: w}
-	if change != nil {
-		change(&cfg)
-	}
-	e := New(cfg)
-	t.Cleanup(e.Close)
-	out := httptest.NewUnstartedServer(e.Wrap(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "api") })))
-	out.Config.Protocols = new(http.Protocols)
-	out.Config.Protocols.SetHTTP1(true)
-	out.Config.Protocols.SetUnencryptedHTTP2(true)
-	out.Start()
-	t.Cleanup(out.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	return &scene{w, out.URL, out.Listener.Addr().String()}
-}
-
-func (s *scene) get(t *testing.T, port int, path string, headers ...string) (int, string, http.Header) {
-	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+path, nil)
-	must.NoError(t, err)
-	if port != 0 {
-		r.Header.Set(idHeader, string(boxID))
-		r.Header.Set(portHeader, fmt.Sprint(port))
-	}
-	for i := 0; i < len(headers); i += 2 {
-		if r.Header.Set(headers[i], headers[i+1]); headers[i] == "Host" {
-			r.Host = headers[i+1]
-		}
-	}
-	resp, err := http.DefaultClient.Do(r)
-	must.NoError(t, err)
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	must.NoError(t, err)
-	return resp.StatusCode, string(b), resp.Header
-}
-
-func echoHeaders(w http.ResponseWriter, r *http.Request) {
-	fmt.Fprintf(w, "host=%s xff=%s", r.Host, r.Header.Get("X-Forwarded-For"))
-	for name := range r.Header {
-		if strings.HasPrefix(name, "Soulbox") || strings.HasPrefix(name, "E2b") {
-			fmt.Fprintf(w, " %s", name)
-		}
-	}
-}
 
 func TestServe_answersAsTheContractDoes(t *testing.T) {
 	s := newScene(t, echoHeaders, nil)
@@ -298,54 +92,6 @@ func TestServe_boundsTheRequestsToOneSandbox(t *testing.T) {
 	must.Eq(t, 200, status)
 }
 
-func TestServe_streamsAsItComes(t *testing.T) {
-	next := make(chan struct{})
-	s := newScene(t, func(w http.ResponseWriter, r *http.Request) {
-		for i := range 3 {
-			fmt.Fprintf(w, "%d\n", i)
-			_ = http.NewResponseController(w).Flush()
-			select {
-			case <-next:
-			case <-r.Context().Done():
-			}
-		}
-	}, nil)
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url, nil)
-	must.NoError(t, err)
-	r.Host = "3000-" + string(boxID) + ".x"
-	resp, err := http.DefaultClient.Do(r)
-	must.NoError(t, err)
-	defer resp.Body.Close()
-	lines := bufio.NewReader(resp.Body)
-	for i := range 3 {
-		line, err := lines.ReadString('\n')
-		must.NoError(t, err)
-		must.Eq(t, fmt.Sprintf("%d\n", i), line)
-		next <- struct{}{}
-	}
-}
-
-func TestServe_whoLeavesEndsTheRequestInside(t *testing.T) {
-	began, ended := make(chan struct{}), make(chan struct{})
-	s := newScene(t, func(_ http.ResponseWriter, r *http.Request) { close(began); <-r.Context().Done(); close(ended) }, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url, nil)
-	must.NoError(t, err)
-	r.Host = "3000-" + string(boxID) + ".x"
-	failed := make(chan error, 1)
-	go func() {
-		resp, err := http.DefaultClient.Do(r)
-		if err == nil {
-			err = errors.Join(errors.New("answered"), resp.Body.Close())
-		}
-		failed <- err
-	}()
-	<-began
-	cancel()
-	must.ErrorIs(t, <-failed, context.Canceled)
-	<-ended
-}
-
 type verifier map[string]api.SandboxID // by signature
 
 func (v verifier) Verify(r *http.Request) (api.SandboxID, error) {
@@ -408,61 +154,6 @@ func TestCORS_preflightsOfEnvdAreAnswered(t *testing.T) {
 	must.Eq(t, "*", envd.Header.Get("Access-Control-Allow-Origin"))
 	must.Eq(t, "x-access-token", envd.Header.Get("Access-Control-Allow-Headers"))
 	must.Eq(t, "OPTIONS", ask(3000).Header.Get("X-Inner"), must.Sprint("what a server inside allows is its own business"))
-}
-
-// What two parsers could read differently does not pass, or passes as one request only.
-func TestServe_refusesSmuggling(t *testing.T) {
-	var inside []string
-	seen := make(chan string, 16)
-	s := newScene(t, func(_ http.ResponseWriter, r *http.Request) {
-		b, _ := io.ReadAll(r.Body)
-		seen <- r.Method + " " + r.URL.Path + " " + string(b)
-	}, nil)
-	host := "Host: 3000-" + string(boxID) + ".x\r\n"
-	for name, raw := range map[string]string{
-		"two lengths":             "POST /a HTTP/1.1\r\n" + host + "Content-Length: 3\r\nContent-Length: 5\r\n\r\nabcde",
-		"an odd encoding":         "POST /a HTTP/1.1\r\n" + host + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-		"two encodings":           "POST /a HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
-		"a space before a colon":  "POST /a HTTP/1.1\r\n" + host + "Content-Length : 3\r\n\r\nabc",
-		"a negative length":       "POST /a HTTP/1.1\r\n" + host + "Content-Length: -3\r\n\r\nabc",
-		"two hosts":               "GET /a HTTP/1.1\r\n" + host + "Host: localhost\r\n\r\n",
-		"a NUL in a header":       "GET /a HTTP/1.1\r\n" + host + "X: a\x00b\r\n\r\n",
-		"chunks of a length 2^64": "POST /a HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\nabc\r\n0\r\n\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			status := s.raw(t, raw)
-			must.StrContains(t, "400 501 502", status, must.Sprint(raw))
-		})
-	}
-	// A length beside chunks: the length does not count, and is not passed on (RFC 9112, 6.3).
-	must.Eq(t, "200", s.raw(t, "POST /b HTTP/1.1\r\n"+host+"Content-Length: 60\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"))
-	// A folded header is one header, with a space for the fold (RFC 9112, 5.2): no length comes of it.
-	must.Eq(t, "200", s.raw(t, "POST /c HTTP/1.1\r\n"+host+"X: a\r\n\tContent-Length: 3\r\n\r\nabc"))
-	close(seen)
-	for v := range seen {
-		inside = append(inside, v)
-	}
-	for _, v := range inside {
-		must.StrNotContains(t, v, "smuggled")
-	}
-	must.SliceContains(t, inside, "POST /b ")
-	must.SliceContains(t, inside, "POST /c ")
-}
-
-// raw sends bytes and returns the status of the first answer.
-func (s *scene) raw(t *testing.T, request string) string {
-	t.Helper()
-	c, err := net.Dial("tcp", s.addr)
-	must.NoError(t, err)
-	defer c.Close()
-	must.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
-	_, err = io.WriteString(c, request)
-	must.NoError(t, err)
-	line, err := bufio.NewReader(c).ReadString('\n')
-	must.NoError(t, err)
-	_, rest, _ := strings.Cut(line, " ")
-	status, _, _ := strings.Cut(rest, " ")
-	return status
 }
 
 func TestEdge_tellsWhomItDoesNotLetIn(t *testing.T) {
@@ -542,34 +233,6 @@ func TestEdge_strangersWakeNobodyThroughEnvd(t *testing.T) {
 	must.Eq(t, 2, s.woken, must.Sprint("and whoever has a link of his"))
 }
 
-func TestServe_answersThatBeginBeforeTheBodyEnds(t *testing.T) {
-	s := newScene(t, func(w http.ResponseWriter, r *http.Request) {
-		rc := http.NewResponseController(w)
-		_ = rc.EnableFullDuplex()
-		_, _ = io.WriteString(w, "begun ")
-		_ = rc.Flush()
-		b, err := io.ReadAll(r.Body)
-		_, _ = fmt.Fprintf(w, "%s %v", b, err)
-	}, nil)
-	body, say := io.Pipe()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url, body)
-	must.NoError(t, err)
-	r.Host, r.ContentLength = "3000-"+string(boxID)+".x", 8
-	go func() { _, _ = io.WriteString(say, "four") }()
-	resp, err := http.DefaultClient.Do(r)
-	must.NoError(t, err)
-	defer resp.Body.Close()
-	begun := make([]byte, 6)
-	_, err = io.ReadFull(resp.Body, begun)
-	must.NoError(t, err)
-	_, err = io.WriteString(say, "more")
-	must.NoError(t, err)
-	must.NoError(t, say.Close())
-	rest, err := io.ReadAll(resp.Body)
-	must.NoError(t, err)
-	must.Eq(t, "begun fourmore <nil>", string(begun)+string(rest))
-}
-
 func TestServe_aSuspendedTenantMayLookAndNoMore(t *testing.T) {
 	var denied []Denial
 	s := newScene(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "port") }, func(c *Config) {
@@ -603,73 +266,6 @@ func TestServe_aSuspendedTenantMayLookAndNoMore(t *testing.T) {
 		must.Eq(t, 200, status, must.Sprint("what runs goes on for those whom it serves"))
 	}
 }
-
-// A server inside may answer, and the request be over, while its body is being passed on yet: the connection it came on is not read by two.
-func TestServe_anAnswerBeforeTheBodyWasReadLeavesTheConnectionWhole(t *testing.T) {
-	var logged strings.Builder
-	var mu sync.Mutex
-	in := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "early") }))
-	t.Cleanup(in.Close)
-	w := &world{box: Sandbox{ID: boxID, EnvdToken: token}, addr: map[int]string{3000: in.Listener.Addr().String()}}
-	w.envd = tripper(func(r *http.Request) (*http.Response, error) {
-		if r.Body != nil {
-			go func() { _, _ = r.Body.Read(make([]byte, 1)) }() // as a transport does that passes a body on
-		}
-		rec := httptest.NewRecorder()
-		fmt.Fprint(rec, "early")
-		return rec.Result(), nil
-	})
-	e := New(Config{Sandboxes: w})
-	t.Cleanup(e.Close)
-	out := httptest.NewUnstartedServer(e.Wrap(http.NotFoundHandler()))
-	out.Config.ErrorLog = log.New(writerFunc(func(b []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		return logged.Write(b)
-	}), "", 0)
-	out.Start()
-	t.Cleanup(out.Close)
-	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	var wg sync.WaitGroup
-	for n := range 8 {
-		wg.Go(func() {
-			for i := range 100 {
-				port := 3000
-				if (n+i)%2 == 0 {
-					port = EnvdPort
-				}
-				body := strings.NewReader(strings.Repeat("x", i*31))
-				r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, out.URL+"/", body) // which is repeated where a connection was closed meanwhile
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				r.Header.Set(idHeader, string(boxID))
-				r.Header.Set(portHeader, fmt.Sprint(port))
-				r.Header.Set("Idempotency-Key", fmt.Sprint(n, i))
-				resp, err := http.DefaultClient.Do(r)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				b, _ := io.ReadAll(resp.Body)
-				_ = resp.Body.Close()
-				if resp.StatusCode != 200 || string(b) != "early" {
-					t.Errorf("%d %q", resp.StatusCode, b)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	out.Close()
-	mu.Lock()
-	defer mu.Unlock()
-	must.StrNotContains(t, logged.String(), "panic")
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 // It begins to move between the moment when a request finds it and the one when the request is under way.
 func TestServe_aRequestThatMeetsAMoveWaitsForItsEnd(t *testing.T) {

@@ -8,13 +8,31 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// getNetwork is GET /v1/sandboxes/{id}/network.
-func (s *Server) getNetwork(w http.ResponseWriter, r *http.Request) error {
+// sandboxAndBody returns the sandbox that a request names, and reads its body into v.
+func (s *Server) sandboxAndBody(w http.ResponseWriter, r *http.Request, optional bool, v any) (api.SandboxID, error) {
 	id, err := sandboxID(r)
 	if err != nil {
-		return err
+		return "", err
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
+	return id, s.decodeBody(w, r, maxJSONBytes, optional, v)
+}
+
+// networkPolicy returns the sandbox that a request names, and the policy in its body, which has no mistake.
+func (s *Server) networkPolicy(w http.ResponseWriter, r *http.Request) (api.SandboxID, api.NetworkPolicy, error) {
+	var req api.NetworkPolicy
+	id, err := s.sandboxAndBody(w, r, true, &req)
+	if err != nil {
+		return "", req, err
+	}
+	if _, err := policy.ParseLayer("sandbox", policy.Spec(req)); err != nil {
+		return "", req, invalid("%s", err)
+	}
+	return id, req, nil
+}
+
+// getNetwork is GET /v1/sandboxes/{id}/network.
+func (s *Server) getNetwork(w http.ResponseWriter, r *http.Request) error {
+	id, node, err := s.node(r)
 	if err != nil {
 		return err
 	}
@@ -28,16 +46,9 @@ func (s *Server) getNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // putNetwork is PUT /v1/sandboxes/{id}/network: the lists with protocols and ports, which the contract's way does not have.
 func (s *Server) putNetwork(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
+	id, req, err := s.networkPolicy(w, r)
 	if err != nil {
 		return err
-	}
-	var req api.NetworkPolicy
-	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
-		return err
-	}
-	if _, err := policy.ParseLayer("sandbox", policy.Spec(req)); err != nil {
-		return invalid("%s", err)
 	}
 	if err := s.cfg.Lifecycle.SetNetworkPolicy(r.Context(), tenant(r), id, req); err != nil {
 		return err
@@ -47,12 +58,9 @@ func (s *Server) putNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // shapeNetwork is PUT /v1/sandboxes/{id}/network/shape.
 func (s *Server) shapeNetwork(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
 	var req api.NetworkShape
-	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+	id, err := s.sandboxAndBody(w, r, false, &req)
+	if err != nil {
 		return err
 	}
 	if err := s.cfg.Lifecycle.ShapeNetwork(r.Context(), tenant(r), id, req); err != nil {
@@ -63,12 +71,9 @@ func (s *Server) shapeNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // joinNetworks is PUT /v1/sandboxes/{id}/network/join.
 func (s *Server) joinNetworks(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
 	var req api.NetworkJoin
-	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+	id, err := s.sandboxAndBody(w, r, false, &req)
+	if err != nil {
 		return err
 	}
 	if err := s.cfg.Lifecycle.JoinNetworks(r.Context(), tenant(r), id, req.Networks); err != nil {
@@ -79,16 +84,9 @@ func (s *Server) joinNetworks(w http.ResponseWriter, r *http.Request) error {
 
 // dryRunNetwork is POST /v1/sandboxes/{id}/network/dry-run.
 func (s *Server) dryRunNetwork(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
+	id, req, err := s.networkPolicy(w, r)
 	if err != nil {
 		return err
-	}
-	var req api.NetworkPolicy
-	if err := s.decodeBody(w, r, maxJSONBytes, true, &req); err != nil {
-		return err
-	}
-	if _, err := policy.ParseLayer("sandbox", policy.Spec(req)); err != nil {
-		return invalid("%s", err)
 	}
 	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
 	if err != nil {
@@ -104,12 +102,9 @@ func (s *Server) dryRunNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // testNetwork is POST /v1/sandboxes/{id}/network/test.
 func (s *Server) testNetwork(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
 	var req api.NetworkTest
-	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+	id, err := s.sandboxAndBody(w, r, false, &req)
+	if err != nil {
 		return err
 	}
 	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
@@ -126,11 +121,7 @@ func (s *Server) testNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // getPublished is GET /v1/sandboxes/{id}/published.
 func (s *Server) getPublished(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
+	id, node, err := s.node(r)
 	if err != nil {
 		return err
 	}
@@ -144,12 +135,9 @@ func (s *Server) getPublished(w http.ResponseWriter, r *http.Request) error {
 
 // putPublished is PUT /v1/sandboxes/{id}/published. Ports are the node's to keep: they end with the sandbox there.
 func (s *Server) putPublished(w http.ResponseWriter, r *http.Request) error {
-	id, err := sandboxID(r)
-	if err != nil {
-		return err
-	}
 	var req api.PublishedPorts
-	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+	id, err := s.sandboxAndBody(w, r, false, &req)
+	if err != nil {
 		return err
 	}
 	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)

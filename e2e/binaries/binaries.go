@@ -71,8 +71,17 @@ func find(name string) (string, error) {
 	return path, nil
 }
 
-// Remove deletes what Path built. A TestMain calls it last.
-func Remove() error {
+// Main runs a package's tests and deletes what Path built for them. It is the whole of a TestMain.
+func Main(m *testing.M) {
+	code := m.Run()
+	if err := remove(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func remove() error {
 	built.Lock()
 	defer built.Unlock()
 	dir := built.dir

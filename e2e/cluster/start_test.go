@@ -31,14 +31,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := binaries.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binaries.Main(m) }
 
 // template is the name of the small template that start imports. It holds no program: a sandbox of it runs PID 1 only.
 const template = "empty"

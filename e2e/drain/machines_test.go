@@ -31,14 +31,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := binaries.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binaries.Main(m) }
 
 const (
 	// idBase is the first host id of these tests' sandboxes, beside those of other tests and of a real node; idsEach is what a node has.

@@ -26,14 +26,7 @@ import (
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := binaries.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binaries.Main(m) }
 
 // stack is Nomad, Consul and Vault.
 type stack struct {

@@ -243,14 +243,7 @@ func poll(t *testing.T, what string, check func() error) {
 	}
 }
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := binaries.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binaries.Main(m) }
 
 // contextFor bounds a call that has no test's context at hand.
 func contextFor() (context.Context, context.CancelFunc) {

@@ -6,7 +6,6 @@ package vault
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -37,14 +36,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := binaries.Remove(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { binaries.Main(m) }
 
 // stand is a Vault with the plugin in its folder.
 type stand struct {

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"net/http"
 	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -62,21 +61,4 @@ func (n *Node) DryRunNetwork(id api.SandboxID, want nodeapi.Network) (nodeapi.Ne
 
 func verdictOf(d policy.Decision) nodeapi.NetworkVerdict {
 	return nodeapi.NetworkVerdict{Allow: d.Allow, Layer: d.Layer, Rule: d.Rule}
-}
-
-func (n *Node) postNetworkDryRun(w http.ResponseWriter, r *http.Request) error {
-	id, err := pathID(r)
-	if err != nil {
-		return err
-	}
-	var req nodeapi.Network
-	if err := readJSON(w, r, &req); err != nil {
-		return err
-	}
-	out, err := n.DryRunNetwork(id, req)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, out)
-	return nil
 }

@@ -55,11 +55,11 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}/wait":             n.getWait,
 		"PUT /v1/sandboxes/{id}/deadline":         n.putDeadline,
 		"PUT /v1/sandboxes/{id}/limits":           n.putLimits,
-		"GET /v1/sandboxes/{id}/network":          n.getNetwork,
-		"PUT /v1/sandboxes/{id}/network":          n.putNetwork,
-		"POST /v1/sandboxes/{id}/network/dry-run": n.postNetworkDryRun,
-		"GET /v1/sandboxes/{id}/published":        n.getPublished,
-		"PUT /v1/sandboxes/{id}/published":        n.putPublished,
+		"GET /v1/sandboxes/{id}/network":          show(n.NetworkStatus),
+		"PUT /v1/sandboxes/{id}/network":          ask(n.SetNetwork),
+		"POST /v1/sandboxes/{id}/network/dry-run": ask(n.DryRunNetwork),
+		"GET /v1/sandboxes/{id}/published":        show(n.Published),
+		"PUT /v1/sandboxes/{id}/published":        ask(n.SetPublished),
 		"POST /v1/sandboxes/{id}/signal":          n.postSignal,
 		"GET /v1/sandboxes/{id}/health":           n.getHealth,
 		"GET /v1/sandboxes/{id}/stats":            n.getStats,
@@ -74,7 +74,7 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}/logs":             n.getLogs,
 		"GET /v1/sandboxes/{id}/logbook":          n.getLogbook,
 
-		"POST /v1/sandboxes/{id}/network/test": n.postNetworkTest,
+		"POST /v1/sandboxes/{id}/network/test": ask(n.TestNetwork),
 
 		"GET /v1/sandboxes/{id}/ports/{port}": n.getPort,
 

@@ -1,7 +1,6 @@
 package fleettest
 
 import (
-	"encoding/json"
 	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -20,8 +19,7 @@ func (n *Node) Claims(id api.SandboxID) (times int, token string) {
 
 func (n *Node) claim(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.ClaimRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	if h := n.hook(); h.BeforeClaim != nil {

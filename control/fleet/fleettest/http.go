@@ -114,8 +114,7 @@ func (n *Node) getEvents(w http.ResponseWriter, r *http.Request) {
 
 func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.CreateRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -231,8 +230,7 @@ func (n *Node) stop(w http.ResponseWriter, r *http.Request) {
 
 func (n *Node) deadline(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.DeadlineRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -248,8 +246,7 @@ func (n *Node) deadline(w http.ResponseWriter, r *http.Request) {
 // limits does what a node does: what is zero stays, and one of io is lifted with -1.
 func (n *Node) limits(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.LimitsRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -285,4 +282,13 @@ func fail(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(e.Code)
 	_ = json.NewEncoder(w).Encode(e)
+}
+
+// decode reads a request's body into v, or answers why not.
+func decode(w http.ResponseWriter, r *http.Request, v any) bool {
+	err := json.NewDecoder(r.Body).Decode(v)
+	if err != nil {
+		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	}
+	return err == nil
 }

@@ -1,7 +1,6 @@
 package fleettest
 
 import (
-	"encoding/json"
 	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -20,8 +19,7 @@ func (n *Node) Network(id api.SandboxID) *nodeapi.Network {
 
 func (n *Node) putNetwork(w http.ResponseWriter, r *http.Request) {
 	var want nodeapi.Network
-	if err := json.NewDecoder(r.Body).Decode(&want); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &want) {
 		return
 	}
 	n.mu.Lock()

@@ -1,7 +1,6 @@
 package fleettest
 
 import (
-	"encoding/json"
 	"net/http"
 	"slices"
 	"sync"
@@ -93,8 +92,7 @@ func (n *Node) pause(id api.SandboxID, depth nodeapi.Depth) {
 
 func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.PauseRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -127,8 +125,7 @@ func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
 
 func (n *Node) postResume(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.ResumeRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -158,8 +155,7 @@ func (n *Node) Resumed(id api.SandboxID) int {
 
 func (n *Node) postSnapshot(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.SnapshotRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
@@ -198,8 +194,7 @@ func (n *Node) deleteSnapshot(w http.ResponseWriter, r *http.Request) {
 // postCollect removes the copies that are not to be kept, whatever their age, and counts how often it was asked.
 func (n *Node) postCollect(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.CollectRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		fail(w, errorf(http.StatusBadRequest, api.CodeInvalid, "body: %v", err))
+	if !decode(w, r, &req) {
 		return
 	}
 	n.mu.Lock()
