@@ -10,6 +10,10 @@ import (
 	"strconv"
 )
 
+// WordHeader of an error, of a call's or of a file's, is the sandbox's own word for it, which says more than the status or the protocol's
+// code: see guest.Code. It is ours, not the contract's: clients that do not know it are not touched by it.
+const WordHeader = "Soulbox-Error"
+
 // JSON writes v with a status.
 func JSON(w http.ResponseWriter, status int, v any) {
 	b, err := json.Marshal(v)

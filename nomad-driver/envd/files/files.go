@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -73,7 +74,7 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = serve(w, r)
 	}
 	if err != nil {
-		write(w, answer(s, err))
+		write(w, errorOf(s, err))
 	}
 }
 
@@ -81,11 +82,8 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type Error struct {
 	Code    int    `json:"code"` // HTTP status
 	Message string `json:"message"`
-	word    string // the sandbox's own, for WordHeader
+	word    string // the sandbox's own, for answer.WordHeader
 }
-
-// WordHeader of an answer that is an error is the sandbox's own word for it: see guest.Code. It is ours, not the contract's.
-const WordHeader = "Soulbox-Error"
 
 func (e *Error) Error() string { return e.Message }
 
@@ -105,8 +103,8 @@ type pathError struct {
 func (e *pathError) Error() string { return e.err.Error() }
 func (e *pathError) Unwrap() error { return e.err }
 
-// answer is the one place where errors become answers of this package.
-func answer(s scope.Sandbox, err error) *Error {
+// errorOf is the one place where errors become answers of this package.
+func errorOf(s scope.Sandbox, err error) *Error {
 	var (
 		e       *Error
 		user    *place.UserError
@@ -174,7 +172,7 @@ func write(w http.ResponseWriter, e *Error) {
 		h.Del(name)
 	}
 	if e.word != "" {
-		h.Set(WordHeader, e.word)
+		h.Set(answer.WordHeader, e.word)
 	}
 	writeJSON(w, e.Code, &Error{Code: e.Code, Message: strings.ToValidUTF8(e.Message, "\ufffd")})
 }

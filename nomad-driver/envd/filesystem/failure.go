@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -23,14 +24,14 @@ func (t text) Error() string { return string(t) }
 // failure is the one place where errors become answers of this service. path is what the request was about.
 func failure(s scope.Sandbox, path string, err error) error {
 	var (
-		answer  *connect.Error
+		known   *connect.Error
 		user    *place.UserError
 		badPath *place.PathError
 		body    *frame.ErrorBody
 	)
 	switch {
-	case errors.As(err, &answer):
-		return answer
+	case errors.As(err, &known):
+		return known
 	case errors.As(err, &user):
 		return connect.NewError(connect.CodeUnauthenticated, user)
 	case errors.As(err, &badPath):
@@ -80,10 +81,6 @@ func reported(path string, body *frame.ErrorBody) error {
 		code = connect.CodeInternal
 	}
 	e := connect.NewError(code, text(said))
-	e.Meta().Set(WordHeader, body.Code)
+	e.Meta().Set(answer.WordHeader, body.Code)
 	return e
 }
-
-// WordHeader of an error is the sandbox's own word for it, which says more than the protocol's code: see guest.Code. It is ours, not the
-// contract's.
-const WordHeader = "Soulbox-Error"

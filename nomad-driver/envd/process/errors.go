@@ -7,6 +7,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
@@ -17,7 +18,7 @@ func failed(err error) error {
 	switch {
 	case errors.As(err, &body):
 		e := connect.NewError(codeOf(body.Code), errors.New(body.Message))
-		e.Meta().Set(WordHeader, body.Code)
+		e.Meta().Set(answer.WordHeader, body.Code)
 		return e
 	case errors.Is(err, context.Canceled):
 		return connect.NewError(connect.CodeCanceled, err)

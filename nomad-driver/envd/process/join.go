@@ -22,8 +22,6 @@ const (
 	SignalTrailer = "Soulbox-Signal"
 	// OOMTrailer is "true" where the kernel ended the process because the sandbox had used up its memory.
 	OOMTrailer = "Soulbox-Oom"
-	// WordHeader of an error is the sandbox's own word for it, which says more than the protocol's code: see guest.Code.
-	WordHeader = "Soulbox-Error"
 )
 
 // OffsetHeader of a Connect request asks for output that was written before: "stdout=0,stderr=0", or "pty=0" for a

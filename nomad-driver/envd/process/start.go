@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	wire "github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/process"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -109,7 +110,7 @@ func (s *service) failedStart(ctx context.Context, st guest.Start, err error) er
 	var body *frame.ErrorBody
 	if errors.As(err, &body) && body.Code == guest.CodeUnknownUser {
 		e := UnknownUser(st.User)
-		e.Meta().Set(WordHeader, body.Code)
+		e.Meta().Set(answer.WordHeader, body.Code)
 		return e
 	}
 	return failed(err)
