@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -192,4 +193,94 @@ func TestServe_anAnswerBeforeTheBodyWasReadLeavesTheConnectionWhole(t *testing.T
 	mu.Lock()
 	defer mu.Unlock()
 	must.StrNotContains(t, logged.String(), "panic")
+}
+
+// A client that looks at the answer only when it has sent everything finds it, however much nobody wanted.
+func TestServe_anAnswerBeforeTheBodyWasReadReachesWhoSendsOn(t *testing.T) {
+	const size = 24 << 20
+	for name, coding := range map[string]string{"a length": fmt.Sprintf("Content-Length: %d", size), "chunks": "Transfer-Encoding: chunked"} {
+		for _, early := range []struct {
+			name  string
+			reads int64
+		}{{"nothing was read", 0}, {"a part was read", 1 << 20}} {
+			t.Run(name+", "+early.name, func(t *testing.T) {
+				w := &world{box: Sandbox{ID: boxID, EnvdToken: token}}
+				w.envd = tripper(func(r *http.Request) (*http.Response, error) {
+					_, err := io.CopyN(io.Discard, r.Body, early.reads)
+					rec := httptest.NewRecorder()
+					rec.Header().Set("Content-Length", "4")
+					rec.WriteHeader(http.StatusInsufficientStorage)
+					fmt.Fprint(rec, "full")
+					return rec.Result(), err
+				})
+				e := New(Config{Sandboxes: w})
+				t.Cleanup(e.Close)
+				out := httptest.NewServer(e.Wrap(http.NotFoundHandler()))
+				t.Cleanup(out.Close)
+				c, err := net.Dial("tcp", out.Listener.Addr().String())
+				must.NoError(t, err)
+				defer c.Close()
+				_, err = fmt.Fprintf(c, "POST /files HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n%s: %d\r\n%s\r\n\r\n", idHeader, boxID, portHeader, EnvdPort, coding)
+				must.NoError(t, err)
+				block := strings.Repeat("x", 1<<20)
+				for range size / len(block) {
+					if strings.HasPrefix(coding, "T") {
+						_, err = fmt.Fprintf(c, "%x\r\n%s\r\n", len(block), block)
+					} else {
+						_, err = io.WriteString(c, block)
+					}
+					must.NoError(t, err)
+				}
+				if strings.HasPrefix(coding, "T") {
+					_, err = io.WriteString(c, "0\r\n\r\n")
+					must.NoError(t, err)
+				}
+				in := bufio.NewReader(c)
+				resp, err := http.ReadResponse(in, nil)
+				must.NoError(t, err)
+				b, err := io.ReadAll(resp.Body)
+				must.NoError(t, err)
+				must.Eq(t, "507 full", fmt.Sprint(resp.StatusCode, " ", string(b)))
+				must.True(t, resp.Close) // so that nothing of a body is ever taken for a request
+				_, err = in.ReadByte()
+				must.ErrorIs(t, err, io.EOF)
+			})
+		}
+	}
+}
+
+// A client that never comes with the rest has its answer all the same, and does not keep the request.
+func TestServe_anAnswerDoesNotWaitForABodyThatDoesNotCome(t *testing.T) {
+	w := &world{box: Sandbox{ID: boxID, EnvdToken: token}}
+	read := make(chan error, 1)
+	w.envd = tripper(func(r *http.Request) (*http.Response, error) {
+		go func() { // as a transport does that passes a body on
+			_, err := r.Body.Read(make([]byte, 1))
+			read <- err
+		}()
+		rec := httptest.NewRecorder()
+		rec.Header().Set("Content-Length", "5")
+		fmt.Fprint(rec, "early")
+		return rec.Result(), nil
+	})
+	e := New(Config{Sandboxes: w})
+	t.Cleanup(e.Close)
+	out := httptest.NewServer(e.Wrap(http.NotFoundHandler()))
+	t.Cleanup(out.Close)
+	c, err := net.Dial("tcp", out.Listener.Addr().String())
+	must.NoError(t, err)
+	defer c.Close()
+	_, err = fmt.Fprintf(c, "POST /files HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n%s: %d\r\nContent-Length: 100\r\n\r\n", idHeader, boxID, portHeader, EnvdPort)
+	must.NoError(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	must.NoError(t, err)
+	b, err := io.ReadAll(resp.Body)
+	must.NoError(t, err)
+	must.Eq(t, "early", string(b))
+	must.Error(t, <-read)
+	// What comes late is no request.
+	_, err = io.WriteString(c, "GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	must.NoError(t, err)
+	_, err = c.Read(make([]byte, 1))
+	must.Error(t, err)
 }

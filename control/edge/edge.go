@@ -218,13 +218,15 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 	// would lose its connection, in the middle of the answer.
 	_ = rc.EnableFullDuplex()
 	p.body = r.Body
+	whole := false // else the proxy has broken the answer off
 	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody {
 		body := &lentBody{ReadCloser: r.Body}
 		r.Body = body
-		defer body.takeBack(rc)
+		w = answerer{w, body}
+		defer func() { body.takeBack(r.Context(), rc, whole) }()
 	}
-	ctx := context.WithValue(r.Context(), passageKey{}, p)
-	e.proxy.ServeHTTP(w, r.WithContext(ctx))
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passageKey{}, p)))
+	whole = true
 }
 
 // admit finds the sandbox of a request that may reach it, and enters the request in the traffic. What may not is answered.
