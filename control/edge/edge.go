@@ -121,7 +121,7 @@ func New(cfg Config) *Edge {
 	e.grpc.Protocols = new(http.Protocols)
 	e.grpc.Protocols.SetUnencryptedHTTP2(true)
 	e.proxy = &httputil.ReverseProxy{
-		Rewrite: rewrite, Transport: transport{e}, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
+		Rewrite: rewrite, Transport: transport{e}, ModifyResponse: sendFiles, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
 		ErrorLog: log.New(cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
 	}
 	return e
@@ -164,6 +164,7 @@ type passage struct {
 	port  int
 	letIn bool // by Envd's caller: envd is shown the sandbox's own token
 	body  io.Reader
+	to    http.ResponseWriter // where the kernel can send a file by itself; nil: nowhere
 }
 
 type passageKey struct{}
@@ -224,6 +225,10 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 		r.Body = body
 		w = answerer{w, body}
 		defer func() { body.takeBack(r.Context(), rc, whole) }()
+	}
+	if p.port == EnvdPort && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.TLS == nil {
+		to := &shared{ResponseWriter: w}
+		w, p.to = to, to
 	}
 	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passageKey{}, p)))
 	whole = true

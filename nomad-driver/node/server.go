@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -271,7 +272,7 @@ func (n *Node) serve(ctx context.Context) error {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ConnContext:       peerOf,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return handover.WithConn(peerOf(ctx, c), c) },
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          n.log.StandardLogger(nil),
 		TLSNextProto:      noHTTP2,

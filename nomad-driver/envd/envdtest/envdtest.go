@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
@@ -21,8 +22,9 @@ import (
 type Server struct {
 	Scope   scope.Sandbox
 	Sandbox *sandbox.Sandbox
-	Client  *http.Client
+	Client  *http.Client // as a control service's, descriptors included
 	URL     string
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
 }
 
 // Start creates a sandbox whose default user is "user" and serves h for it. set may change the sandbox and the scope.
@@ -47,7 +49,7 @@ func Start(tb testing.TB, h http.Handler, set ...func(*sandbox.Config, *scope.Sa
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(scope.With(r.Context(), sc)))
-	})}
+	}), ConnContext: handover.WithConn}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -55,10 +57,14 @@ func Start(tb testing.TB, h http.Handler, set ...func(*sandbox.Config, *scope.Sa
 	}()
 	tr := &http.Transport{DisableCompression: true, ReadBufferSize: 64 << 10, WriteBufferSize: 64 << 10,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "s"))
+			c, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, "s"))
+			if u, ok := c.(*net.UnixConn); ok {
+				return handover.NewConn(u), nil
+			}
+			return c, err
 		},
 	}
-	s.Client = &http.Client{Transport: tr}
+	s.Client, s.dial = &http.Client{Transport: handover.Transport{Base: tr}}, tr.DialContext
 	tb.Cleanup(func() {
 		tr.CloseIdleConnections()
 		_ = srv.Close()
@@ -71,11 +77,7 @@ func Start(tb testing.TB, h http.Handler, set ...func(*sandbox.Config, *scope.Sa
 // Dial opens a connection to the server, for requests that no client would make.
 func (s *Server) Dial(tb testing.TB) net.Conn {
 	tb.Helper()
-	tr, ok := s.Client.Transport.(*http.Transport)
-	if !ok {
-		tb.Fatal("another transport")
-	}
-	c, err := tr.DialContext(tb.Context(), "unix", "")
+	c, err := s.dial(tb.Context(), "unix", "")
 	if err != nil {
 		tb.Fatal(err)
 	}

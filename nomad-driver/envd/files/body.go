@@ -66,7 +66,7 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	b.n += int64(n)
 	if b.n > b.limit {
-		return 0, fail(http.StatusRequestEntityTooLarge, "the body has more than %d bytes", b.limit)
+		return 0, tooLong(b.limit)
 	}
 	if b.raw != nil && b.n > ratioSlack && b.n/maxRatio > b.raw.n {
 		return 0, fail(http.StatusRequestEntityTooLarge, "the compressed body grows to more than %d times its size", maxRatio)
@@ -75,6 +75,10 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 		err = badBody(err)
 	}
 	return n, err
+}
+
+func tooLong(limit int64) *Error {
+	return fail(http.StatusRequestEntityTooLarge, "the body has more than %d bytes", limit)
 }
 
 // badBody says what is wrong with a body that could not be read to its end.

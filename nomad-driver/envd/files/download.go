@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -70,6 +71,10 @@ func (h handler) download(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set(ModeHeader, strconv.FormatUint(uint64(src.mode), 8))
 	out := &sender{ResponseWriter: w, rc: http.NewResponseController(w), idle: h.IdleTimeout, direct: plainTCP(r)}
 	defer func() { _ = out.rc.SetWriteDeadline(time.Time{}) }()
+	if how != "gzip" && handover.Welcome(r) {
+		out.giveTo = r
+		defer out.begin()
+	}
 	if how == "gzip" {
 		return sendCompressed(out, r, name, src)
 	}
@@ -223,6 +228,42 @@ type sender struct {
 	rc     *http.ResponseController
 	idle   time.Duration
 	direct bool
+
+	giveTo *http.Request // takes the file itself, where it is worth it; nil: nobody does
+	status int           // of an answer to giveTo that has not begun: it depends on what follows; 0: none waits
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (s *sender) WriteHeader(status int) {
+	if s.giveTo != nil {
+		s.status = status
+		return
+	}
+	s.ResponseWriter.WriteHeader(status)
+}
+
+// begin begins an answer that waits. Its bytes are sent.
+func (s *sender) begin() {
+	s.giveTo = nil
+	if s.status != 0 {
+		s.ResponseWriter.WriteHeader(s.status)
+		s.status = 0
+	}
+}
+
+// give hands the file over that n bytes of are to be sent, and reports whether it did: then the answer is complete.
+func (s *sender) give(r io.Reader, n int64) (bool, error) {
+	f, ok := r.(*os.File)
+	if !ok || s.giveTo == nil || s.status == 0 || n < handover.MinBytes {
+		return false, nil
+	}
+	first, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return false, err
+	}
+	to, status := s.giveTo, s.status
+	s.giveTo, s.status = nil, 0
+	return true, handover.Offer(s.ResponseWriter, to, status, f, first, n)
 }
 
 const (
@@ -235,6 +276,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 func (s *sender) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 func (s *sender) Write(p []byte) (int, error) {
+	s.begin()
 	if err := s.rc.SetWriteDeadline(time.Now().Add(s.idle)); err != nil {
 		return 0, err
 	}
@@ -244,6 +286,12 @@ func (s *sender) Write(p []byte) (int, error) {
 // ReadFrom copies a file to the client: by sendfile(2) where the connection is one that the kernel can send to, else with
 // a buffer that is larger than the server's own.
 func (s *sender) ReadFrom(r io.Reader) (total int64, err error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if done, err := s.give(l.R, l.N); done || err != nil {
+			return l.N, err
+		}
+	}
+	s.begin()
 	if from, ok := s.ResponseWriter.(io.ReaderFrom); ok && s.direct {
 		left := int64(1<<63 - 1)
 		if l, ok := r.(*io.LimitedReader); ok {

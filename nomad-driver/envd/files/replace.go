@@ -92,6 +92,9 @@ func begin(ctx context.Context, u place.User, p string) (*replacement, error) {
 
 // fill writes the content and all else that the file has, and closes it. Where it fails, undo has been done.
 func (r *replacement) fill(body io.Reader, metadata map[string]string) error {
+	if h, ok := body.(handed); ok {
+		return r.finish(h.writeInto(r.f), metadata)
+	}
 	buf, ok := buffers.Get().(*[]byte)
 	if !ok {
 		return errBroken

@@ -11,6 +11,9 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
 )
@@ -70,6 +73,9 @@ func (h handler) upload(w http.ResponseWriter, r *http.Request) (err error) {
 		return err
 	}
 	if kind == "application/octet-stream" {
+		if r.Header.Get("Content-Encoding") == "" && handover.Welcome(r) {
+			body = handed{r, h.MaxBytes}
+		}
 		err = up.add(ctx, q.Get("path"), body)
 	} else {
 		err = up.multipart(ctx, multipart.NewReader(body, params["boundary"]), q.Get("path"))
@@ -88,6 +94,29 @@ func (h handler) upload(w http.ResponseWriter, r *http.Request) (err error) {
 		done[i] = Uploaded{Path: f.asked, Name: path.Base(f.asked), Type: "file", Metadata: up.metadata}
 	}
 	writeJSON(w, http.StatusOK, done)
+	return nil
+}
+
+// handed is a body that the client writes into the file itself.
+type handed struct {
+	r     *http.Request
+	limit int64 // bytes
+}
+
+// Read implements io.Reader, for the type alone: nothing is read from such a body.
+func (handed) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// writeInto has the client fill f.
+func (b handed) writeInto(f *os.File) error {
+	err := handover.Fill(b.r, f, b.limit)
+	switch {
+	case errors.Is(err, handover.ErrTooLong):
+		return tooLong(b.limit)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		return err
+	case err != nil:
+		return badBody(err)
+	}
 	return nil
 }
 

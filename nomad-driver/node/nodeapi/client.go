@@ -12,10 +12,10 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
 
@@ -47,20 +47,6 @@ func NewUnix(path string) *Client {
 	})
 }
 
-// bulk is a connection whose bodies are sent in pieces of bulkBytes: net/http's own, of 32 KiB, cost eight times the system calls.
-type bulk struct{ *net.UnixConn }
-
-const bulkBytes = 256 << 10
-
-var bulkBuffers = sync.Pool{New: func() any { return new([bulkBytes]byte) }}
-
-// ReadFrom implements io.ReaderFrom.
-func (b bulk) ReadFrom(r io.Reader) (int64, error) {
-	buf := bulkBuffers.Get().(*[bulkBytes]byte) //nolint:forcetypeassert // New makes no other
-	defer bulkBuffers.Put(buf)
-	return io.CopyBuffer(struct{ io.Writer }{b.UnixConn}, struct{ io.Reader }{r}, buf[:])
-}
-
 // NewTLS returns a client of the node at addr ("host:port"). cfg carries the client's certificate and the node's CA; the
 // client asks for TLS 1.3 at least. cfg.ServerName is the host of addr where it is empty.
 func NewTLS(addr string, cfg *tls.Config) *Client {
@@ -81,7 +67,7 @@ func newClient(addr, host string, dial func(context.Context) (net.Conn, error)) 
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			c, err := dial(ctx)
 			if u, ok := c.(*net.UnixConn); ok && err == nil {
-				return bulk{u}, nil
+				return handover.NewConn(u), nil
 			}
 			return c, err
 		},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 )
 
 // UpgradeTCP is the protocol of GET /v1/sandboxes/{id}/ports/{port}: the bytes of a TCP connection.
@@ -84,8 +85,13 @@ func (c *Client) switchTo(ctx context.Context, conn net.Conn, method, path, prot
 }
 
 // Transport carries plain HTTP requests to the node, for whoever passes a client's request on. What a request's URL has as its
-// host does not matter.
-func (c *Client) Transport() http.RoundTripper { return c.http.Transport }
+// host does not matter. Bodies of files may come and go as descriptors where the node is on this machine: see package handover.
+func (c *Client) Transport() http.RoundTripper {
+	if t, ok := c.http.Transport.(*http.Transport); ok && strings.HasPrefix(c.addr, "unix://") {
+		return handover.Transport{Base: t}
+	}
+	return c.http.Transport
+}
 
 // EnvdPath returns the path below which a sandbox's envd is served.
 func EnvdPath(id api.SandboxID) string { return sandboxPath(id, "/envd") }
