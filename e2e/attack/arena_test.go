@@ -96,7 +96,7 @@ func (t templates) Get(ctx context.Context, tenant, name string) (state.Template
 }
 
 // newArena starts one. At the test's end nothing of it may be left on the machine.
-func newArena(t *testing.T) *arena {
+func newArena(t *testing.T, changes ...func(*node.Config)) *arena {
 	t.Helper()
 	sandboxtest.RequireRoot(t)
 	dir, err := os.MkdirTemp("", "sba")
@@ -114,10 +114,14 @@ func newArena(t *testing.T) *arena {
 	a.plantCanaries(t)
 
 	log := hclog.New(&hclog.LoggerOptions{Output: a.log, Level: hclog.Debug})
-	n, err := node.New(node.Config{
+	config := node.Config{
 		StateDir: dir + "/s", RunDir: dir + "/r", InitPath: sandboxtest.Init(t), CgroupParent: a.parent, IDRangeBase: idBase,
 		Version: version.Version, Logger: log.Named("node"),
-	})
+	}
+	for _, change := range changes {
+		change(&config)
+	}
+	n, err := node.New(config)
 	must.NoError(t, err)
 	inBackground(t, n.Run)
 	t.Cleanup(func() { // before the node ends

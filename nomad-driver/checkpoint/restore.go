@@ -13,7 +13,11 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 )
 
-const restoreLog = "restore.log"
+const (
+	restoreLog = "restore.log"
+	// firstFile is the first of CRIU's descriptors that a request hands over.
+	firstFile = 3
+)
 
 // RestoreOptions say what to bring back, and into what.
 type RestoreOptions struct {
@@ -23,8 +27,14 @@ type RestoreOptions struct {
 	IDBase uint32 // the host id that is to be id 0
 	Init   string // path of PID 1's binary on this machine
 	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
-	Mounts   func() error
-	Root     string
+	Mounts func() error
+	Root   string
+	// Cgroup is the control group namespace that the processes come back in.
+	Cgroup *os.File
+	// Rules is a descriptor of Landlock rules that the processes come back under; nil: none. Built is called before they come to hold, with
+	// the root's pid when its mounts are there and it is still alone: the rules may be completed then.
+	Rules    *os.File
+	Built    func(pid int) error
 	Listener *os.File // what PID 1 finds in place of its guest socket
 	Exit     *os.File // what it finds in place of its exit file
 	// Born is called with the root's pid when it is alone in its new namespaces: it must be put into its control group here, and
@@ -75,8 +85,8 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
 		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
 		InheritFd: []*rpc.InheritFd{
-			{Key: proto.String(o.Dump.Listener), Fd: proto.Int32(3)},
-			{Key: proto.String(o.Dump.Exit), Fd: proto.Int32(4)},
+			{Key: proto.String(o.Dump.Listener), Fd: proto.Int32(firstFile)},
+			{Key: proto.String(o.Dump.Exit), Fd: proto.Int32(firstFile + 1)},
 		},
 	}
 	for _, m := range o.Dump.Mounts {
@@ -86,18 +96,38 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		}
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.key(), path))
 	}
+	files := []*os.File{o.Listener, o.Exit}
+	if o.Rules != nil {
+		files = append(files, o.Rules)
+	}
+	criu := 0
+	started := func(p *os.Process) error {
+		criu = p.Pid
+		if o.Started == nil {
+			return nil
+		}
+		return o.Started(p)
+	}
 	notify := func(script string, p int) error {
 		switch script {
 		case "setup-namespaces":
 			pid = p
 			return o.Born(p)
+		case "post-setup-namespaces":
+			if o.Rules == nil {
+				return nil
+			}
+			if err := o.Built(pid); err != nil {
+				return err
+			}
+			return restrict(criu, pid, firstFile+len(files)-1)
 		case "pre-resume":
 			return o.Complete(pid)
 		}
 		return nil
 	}
 	resp, err := e.call(ctx, request{
-		typ: rpc.CriuReqType_RESTORE, opts: opts, files: []*os.File{o.Listener, o.Exit}, mounts: o.Mounts, notify: notify, started: o.Started,
+		typ: rpc.CriuReqType_RESTORE, opts: opts, files: files, thread: o.worker, notify: notify, started: started,
 	})
 	if err != nil {
 		return pid, withLog(err, filepath.Join(o.Work, restoreLog))
@@ -106,6 +136,21 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		return pid, fmt.Errorf("criu restored process %d and told of %d", got, pid)
 	}
 	return pid, nil
+}
+
+// worker readies the thread that CRIU is started from: what CRIU restores takes its control group namespace and its keyring from there.
+func (o *RestoreOptions) worker() error {
+	if err := o.Mounts(); err != nil {
+		return err
+	}
+	if err := unix.Setns(int(o.Cgroup.Fd()), unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("enter the control group namespace: %w", err)
+	}
+	// An anonymous session keyring instead of the node's. A kernel without keys has nothing to leave.
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("join keyring: %w", err)
+	}
+	return nil
 }
 
 // readable lets everybody read the images who reaches them: processes under restoration read theirs, with the sandbox's ids. They

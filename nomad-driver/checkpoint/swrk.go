@@ -25,10 +25,10 @@ type request struct {
 	typ      rpc.CriuReqType
 	opts     *rpc.CriuOpts
 	features *rpc.CriuFeatures
-	// files are CRIU's descriptors from 3 on.
+	// files are CRIU's descriptors from firstFile on.
 	files []*os.File
-	// mounts, where it is set, is run in a mount namespace of its own, in which CRIU is started then.
-	mounts func() error
+	// thread, where it is set, is run on a thread with a mount namespace of its own, from which CRIU is started then.
+	thread func() error
 	// notify is called when CRIU tells where it is; an error makes it give up.
 	notify func(script string, pid int) error
 	// started is called with CRIU's process once it runs.
@@ -85,12 +85,12 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	if nerr != nil {
 		return nil, errors.Join(nerr, theirs.Close())
 	}
-	cmd := exec.Command(e.path, "swrk", strconv.Itoa(3+len(r.files)))
+	cmd := exec.Command(e.path, "swrk", strconv.Itoa(firstFile+len(r.files)))
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.Dir = "/"
 	cmd.ExtraFiles = append(append([]*os.File(nil), r.files...), theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(cmd, r.mounts)
+	err = start(cmd, r.thread)
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", err)
 	}
@@ -123,9 +123,9 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	return resp, err
 }
 
-// start starts cmd; with mounts, in a new mount namespace that mounts has filled. The thread that goes there does not come back.
-func start(cmd *exec.Cmd, mounts func() error) error {
-	if mounts == nil {
+// start starts cmd; with prepare, from a thread with a new mount namespace that prepare has been run on. The thread does not come back.
+func start(cmd *exec.Cmd, prepare func() error) error {
+	if prepare == nil {
 		return cmd.Start()
 	}
 	done := make(chan error, 1)
@@ -138,7 +138,7 @@ func start(cmd *exec.Cmd, mounts func() error) error {
 			done <- fmt.Errorf("make mounts private: %w", err)
 			return
 		}
-		if err := mounts(); err != nil {
+		if err := prepare(); err != nil {
 			done <- err
 			return
 		}

@@ -19,7 +19,7 @@ func landlock(abi int) []Item {
 		items = append(items, Item{"ioctls", "of no device outside /dev"})
 	}
 	if abi >= boot.LandlockScopesABI {
-		items = append(items, Item{"signals", "to no process outside, PID 1 included"})
+		items = append(items, Item{"signals", "to no process outside; PID 1 is one until the sandbox has been restored"})
 	}
 	return items
 }

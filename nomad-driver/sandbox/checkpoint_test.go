@@ -2,6 +2,7 @@ package sandbox_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,6 +58,47 @@ func TestCheckpoint_restoreGoesOnWhereItWas(t *testing.T) {
 	i := slices.IndexFunc(list, func(i guest.ProcessInfo) bool { return i.PID == p.PID })
 	must.NonNegative(t, i)
 	must.Nil(t, list[i].Exit)
+}
+
+// TestRestore_isAsHardAsACreate tries the walls that CRIU knows nothing of, before and after, with every capability and every system call, so
+// that they stand alone.
+func TestRestore_isAsHardAsACreate(t *testing.T) {
+	e := engine(t)
+	h := sandboxtest.NewHost(t)
+	for _, landlock := range []bool{true, false} { // without it the attempts must work, or they show nothing
+		if landlock && landlockABI(t) < 2 {
+			continue
+		}
+		sandbox.Without(t, sandbox.Walls{Seccomp: true, Capabilities: true, Landlock: !landlock})
+		c := h.Config()
+		c.NodeOwned = !sandbox.CanDump()
+		s, err := sandbox.Create(t.Context(), c)
+		must.NoError(t, err)
+		defer func() { sandboxtest.Release(t, s) }()
+
+		const attempt = "mount -t tmpfs none /mnt 2>/dev/null; echo mount $?; umount /mnt 2>/dev/null; mount -o remount,bind,rw /proc/sys 2>/dev/null; echo remount $?"
+		try := func() string { return sandboxtest.Shell(t, s, "", "cat /proc/self/cgroup; mkdir -p /mnt; "+attempt) }
+		before := try()
+		must.StrNotContains(t, before, string(c.ID), must.Sprint("the path of the group shows"))
+		must.Eq(t, landlock, !strings.Contains(before, "mount 0"), must.Sprint(before))
+		// A process from before is held as new ones are, and of one domain with them.
+		sandboxtest.Shell(t, s, "", "mkfifo /tmp/go /tmp/came")
+		old, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", "read x < /tmp/go; { " + attempt + "; } > /tmp/came; exec sleep 1000"}})
+		must.NoError(t, err)
+
+		for round := range 2 { // what is restored must itself be one that can be checkpointed
+			s = roundTrip(t, e, s, c, sandbox.CheckpointDir(filepath.Join(filepath.Dir(h.StateDir), fmt.Sprint("c", landlock, round))))
+			must.Eq(t, before, try(), must.Sprint("round ", round, " with landlock ", landlock))
+		}
+		came := sandboxtest.Shell(t, s, "", "echo > /tmp/go; cat /tmp/came")
+		must.StrHasSuffix(t, came, before, must.Sprint("of a process from before, with landlock ", landlock))
+		pid := strconv.Itoa(int(old.PID))
+		must.Eq(t, "seen\n", sandboxtest.Shell(t, s, "", "for i in $(seq 500); do [ \"$(readlink /proc/"+pid+"/exe)\" = /bin/sleep ] && break; sleep 0.01; done; kill "+pid+" && echo seen"))
+		// Terminals take their ioctls, and files their moves.
+		out, err := sandboxtest.Exec(t.Context(), s, guest.Start{Argv: []string{"/bin/bash", "-c", "test -t 0 && mkdir -p /a /b && echo x > /a/f && mv /a/f /b/f && echo fine"}, TTY: true})
+		must.NoError(t, err)
+		must.StrContains(t, out.Stdout, "fine")
+	}
 }
 
 // closedInit opens an init binary in a folder that only root may search.

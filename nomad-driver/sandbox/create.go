@@ -490,11 +490,7 @@ func (b *builder) closeHandedOver() error {
 func (b *builder) undo() error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 	defer cancel()
-	var errs []error
-	if b.child != nil {
-		errs = append(errs, closeQuietly(b.child.boot), closeQuietly(b.child.status))
-		errs = append(errs, reap(ctx, b.child))
-	}
+	errs := []error{b.undoFork(ctx)}
 	at := b.at
 	if !b.made.run {
 		at.run = ""
@@ -503,6 +499,14 @@ func (b *builder) undo() error {
 		at.state = ""
 	}
 	return errors.Join(append(errs, scrub(ctx, at, b.group, unbind(b.disk)))...)
+}
+
+// undoFork ends the child, if there is one.
+func (b *builder) undoFork(ctx context.Context) error {
+	if b.child == nil {
+		return nil
+	}
+	return errors.Join(closeQuietly(b.child.boot), closeQuietly(b.child.status), reap(ctx, b.child))
 }
 
 func closeQuietly(c io.Closer) error {

@@ -5,16 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
 )
 
 // RestoreConfig describes a sandbox to bring back. Of Config's Boot only Hostname and Profile count.
@@ -74,7 +73,13 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	b.step("cgroup")
-	root, err := r.mountRoot()
+	spaces, err := r.namespaces(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, spaces.Close()) }()
+	b.step("namespaces")
+	root, err := r.mountRoot(spaces.user)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +99,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, program.Close()) }()
-	r.pid, err = r.c.Engine.Restore(ctx, checkpoint.RestoreOptions{
+	o := checkpoint.RestoreOptions{
 		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: filepath.Join(restoreInit, initName), IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
 			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
@@ -102,9 +107,19 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			}
 			return attachInit(program)
 		},
-		Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started,
-	})
+		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started,
+	}
+	rules, err := boot.NewLandlockRules()
 	if err != nil {
+		return nil, err
+	}
+	if rules != nil {
+		defer func() { err = errors.Join(err, rules.Close()) }()
+		if !without.landlock {
+			o.Rules, o.Built = rules.File, func(pid int) error { return r.allow(rules, root, pid) }
+		}
+	}
+	if r.pid, err = r.c.Engine.Restore(ctx, o); err != nil {
 		return nil, err
 	}
 	b.step("criu")
@@ -128,7 +143,7 @@ func attachInit(program *os.File) error {
 }
 
 // mountRoot mounts the overlay on the writable layer.
-func (r *restorer) mountRoot() (*os.File, error) {
+func (r *restorer) mountRoot(userns *os.File) (*os.File, error) {
 	b := r.b
 	// What an earlier mount has left there would make this one be refused: the layer is volatile.
 	if err := removeTree(b.at.work); err != nil {
@@ -147,43 +162,46 @@ func (r *restorer) mountRoot() (*os.File, error) {
 		return nil, err
 	}
 	b.made.run = true
-	userns, err := mappedNamespace(b.c.IDBase)
-	if err != nil {
-		return nil, err
-	}
 	root, err := b.mountRoot(userns)
-	if err = errors.Join(err, userns.Close()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	b.step("overlay")
 	return root, nil
 }
 
-// mappedNamespace makes a user namespace with a sandbox's ids. The process that it is made with is stopped before its first
-// instruction, and ends before this returns.
-func mappedNamespace(base uint32) (_ *os.File, err error) {
-	ids := []syscall.SysProcIDMap{{HostID: int(base), Size: IDRange}}
-	// Whatever it is: this program, which the ids need no way to.
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: true,
-		Credential: &syscall.Credential{}, Ptrace: true,
+// namespaces are what a restored sandbox needs before it has a process of its own.
+type namespaces struct {
+	user   *os.File // that has the sandbox's ids: for mounts
+	cgroup *os.File // whose root is the sandbox's group
+}
+
+func (n *namespaces) Close() error { return errors.Join(n.user.Close(), n.cgroup.Close()) }
+
+// namespaces makes them the way a create does, with a PID 1 that gets no boot message and has ended when this returns.
+func (r *restorer) namespaces(ctx context.Context) (_ *namespaces, err error) {
+	stand := &builder{c: r.b.c, group: r.b.group}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+		defer cancel()
+		err = errors.Join(err, stand.closeHandedOver(), stand.undoFork(ctx))
+	}()
+	if err := stand.fork(); err != nil {
+		return nil, err
 	}
-	runtime.LockOSThread() // who traces is a thread
-	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("make user namespace: %w", err)
-	}
-	f, err := os.Open(procPath(cmd.Process.Pid, "ns/user"))
-	if kerr := cmd.Process.Kill(); kerr != nil {
-		err = errors.Join(err, kerr)
-	}
-	_ = cmd.Wait() // it says that it was killed
+	user, err := stand.mapIDs()
 	if err != nil {
-		return nil, fmt.Errorf("make user namespace: %w", err)
+		return nil, err
 	}
-	return f, nil
+	// It enters the group, and then the namespace, on its way to the exec.
+	if err := stand.awaitExec(ctx); err != nil {
+		return nil, errors.Join(err, user.Close())
+	}
+	cgroup, err := os.Open(procPath(stand.child.pid, "ns/cgroup"))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open control group namespace: %w", err), user.Close())
+	}
+	return &namespaces{user: user, cgroup: cgroup}, nil
 }
 
 // makeFiles makes the guest socket, for the moment in this process's network namespace, and the exit file.
@@ -236,6 +254,15 @@ func (r *restorer) born(pid int) error {
 	return errors.Join(network(netns), netns.Close())
 }
 
+// allow completes the Landlock rules with the directories of a tree under restoration.
+func (r *restorer) allow(rules *boot.LandlockRules, root *os.File, pid int) error {
+	dev, err := checkpoint.OpenBuilt(pid, r.c.Dir.Images(), "/dev")
+	if err != nil {
+		return err
+	}
+	return errors.Join(rules.Allow(int(root.Fd()), int(dev.Fd())), dev.Close())
+}
+
 // complete freezes the tree, whose processes are stopped by CRIU now and would run next.
 func (r *restorer) complete(int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
@@ -259,12 +286,12 @@ func (r *restorer) adopt() (*Sandbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("identify PID 1: %w", err)
 	}
-	boot, err := bootID()
+	booted, err := bootID()
 	if err != nil {
 		return nil, err
 	}
 	ref := Ref{
-		Version: RefVersion, ID: r.b.c.ID, BootID: boot, PID: r.pid, StartTime: start,
+		Version: RefVersion, ID: r.b.c.ID, BootID: booted, PID: r.pid, StartTime: start,
 		StateDir: r.b.c.StateDir, RunDir: r.b.c.RunDir, IDBase: r.b.c.IDBase, QoS: r.b.c.QoS,
 	}
 	if r.b.c.Disk != nil && r.b.c.Limits.disk() != (Limits{}).disk() {

@@ -3,6 +3,7 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"unsafe"
 
@@ -26,7 +27,7 @@ func newStarter() *starter {
 		if !<-s.restrict {
 			return
 		}
-		s.ready <- errors.Join(restrictFiles(), ordinaryTurns())
+		s.ready <- errors.Join(restrictSelf(), ordinaryTurns())
 		for f := range s.jobs {
 			f()
 		}
@@ -86,54 +87,84 @@ func LandlockVersion() (int, error) {
 	return 0, fmt.Errorf("landlock version: %w", errno)
 }
 
-// restrictFiles puts the calling thread, and what it starts, into a Landlock domain: no mount is made, moved, changed or
-// removed any more, whatever capability somebody may come by; device nodes are made nowhere; devices outside /dev take no
-// ioctl; no signal reaches a process outside the domain, PID 1 included. A kernel without Landlock is left as it is: this is the wall behind the others.
+// LandlockRules are the rules of a sandbox's Landlock domain: no mount is made, moved, changed or removed any more, whatever capability
+// somebody may come by; device nodes are made nowhere; devices outside /dev take no ioctl; no signal reaches a process outside the domain.
 //
 // What is mounted read-only or masked cannot be said in its terms, in which a right over / is one over all below it.
-func restrictFiles() error {
+type LandlockRules struct {
+	*os.File
+	device uint64 // the right to ioctls of devices, where the kernel knows it
+}
+
+// NewLandlockRules makes rules that allow nothing yet; nil where the kernel has no Landlock that a sandbox can use.
+func NewLandlockRules() (*LandlockRules, error) {
 	abi, err := LandlockVersion()
 	if err != nil || abi < LandlockABI {
-		return err
+		return nil, err
 	}
 	handled := uint64(unix.LANDLOCK_ACCESS_FS_REFER | unix.LANDLOCK_ACCESS_FS_MAKE_CHAR | unix.LANDLOCK_ACCESS_FS_MAKE_BLOCK)
-	device := uint64(0)
+	r := &LandlockRules{}
 	if abi >= LandlockIoctlABI {
-		device = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
+		r.device = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
 	}
-	attr := unix.LandlockRulesetAttr{Access_fs: handled | device} // a field that a version does not know must be 0
+	attr := unix.LandlockRulesetAttr{Access_fs: handled | r.device} // a field that a version does not know must be 0
 	if abi >= LandlockScopesABI {
 		// Abstract sockets are those of the own network namespace already; and a checkpoint must reach the processes through one.
 		attr.Scoped = unix.LANDLOCK_SCOPE_SIGNAL
 	}
-	set, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {
-		return fmt.Errorf("make landlock rules: %w", errno)
+		return nil, fmt.Errorf("make landlock rules: %w", errno)
 	}
-	err = allow(int(set), "/", unix.LANDLOCK_ACCESS_FS_REFER)
-	if err == nil && device != 0 {
-		err = allow(int(set), "/dev", device)
-	}
-	if err == nil {
-		if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, set, 0, 0); errno != 0 {
-			err = fmt.Errorf("restrict by landlock rules: %w", errno)
-		}
-	}
-	return errors.Join(err, unix.Close(int(set)))
+	r.File = os.NewFile(fd, "landlock rules")
+	return r, nil
 }
 
-func allow(set int, path string, rights uint64) error {
-	dir, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+// Allow allows what a sandbox needs, with descriptors of its directories / and /dev.
+func (r *LandlockRules) Allow(root, dev int) error {
+	if err := r.allow(root, unix.LANDLOCK_ACCESS_FS_REFER); err != nil {
+		return fmt.Errorf("allow moves below /: %w", err)
 	}
+	if r.device == 0 {
+		return nil
+	}
+	if err := r.allow(dev, r.device); err != nil {
+		return fmt.Errorf("allow ioctls below /dev: %w", err)
+	}
+	return nil
+}
+
+func (r *LandlockRules) allow(dir int, rights uint64) error {
 	attr := unix.LandlockPathBeneathAttr{Allowed_access: rights, Parent_fd: int32(dir)}
-	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(set), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
-	err = unix.Close(dir)
+	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, r.Fd(), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
 	if errno != 0 {
-		err = errors.Join(fmt.Errorf("allow %#x on %s: %w", rights, path, errno), err)
+		return fmt.Errorf("add landlock rule: %w", errno)
 	}
-	return err
+	return nil
+}
+
+// restrictSelf puts the calling thread, and what it starts, into a domain of LandlockRules. A kernel without Landlock is left as it is: this is
+// the wall behind the others.
+func restrictSelf() (err error) {
+	r, err := NewLandlockRules()
+	if r == nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	var dirs [2]int
+	for i, path := range []string{"/", "/dev"} {
+		if dirs[i], err = unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open %s: %w", path, err)
+		}
+		defer unix.Close(dirs[i])
+	}
+	if err := r.Allow(dirs[0], dirs[1]); err != nil {
+		return err
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, r.Fd(), 0, 0); errno != 0 {
+		return fmt.Errorf("restrict by landlock rules: %w", errno)
+	}
+	return nil
 }
 
 // restrict begins the starter's work, where the node wants Landlock.
