@@ -30,6 +30,7 @@ var suites = []suite{
 	{"nomad-driver/sandbox", ".", []string{
 		"TestLimits_stopAForkBomb", "TestSetLimits_changesARunningSandbox", "TestOOM_endsTheSandboxAsOne", "TestQoS_ordersSandboxes",
 		"TestDiskLimit_boundsWhatASandboxWrites/quota", "TestDiskLimit_isFoundAgain/quota", "TestLandlock_holdsWhereTheOtherWallsAreGone",
+		"TestFilter_refusesDeviceNodes",
 	}},
 }
 

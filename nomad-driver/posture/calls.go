@@ -61,7 +61,7 @@ var reasons = []struct{ group, why, names string }{
 		"mbind set_mempolicy set_mempolicy_home_node migrate_pages move_pages"},
 	{"vmsplice", "gives pages away without copying them: part of most attacks on the page cache", "vmsplice"},
 	{"chroot", "package managers use it; it leaves the mount namespace alone", "chroot"},
-	{"mknod", "makes FIFOs and sockets; device nodes take a capability of the host", "mknod mknodat"},
+	{"mknod", "makes FIFOs and sockets; device nodes are refused, and take a capability of the host", "mknod mknodat"},
 	{"files", "reading, writing and naming files, as the user's rights on them allow",
 		"read write open close stat fstat lstat lseek pread64 pwrite64 readv writev preadv pwritev preadv2 pwritev2 access pipe pipe2 dup dup2 dup3 sendfile fcntl flock fsync fdatasync truncate ftruncate getdents getdents64 getcwd chdir fchdir rename renameat renameat2 mkdir mkdirat rmdir creat link linkat unlink unlinkat symlink symlinkat readlink readlinkat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat umask utime utimes utimensat futimesat statfs fstatfs sync syncfs sync_file_range readahead setxattr lsetxattr fsetxattr getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr removexattr lremovexattr fremovexattr setxattrat getxattrat listxattrat removexattrat fadvise64 openat openat2 newfstatat faccessat faccessat2 splice tee fallocate copy_file_range statx close_range cachestat inotify_init inotify_init1 inotify_add_watch inotify_rm_watch file_getattr file_setattr"},
 	{"memory", "own memory", "mmap mprotect munmap brk mremap msync mincore madvise mlock munlock mlockall munlockall mlock2 remap_file_pages memfd_create memfd_secret pkey_mprotect pkey_alloc pkey_free membarrier mseal map_shadow_stack get_mempolicy"},

@@ -116,6 +116,17 @@ func basePolicy() policy {
 		},
 		otherwise: allow,
 	}
+	// FIFOs and sockets may be made. A device takes a capability of the host, but for 0:0, with which overlayfs marks what is deleted, and which
+	// the Landlock of some kernels takes for a regular file.
+	for n, mode := range map[uint32]int{unix.SYS_MKNOD: 1, unix.SYS_MKNODAT: 2} {
+		p.rules[n] = rule{
+			tests: []test{
+				{arg: mode, mask: unix.S_IFMT, want: unix.S_IFCHR, then: fail(unix.EPERM)},
+				{arg: mode, mask: unix.S_IFMT, want: unix.S_IFBLK, then: fail(unix.EPERM)},
+			},
+			otherwise: allow,
+		}
+	}
 	return p
 }
 

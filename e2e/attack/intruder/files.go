@@ -77,7 +77,7 @@ func init() {
 		{"the disk (254:0)", unix.S_IFBLK, 254, 0}, {"the disk (8:0)", unix.S_IFBLK, 8, 0}, {"the disk (259:0)", unix.S_IFBLK, 259, 0},
 		{"a loop device", unix.S_IFBLK, 7, 0}, {"memory", unix.S_IFCHR, 1, 1}, {"ports", unix.S_IFCHR, 1, 4}, {"the kernel's log", unix.S_IFCHR, 1, 11},
 		{"FUSE", unix.S_IFCHR, 10, 229}, {"tun", unix.S_IFCHR, 10, 200}, {"KVM", unix.S_IFCHR, 10, 232}, {"vsock", unix.S_IFCHR, 10, 241},
-		{"loop control", unix.S_IFCHR, 10, 237}, {"even null", unix.S_IFCHR, 1, 3},
+		{"loop control", unix.S_IFCHR, 10, 237}, {"even null", unix.S_IFCHR, 1, 3}, {"a whiteout", unix.S_IFCHR, 0, 0},
 	} {
 		for _, dir := range []string{"/home/user", "/tmp", "/dev"} {
 			cases["F09"] = append(cases["F09"], attempt{"mknod " + d.name + " in " + dir, func() string {
@@ -89,7 +89,6 @@ func init() {
 			}})
 		}
 	}
-	// A whiteout is a device 0:0, which anybody may make: it opens nothing.
 	cases["F09"] = append(cases["F09"], attempt{"what else is in /dev", func() string {
 		entries, err := os.ReadDir("/dev")
 		if err != nil {
