@@ -67,13 +67,19 @@ func Run() (_ *World, err error) {
 		{"boot.tmp", m.mountTmp},
 		{"boot.init", m.mountInit},
 		{"boot.mask", m.hide},
-		{"boot.pivot", m.pivot},
+		{"boot.pivot", func() error {
+			if err := m.pivot(); err != nil {
+				return err
+			}
+			w.beginRestrict(start)
+			return nil
+		}},
 		{"boot.stdio", stdio},
 		{"boot.network", loopbackUp},
 		{"boot.names", func() error { return names(w.Boot.Hostname) }},
 		{"boot.files", func() error { return writeFiles(w.Boot.Files) }},
 		{"boot.rlimits", func() error { return limit(w.Boot.Rlimits) }},
-		{"boot.landlock", func() error { return w.restrict(start) }},
+		{"boot.landlock", func() error { return w.awaitRestrict(start) }},
 		{"boot.lock", func() error { return lockDown(&w.Boot) }},
 	} {
 		if err := s.do(); err != nil {

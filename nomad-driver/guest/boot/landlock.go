@@ -19,7 +19,7 @@ type starter struct {
 	jobs     chan func()
 }
 
-// newStarter makes the thread. It works only after begin.
+// newStarter makes the thread. It works only after beginRestrict.
 func newStarter() *starter {
 	s := &starter{restrict: make(chan bool, 1), ready: make(chan error, 1), jobs: make(chan func())}
 	go func() {
@@ -49,12 +49,6 @@ func ordinaryTurns() error {
 		return fmt.Errorf("set own place with the scheduler: %w", err)
 	}
 	return nil
-}
-
-// begin restricts the thread. It must still have CAP_SYS_ADMIN.
-func (s *starter) begin() error {
-	s.restrict <- true
-	return <-s.ready
 }
 
 // Do runs f on the thread and returns what it returns.
@@ -167,14 +161,17 @@ func restrictSelf() (err error) {
 	return nil
 }
 
-// restrict begins the starter's work, where the node wants Landlock.
-func (w *World) restrict(s *starter) error {
+// beginRestrict lets the starter begin its work, where the node wants Landlock. / and /dev must be what they will be. It goes on beside
+// what else PID 1 has to set up.
+func (w *World) beginRestrict(s *starter) { s.restrict <- w.Boot.Landlock }
+
+// awaitRestrict waits until the starter is restricted, for which it needs CAP_SYS_ADMIN.
+func (w *World) awaitRestrict(s *starter) error {
 	if !w.Boot.Landlock {
-		s.restrict <- false
 		return nil
 	}
 	w.Start = s.Do
-	return s.begin()
+	return <-s.ready
 }
 
 // Starter is how World starts processes: see starter.
