@@ -9,6 +9,7 @@ const (
 	ClientVersionHeader = "SoulBox-Client-Version" // semantic version
 	APIVersionHeader    = "SoulBox-API-Version"    // number
 	RequestIDHeader     = "X-Request-Id"           // of every answer; a client may choose it
+	AgeHeader           = "SoulBox-Age-Ms"         // of an answer to a read with the parameter stale: how far it may lag, in milliseconds
 )
 
 // ServiceHealth is the answer of GET /v1/health.

@@ -224,6 +224,12 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	if err := c.Quotas().SetDefault(ctx, c.defaultQuota); err != nil && ctx.Err() == nil {
 		log.Error("the default quota of the configuration does not count", "error", err)
 	}
+	// The server that led when the cluster began may have died before it had made the key.
+	if _, made, err := c.Auth.Bootstrap(ctx, c.BootstrapFile); err != nil && ctx.Err() == nil {
+		log.Error("the first key was not made", "error", err)
+	} else if made {
+		log.Info("the first key was made", "file", c.BootstrapFile)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.makeRings(ctx, log) })
 	wg.Go(func() { c.reconciler.Run(ctx) })

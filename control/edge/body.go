@@ -36,6 +36,21 @@ func (b *lentBody) Read(p []byte) (int, error) {
 // Close implements io.Closer. The proxy calls it before the request is over, while a read may wait for the client: takeBack is who ends that.
 func (b *lentBody) Close() error { return nil }
 
+// Lend prepares a request of a client for being passed on with its body: an answer may come before all of the body was read. giveBack is called when the
+// answer is over; whole says that it was not broken off.
+func Lend(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, giveBack func(whole bool)) {
+	rc := http.NewResponseController(w)
+	// Else the server ends the client's body when the answer begins. A server inside that answers before the last of it was passed on
+	// would lose its connection, in the middle of the answer.
+	_ = rc.EnableFullDuplex()
+	if r.ProtoMajor != 1 || r.Body == nil || r.Body == http.NoBody {
+		return w, func(bool) {}
+	}
+	body := &lentBody{ReadCloser: r.Body}
+	r.Body = body
+	return answerer{w, body}, func(whole bool) { body.takeBack(r.Context(), rc, whole) }
+}
+
 // How long the rest of a body that nobody wanted is read all the same: in all, and while nothing of it comes.
 const (
 	restTime = 10 * time.Second

@@ -76,6 +76,9 @@ type Config struct {
 	MaxConnections int
 	// Denied is told of every request that is not let in, before it is answered. It must not wait. nil: nobody is told.
 	Denied func(r *http.Request, d Denial)
+	// Leader has the control server that leads answer a request for a sandbox that this one does not find running. here says that it is this
+	// one: nothing was written. An error is nobody's answer. nil: there is no other.
+	Leader func(w http.ResponseWriter, r *http.Request) (here bool, err error)
 }
 
 // Denial is a request that was not let in.
@@ -145,10 +148,34 @@ func (e *Edge) Wrap(next http.Handler) http.Handler {
 			writeError(w, http.StatusBadRequest, err.Error())
 		case t.id == "" && !t.signed:
 			next.ServeHTTP(w, r)
+		case e.cfg.Leader != nil && !e.finds(r, t):
+			here, err := e.cfg.Leader(w, r)
+			switch {
+			case err != nil && r.Context().Err() == nil:
+				w.Header().Set("Retry-After", "1")
+				writeError(w, http.StatusServiceUnavailable, err.Error())
+			case here:
+				e.serve(w, r, t)
+			}
 		default:
 			e.serve(w, r, t)
 		}
 	})
+}
+
+// finds reports whether the sandbox of a target runs, as far as this server knows: it may not have heard of it yet, and only the server that leads
+// wakes one. One that it does find is served here, whoever leads: its node knows whether it has it.
+func (e *Edge) finds(r *http.Request, t target) bool {
+	if t.signed {
+		_, err := e.bySignature(r)
+		return err == nil
+	}
+	id, err := api.ParseSandboxID(t.id)
+	if err != nil {
+		return true // it is refused anywhere
+	}
+	_, err = e.cfg.Sandboxes.Find(id)
+	return err == nil
 }
 
 // target is what a request is for.
@@ -215,17 +242,10 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{})
 	_ = rc.SetWriteDeadline(time.Time{})
-	// Else the server ends the client's body when the answer begins. A server inside that answers before the last of it was passed on
-	// would lose its connection, in the middle of the answer.
-	_ = rc.EnableFullDuplex()
 	p.body = r.Body
 	whole := false // else the proxy has broken the answer off
-	if r.ProtoMajor == 1 && r.Body != nil && r.Body != http.NoBody {
-		body := &lentBody{ReadCloser: r.Body}
-		r.Body = body
-		w = answerer{w, body}
-		defer func() { body.takeBack(r.Context(), rc, whole) }()
-	}
+	w, giveBack := Lend(w, r)
+	defer func() { giveBack(whole) }()
 	if p.port == EnvdPort && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.TLS == nil {
 		to := &shared{ResponseWriter: w}
 		w, p.to = to, to

@@ -35,7 +35,8 @@ func (s *Server) chain(next http.Handler) http.Handler {
 	})
 }
 
-// endpoint puts around a route's handler what depends on the route: the version gate, the key, and the time limit.
+// endpoint puts around a route's handler what depends on the route: the version gate, the server that
+// answers, the key, and the time limit.
 func (s *Server) endpoint(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req := requestOf(r)
@@ -44,6 +45,19 @@ func (s *Server) endpoint(rt route) http.Handler {
 			if err := checkClient(r); err != nil {
 				s.fail(w, r, err)
 				return
+			}
+		}
+		if s.cfg.Leader != nil && !rt.open && !rt.local {
+			here, err := s.bring(&rt, w, r)
+			if err != nil {
+				s.fail(w, r, err)
+			}
+			if !here {
+				return
+			}
+			if !rt.stream {
+				s.here.begin()
+				defer s.here.end()
 			}
 		}
 		if !rt.open && !rt.tickets {

@@ -4,7 +4,7 @@ import "net/http"
 
 // exposed are the headers of answers that a script of another origin may read.
 const exposed = "X-Next-Token, X-Total-Running, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset, Retry-After, " +
-	"X-Request-Id, SoulBox-File, SoulBox-Offset"
+	"X-Request-Id, SoulBox-File, SoulBox-Offset, SoulBox-Age-Ms"
 
 // cors allows scripts of every origin: a request is allowed by its key, which a page must have been given, never by
 // anything that a browser adds by itself. It reports whether the request was a preflight and is answered.

@@ -206,6 +206,9 @@ func document(routes []route) object {
 	for _, rt := range routes {
 		method, path, _ := strings.Cut(rt.pattern, " ")
 		d := operations[rt.pattern]
+		if rt.staleable() {
+			d.query += " stale"
+		}
 		op := object{"summary": d.summary, "responses": object{"default": failure, d.code(): d.answer(g)}}
 		if rt.open {
 			op["security"] = []object{}

@@ -21,6 +21,7 @@ type route struct {
 
 	needs  rbac.Permission // of whoever asks; a route has one unless it is open, or for anyone
 	each   bool            // the handler asks again for each object: the path names none, or another
+	local  bool            // every server answers for itself, whoever leads; so do those that are open
 	anyone bool            // served to whoever has an identity: it tells of nothing but him and the API
 }
 
@@ -95,17 +96,17 @@ func (s *Server) routes() []route {
 
 		{pattern: "GET /v1/health", handle: s.health, open: true},
 		{pattern: "GET /v1/version", handle: s.version, open: true},
-		{pattern: "GET /v1/openapi.json", handle: s.openAPI, anyone: true},
-		{pattern: "GET /v1/metrics", handle: s.showMetrics, needs: can(rbac.System, rbac.Read)},
+		{pattern: "GET /v1/openapi.json", handle: s.openAPI, local: true, anyone: true},
+		{pattern: "GET /v1/metrics", handle: s.showMetrics, local: true, needs: can(rbac.System, rbac.Read)},
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /v1/events", handle: s.events, stream: true, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 
 		{pattern: "GET /v1/quotas/{tenant}", handle: s.getQuota, needs: can(rbac.Quota, rbac.Read)},
 		{pattern: "PUT /v1/quotas/{tenant}", handle: s.putQuota, needs: can(rbac.Quota, rbac.Update)},
 		{pattern: "GET /v1/quotas/{tenant}/usage", handle: s.quotaUsage, needs: can(rbac.Quota, rbac.Read)},
-		{pattern: "GET /v1/audit", handle: s.auditEvents, needs: can(rbac.Audit, rbac.Read)},
-		{pattern: "GET /v1/audit/stream", handle: s.auditStream, stream: true, needs: can(rbac.Audit, rbac.Read)},
-		{pattern: "GET /v1/audit/head", handle: s.auditHead, needs: can(rbac.Audit, rbac.Read)},
+		{pattern: "GET /v1/audit", handle: s.auditEvents, local: true, needs: can(rbac.Audit, rbac.Read)},
+		{pattern: "GET /v1/audit/stream", handle: s.auditStream, local: true, stream: true, needs: can(rbac.Audit, rbac.Read)},
+		{pattern: "GET /v1/audit/head", handle: s.auditHead, local: true, needs: can(rbac.Audit, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/limits", handle: s.setLimits, needs: can(rbac.Sandbox, rbac.Update)},
 		{pattern: "GET /v1/sandboxes/{id}/network", handle: s.getNetwork, needs: can(rbac.Network, rbac.Read)},
 		{pattern: "PUT /v1/sandboxes/{id}/network", handle: s.putNetwork, needs: can(rbac.Network, rbac.Update)},

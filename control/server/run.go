@@ -18,7 +18,7 @@ const maxHeaderBytes = 64 << 10
 // maxStreams bounds the requests that go on at once on one HTTP/2 connection: SDKs hold all their streams on one.
 const maxStreams = 1000
 
-// Run serves on the listeners until ctx ends, then ends streams at once, lets other requests finish for DrainTimeout, and
+// Run serves on the listeners, and what other servers send, until ctx ends, then ends streams at once, hands the leadership over, lets other requests finish for DrainTimeout, and
 // returns nil. It closes the listeners. A listener that fails ends all with its error. Run once.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	if len(listeners) == 0 {
@@ -37,8 +37,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	srv.Protocols.SetHTTP2(true)
 	srv.Protocols.SetUnencryptedHTTP2(true) // for clients that know: gRPC's, and proxies in front
 	srv.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: maxStreams}
-	failed := make(chan error, len(listeners))
+	failed := make(chan error, len(listeners)+1)
 	var wg sync.WaitGroup
+	others := s.serveOthers(&wg, failed)
 	for _, l := range listeners {
 		s.log.Info("serving the API", "address", l.Addr().String())
 		wg.Go(func() {
@@ -53,11 +54,17 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	case err = <-failed:
 	}
 	s.close()
+	s.handOver()
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.DrainTimeout)
 	defer cancel()
 	if stopErr := srv.Shutdown(drain); stopErr != nil {
 		s.log.Warn("requests were cut off", "error", stopErr)
 		err = errors.Join(err, srv.Close())
+	}
+	if others != nil {
+		if stopErr := others.Shutdown(drain); stopErr != nil {
+			err = errors.Join(err, others.Close())
+		}
 	}
 	wg.Wait()
 	s.streams.Wait()

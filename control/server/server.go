@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -94,6 +95,26 @@ type Tenants interface {
 	Tenants() ([]state.Tenant, error)
 }
 
+// Leader brings requests to the control server that leads; forward.Forwarder is one.
+type Leader interface {
+	// Bring has the server that leads answer. here says that it is this one, and that nothing was done.
+	Bring(w http.ResponseWriter, r *http.Request) (here bool, err error)
+	// Receive wraps the handler for what other servers send. It believes what they say of their clients.
+	Receive(next http.Handler) http.Handler
+	// Leave has what others send refused from now on, as by a server that does not lead.
+	Leave()
+}
+
+// Peers are the other control servers; state.Server is one.
+type Peers interface {
+	// Requests is where other servers connect to send requests. nil: nowhere.
+	Requests() net.Listener
+	// Age is how long ago this server heard from the one that leads; ok is false where it never has.
+	Age() (age time.Duration, ok bool)
+	// HandOver gives the leadership to another server, where this one has it and there is another.
+	HandOver() error
+}
+
 // Config of a Server. Lifecycle, Auth and Access are required; a resource whose part is nil answers 501.
 type Config struct {
 	Lifecycle Lifecycle
@@ -112,6 +133,9 @@ type Config struct {
 	Fleet     Fleet
 	Watcher   Watcher
 	Backups   Backups // nil: none are made here
+	// Leader and Peers are there where there are several servers. nil: this one is alone.
+	Leader Leader
+	Peers  Peers
 	// Audit records changes and refusals. nil: nothing is recorded.
 	Audit *audit.Log
 	// Pools shows and changes the pools of warm sandboxes. nil: there are none.
@@ -148,6 +172,7 @@ type Server struct {
 	terminals terminals
 	tickets   *tickets
 
+	here    calls          // that this server answers because it leads
 	streams sync.WaitGroup // connections that were taken over from net/http
 }
 

@@ -14,14 +14,14 @@ func (s *Server) followLeadership(ctx context.Context, notify <-chan bool) {
 		case leads := <-notify:
 			end()
 			end = func() {}
-			if leads && s.cfg.OnLeader != nil {
+			if leads {
 				end = s.startTerm(ctx)
 			}
 		}
 	}
 }
 
-// startTerm runs cfg.OnLeader in a goroutine of its own. The function that it returns ends and joins it.
+// startTerm runs cfg.OnLeader in a goroutine of its own, once the tables are complete. The function that it returns ends and joins it.
 func (s *Server) startTerm(parent context.Context) func() {
 	ctx, cancel := context.WithCancel(parent)
 	done := make(chan struct{})
@@ -31,10 +31,14 @@ func (s *Server) startTerm(parent context.Context) func() {
 			s.log.Warn("leadership lost before the log was applied", "error", err)
 			return
 		}
-		s.cfg.OnLeader(ctx)
+		s.setLeadership(func(l *Leadership) { l.Here = ctx.Err() == nil })
+		if s.cfg.OnLeader != nil {
+			s.cfg.OnLeader(ctx)
+		}
 	}()
 	return func() {
 		cancel()
+		s.setLeadership(func(l *Leadership) { l.Here = false })
 		<-done
 	}
 }

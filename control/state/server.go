@@ -21,9 +21,13 @@ type Server struct {
 	raft      *raft.Raft
 	stores    *stores
 	transport raft.Transport
+	streams   *streamLayer // under transport; nil: there is none
+	alone     bool         // there are no other servers, and cannot be
 
+	leader leadership
+	rounds rounds
 	cancel context.CancelFunc
-	leads  sync.WaitGroup // the goroutine that follows the leadership
+	leads  sync.WaitGroup // the goroutines that follow the leadership, and ask the others for it
 
 	// calls is held for reading by calls under way: raft forgets to answer what is in its queue when it shuts down, so
 	// nothing may be in it then.
@@ -45,7 +49,10 @@ func Open(cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	store.counter = cfg.Counter
-	s := &Server{Store: store, cfg: cfg, log: cfg.Logger}
+	s := &Server{
+		Store: store, cfg: cfg, log: cfg.Logger, alone: cfg.Bind == "" && cfg.transport == nil,
+		leader: leadership{changed: make(chan struct{})},
+	}
 	if s.stores, err = openStores(&s.cfg); err != nil {
 		return nil, err
 	}
@@ -59,7 +66,7 @@ func Open(cfg Config) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	if s.transport, err = openTransport(&s.cfg); err != nil {
+	if err := s.openTransport(); err != nil {
 		return nil, err
 	}
 	if err := s.startRaft(); err != nil {
@@ -68,21 +75,21 @@ func Open(cfg Config) (_ *Server, err error) {
 	return s, nil
 }
 
-func openTransport(cfg *Config) (raft.Transport, error) {
-	if cfg.transport != nil {
-		return cfg.transport, nil
+func (s *Server) openTransport() (err error) {
+	switch cfg := &s.cfg; {
+	case cfg.transport != nil:
+		s.transport = cfg.transport
+	case cfg.Bind == "":
+		_, s.transport = raft.NewInmemTransport("local")
+	default:
+		if s.streams, err = listen(cfg); err != nil {
+			return err
+		}
+		s.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: s.streams, MaxPool: 3, Timeout: 10 * time.Second, Logger: cfg.Logger.Named("raft-net"),
+		})
 	}
-	if cfg.Bind == "" {
-		_, t := raft.NewInmemTransport("local")
-		return t, nil
-	}
-	layer, err := listen(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: layer, MaxPool: 3, Timeout: 10 * time.Second, Logger: cfg.Logger.Named("raft-net"),
-	}), nil
+	return nil
 }
 
 // startRaft starts raft, as a new cluster where there is no state yet.
@@ -114,6 +121,7 @@ func (s *Server) startRaft() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.leads.Go(func() { s.followLeadership(ctx, notify) })
+	s.leads.Go(func() { s.watchLeadership(ctx) })
 	return nil
 }
 
@@ -231,9 +239,9 @@ func (s *Server) Stats() map[string]string { return s.raft.Stats() }
 // Close hands the leadership over where there is somebody, lets the calls under way end, and stops. Everything that was
 // committed is on disk. Closing twice is no error.
 func (s *Server) Close() error {
-	if s.Leads() && s.cfg.transport == nil && len(s.cfg.Peers) > 1 {
-		if err := s.raft.LeadershipTransfer().Error(); err != nil {
-			s.log.Warn("leadership not handed over", "error", err)
+	if s.cfg.transport == nil {
+		if err := s.HandOver(); err != nil {
+			s.log.Warn(err.Error())
 		}
 	}
 	s.calls.Lock()

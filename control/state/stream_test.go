@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -116,4 +117,60 @@ func TestThreeServers_overMutualTLS(t *testing.T) {
 		must.Error(t, err, must.Sprint(name))
 		must.False(t, errors.Is(err, os.ErrDeadlineExceeded), must.Sprint(name, "is refused, not ignored"))
 	}
+}
+
+// TestListener_tellsRequestsFromRaft has three servers that speak Raft, and a request on the same address.
+func TestListener_tellsRequestsFromRaft(t *testing.T) {
+	ca := newAuthority(t)
+	var peers []Peer
+	for _, id := range []string{"a", "b"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		peers = append(peers, Peer{ID: id, Addr: l.Addr().String()})
+		must.NoError(t, l.Close())
+	}
+	var servers []*Server
+	for _, p := range peers {
+		s, err := Open(Config{Dir: t.TempDir(), ServerID: p.ID, Bind: p.Addr, Peers: peers, TLS: ca.tls(ca.issue(t, raftName)), fast: true})
+		must.NoError(t, err)
+		defer func() { must.NoError(t, s.Close()) }()
+		servers = append(servers, s)
+	}
+	var lead Leadership
+	until(t, "both know who leads", func() bool {
+		a, _ := servers[0].Leadership()
+		b, _ := servers[1].Leadership()
+		lead = a
+		return a.ID != "" && a.ID == b.ID && a.Here != b.Here
+	})
+	leader, other := servers[0], servers[1]
+	if !lead.Here {
+		leader, other = other, leader
+	}
+	must.NoError(t, leader.Verify(t.Context()))
+	must.ErrorIs(t, other.Verify(t.Context()), ErrNoLeader)
+	age, ok := other.Age()
+	must.True(t, ok)
+	must.Less(t, time.Minute, age)
+
+	l := leader.Requests()
+	c, err := other.Dial(t.Context(), lead.Addr)
+	must.NoError(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("GET / HTTP/1.1\r\n"))
+	must.NoError(t, err)
+	got, err := l.Accept()
+	must.NoError(t, err)
+	b := make([]byte, 5)
+	_, err = io.ReadFull(got, b)
+	must.NoError(t, err)
+	must.Eq(t, "GET /", string(b))
+	must.NoError(t, l.Close())
+	_, err = l.Accept()
+	must.ErrorIs(t, err, net.ErrClosed)
+	mustApply(t, leader, &SandboxCreate{Sandbox: starting(1)}) // Raft goes on
+
+	must.NoError(t, leader.HandOver())
+	until(t, "the other leads", func() bool { l, _ := other.Leadership(); return l.Here })
+	must.NoError(t, other.Verify(t.Context()))
 }

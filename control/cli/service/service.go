@@ -25,6 +25,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/build"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/edge"
+	"github.com/soulbox-dev/soulbox/control/forward"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/server"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -61,6 +62,7 @@ type Service struct {
 	http     *server.Server
 	edge     *edge.Edge
 	builds   *build.Service
+	forward  *forward.Forwarder // nil: there are no other servers
 	listener net.Listener
 	log      hclog.Logger
 }
@@ -104,15 +106,20 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 		return s, err
 	}
 	links := &edge.Links{Ring: s.Core.LinkKeys}
-	s.edge = edge.New(edge.Config{Sandboxes: s.Core.Reach(), Links: links, Traffic: traffic, Denied: s.denied, Logger: cfg.Logger.Named("edge")})
-	s.http, err = server.New(server.Config{
-		Front:     s.edge.Wrap,
+	ec := edge.Config{Sandboxes: s.Core.Reach(), Links: links, Traffic: traffic, Denied: s.denied, Logger: cfg.Logger.Named("edge")}
+	sc := server.Config{
 		Links:     links,
-		Edge:      s.edge,
 		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
 		Audit: s.audit, Quotas: s.Core.Quotas(), Pools: s.Core.Pools,
 		Watcher: s.Core.State, Backups: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
-	})
+	}
+	if cfg.RaftAddr != "" { // there may be other servers
+		s.forward = forward.New(s.Core.State, cfg.Logger.Named("forward"))
+		ec.Leader, sc.Leader, sc.Peers = s.forward.Bring, s.forward, s.Core.State
+	}
+	s.edge = edge.New(ec)
+	sc.Edge, sc.Front = s.edge, s.edge.Wrap
+	s.http, err = server.New(sc)
 	return s, err
 }
 
@@ -206,6 +213,10 @@ func (s *Service) Close() error {
 	if s.edge != nil {
 		s.edge.Close()
 		s.edge = nil
+	}
+	if s.forward != nil {
+		s.forward.Close()
+		s.forward = nil
 	}
 	if s.Core != nil {
 		errs = append(errs, s.Core.Close())
