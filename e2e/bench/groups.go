@@ -150,6 +150,43 @@ func all(o options) []group {
 				{Metric: "  that is", Unit: "MiB", P50: f["stored-MiB"]},
 			}
 		}},
+		{"slots", "./nomad-driver/network", "BenchmarkSlots", o.network, func(f figures) []Row {
+			floor := "a network namespace and a pair of links"
+			row := func(metric, prefix string) Row {
+				return Row{Metric: metric, Unit: "ms", P50: f[prefix+"p50-µs"] * micros, P99: f[prefix+"p99-µs"] * micros, Floor: f["floor-p50-µs"] * micros, FloorIs: floor}
+			}
+			return []Row{
+				{Metric: "network slot taken", Unit: "µs", P50: f["taken-p50-µs"], P99: f["taken-p99-µs"]},
+				row("  made", "few-"), row("  made beside 500", "many-"),
+				{Metric: "  made beside 500, per second", Unit: "/s", P50: f["made/s"], Rate: true},
+			}
+		}},
+		{"policy", "./nomad-driver/network", "BenchmarkPolicy", o.network, func(f figures) []Row {
+			return []Row{{Metric: "200 rules in place of 200, until a connection is refused", Unit: "ms", P50: f["effect-p50-µs"] * micros, P99: f["effect-p99-µs"] * micros, Target: 1000}}
+		}},
+		{"throughput", "./nomad-driver/network", "BenchmarkLink", min(o.network, 1), func(f figures) []Row {
+			plain := "a plain pair of links"
+			rows := []Row{
+				{Metric: "a sandbox's link, one connection", Unit: "MB/s", P50: f["link-MB/s"], Floor: f["plain-MB/s"], FloorIs: plain, Rate: true},
+				{Metric: "  with a shaper that holds nothing back", Unit: "MB/s", P50: f["shaped-MB/s"], Floor: f["plain-MB/s"], FloorIs: plain, Rate: true},
+			}
+			for _, mbit := range []int{10, 100, 1000} {
+				for _, flows := range []int{1, 10} {
+					rows = append(rows, Row{Metric: fmt.Sprintf("  a cap of %d Mbit/s, %d connections: off by", mbit, flows), Unit: "%", P50: f[fmt.Sprintf("%d-%d-%%", mbit, flows)], Target: 5})
+				}
+			}
+			return rows
+		}},
+		{"names", "./nomad-driver/network/resolver", "BenchmarkAnswers", o.network * 100, func(f figures) []Row {
+			return []Row{{Metric: "names looked up for a sandbox, 16 at a time", Unit: "/s", P50: f["answers/s"], Floor: f["floor/s"], FloorIs: "the server behind asked at once", Rate: true}}
+		}},
+		{"egress", "./nomad-driver/network/proxy", "BenchmarkProxy", o.network * 10, func(f figures) []Row {
+			floor := "without the proxy"
+			return []Row{
+				f.row("a request through the egress proxy, on a connection of its own", "ms", "new-", micros, floor, 0),
+				f.row("  on one that is open", "ms", "open-", micros, floor, 0),
+			}
+		}},
 		{"sampling", "./nomad-driver/node", "BenchmarkSample", o.sampling, func(f figures) []Row {
 			return []Row{
 				{Metric: "sampling 500 sandboxes every 5 s (100 real ones, scaled)", Unit: "% of a core", P50: f["p50-%"], P99: f["p99-%"], Target: 2},

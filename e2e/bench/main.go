@@ -25,8 +25,8 @@ func main() {
 
 // options are how often each benchmark runs. 0 leaves a benchmark out.
 type options struct {
-	n, hardening, nomad, service, hundred, memory, sampling, neighbours, pauses int
-	only                                                                        string
+	n, hardening, nomad, service, hundred, memory, sampling, neighbours, pauses, network int
+	only                                                                                 string
 }
 
 func run() error {
@@ -38,6 +38,7 @@ func run() error {
 	flag.IntVar(&o.service, "service", 5, "rounds of the service's checks: keys, rights, quotas, audit")
 	flag.IntVar(&o.hundred, "hundred", 5, "times 100 creates at once")
 	flag.IntVar(&o.memory, "memory", 1, "times 50 idle sandboxes")
+	flag.IntVar(&o.network, "network", 200, "network slots and policies")
 	flag.IntVar(&o.sampling, "sampling", 100, "rounds of samples")
 	flag.IntVar(&o.neighbours, "neighbours", 1, "times each attack of one sandbox on another")
 	flag.IntVar(&o.pauses, "pauses", 3, "rounds of pauses, of 100 forks and of 10 snapshots")
@@ -50,7 +51,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		n    int
-	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"service", o.service}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}} {
+	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"service", o.service}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}, {"network", o.network}} {
 		if c.n < 0 {
 			return fmt.Errorf("-%s %d is negative", c.name, c.n)
 		}

@@ -43,7 +43,8 @@ type Pool struct {
 	resting map[int]resting // given back, not yet free
 	live    int             // numbers in use, ready, or worked on
 	private private
-	fault   error // why the maker failed last
+	meters  map[int]firewall.Meter // by number, of slots that have one
+	fault   error                  // why the maker failed last
 }
 
 // resting is a number between two uses.
@@ -59,7 +60,7 @@ func Open(cfg Config) (*Pool, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	p := &Pool{cfg: cfg, log: cfg.Logger, ready: make(chan *Slot, cfg.Ahead), want: make(chan struct{}, 1), held: map[int]*Slot{}, resting: map[int]resting{}}
+	p := &Pool{cfg: cfg, log: cfg.Logger, ready: make(chan *Slot, cfg.Ahead), want: make(chan struct{}, 1), held: map[int]*Slot{}, meters: map[int]firewall.Meter{}, resting: map[int]resting{}}
 	p.private.members, p.private.slots = map[int][]Membership{}, map[int]firewall.Slot{}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	if err := p.open(); err != nil {
@@ -279,6 +280,7 @@ func (p *Pool) Give(s *Slot) error {
 	p.private.part(s.Number)
 	p.live--
 	p.resting[s.Number] = resting{s, time.Now()}
+	delete(p.meters, s.Number)
 	p.mu.Unlock()
 	err := p.fw.Detach(s.Firewall())
 	if s.netns != nil {

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
-	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 )
 
 // retryTime is how long the maker waits after a slot could not be made.
@@ -187,43 +185,6 @@ func (p *Pool) Apply(s *Slot, pol *policy.Policy) (cut int, err error) {
 		f.Names = p.fw.Names(fw, f.Addr)
 		return !pol.Decide(f).Allow
 	})
-}
-
-// Shape changes how fast and how reliably a slot's link carries packets: in is what the sandbox receives, out what it sends. Where the
-// kernel cannot do it shape.ErrUnsupported is in the error's chain, and that direction is not shaped. netns is the slot's namespace, where
-// the slot itself has none.
-func (p *Pool) Shape(s *Slot, netns *os.File, in, out shape.Direction) error {
-	if err := in.Check(); err != nil {
-		return fmt.Errorf("in: %w", err)
-	}
-	if err := out.Check(); err != nil {
-		return fmt.Errorf("out: %w", err)
-	}
-	if err := shape.Apply(p.host, s.Index, in); err != nil {
-		return fmt.Errorf("network slot %d: in: %w", s.Number, err)
-	}
-	if s.netns != nil {
-		netns = s.netns
-	}
-	if netns == nil && out == (shape.Direction{}) {
-		return nil
-	}
-	if netns == nil {
-		return fmt.Errorf("network slot %d: out: its namespace is not at hand", s.Number)
-	}
-	h, err := handleAt(netns)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(InnerLink)
-	if err != nil {
-		return fmt.Errorf("network slot %d: %w", s.Number, err)
-	}
-	if err := shape.Apply(h, link.Attrs().Index, out); err != nil {
-		return fmt.Errorf("network slot %d: out: %w", s.Number, err)
-	}
-	return nil
 }
 
 // Counts says how many slots are ready, in use, and resting.

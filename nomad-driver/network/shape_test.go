@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -21,10 +22,10 @@ import (
 // count: what a burst lets through is over by then, and a reader that had to wait for its turn changes nothing. It measures again where
 // that was less than enough: a machine that is busy with others fills no link. The highest counts, so that a cap that was once exceeded is
 // not hidden.
-func rate(t *testing.T, w *world, p *Pool, s *Slot, address string, flows int, upload bool, settle, measure time.Duration, enough float64) (best float64) {
+func rate(t testing.TB, outside *os.File, p *Pool, s *Slot, address string, flows int, upload bool, settle, measure time.Duration, enough float64) (best float64) {
 	t.Helper()
 	var l net.Listener
-	must.NoError(t, inNamespace(w.outside, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
+	must.NoError(t, inNamespace(outside, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
 	defer l.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -100,14 +101,14 @@ func TestShape_capsHoldInBothDirections(t *testing.T) {
 				}
 				must.NoError(t, p.Shape(s, nil, in, out))
 				port++
-				got := rate(t, w, p, s, net.JoinHostPort("198.51.100.1", strconv.Itoa(port)), flows, upload, time.Second, 3*time.Second, float64(d.Rate)*0.95) * 8 / 1e6
+				got := rate(t, w.outside, p, s, net.JoinHostPort("198.51.100.1", strconv.Itoa(port)), flows, upload, time.Second, 3*time.Second, float64(d.Rate)*0.95) * 8 / 1e6
 				t.Logf("%d Mbit/s, %d flows, upload %v: %.2f Mbit/s", mbit, flows, upload, got)
 				must.Between(t, float64(mbit)*0.95, got, float64(mbit)*1.05)
 			}
 		}
 	}
 	must.NoError(t, p.Shape(s, nil, shape.Direction{}, shape.Direction{}))
-	must.Greater(t, 110.0, rate(t, w, p, s, "198.51.100.1:9999", 1, false, 100*time.Millisecond, time.Second, 110e6/8)*8/1e6)
+	must.Greater(t, 110.0, rate(t, w.outside, p, s, "198.51.100.1:9999", 1, false, 100*time.Millisecond, time.Second, 110e6/8)*8/1e6)
 }
 
 func TestShape_delayNeedsAKernelThatHasIt(t *testing.T) {

@@ -84,6 +84,10 @@ func (f *Firewall) declare() {
 		return f.set(nftables.Set{Name: name, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
 	}
 	s.peers = f.set(nftables.Set{Name: "peers", KeyType: nftables.MustConcatSetType(nftables.TypeIFIndex, nftables.TypeIPAddr)})
+	verdicts := func(name string) *nftables.Set {
+		return f.set(nftables.Set{Name: name, IsMap: true, KeyType: nftables.TypeIFIndex, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.NativeEndian})
+	}
+	s.meterIn, s.meterOut = verdicts("meters-in"), verdicts("meters-out")
 	s.web, s.all = perLink("proxied-web"), perLink("proxied-all")
 	// An element with a connection count goes when its last connection does.
 	s.conns = f.set(nftables.Set{Name: "connections", Dynamic: true, Size: slotsSize, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian})
@@ -99,7 +103,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	c.AddTable(f.table)
 	s := &f.sets
 	var errs []error
-	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all, s.peers} {
+	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all, s.peers, s.meterIn, s.meterOut} {
 		errs = append(errs, c.AddSet(set, nil))
 	}
 	c.FlushSet(s.open)
@@ -180,6 +184,7 @@ func (f *Firewall) arriveRules(c *nftables.Conn, ch *nftables.Chain) error {
 	f.add(c, ch, rule(perSlot(f.sets.packets, unix.NFT_DYNSET_OP_UPDATE, &expr.Limit{
 		Type: expr.LimitTypePkts, Rate: f.cfg.Limits.Packets, Unit: expr.LimitTimeSecond, Over: true, Burst: uint32(f.cfg.Limits.Packets / 5),
 	}), verdict(expr.VerdictDrop)))
+	f.add(c, ch, rule(f.meters(expr.MetaKeyIIF, f.sets.meterOut)))
 	f.add(c, ch, rule(f.addressOf(expr.MetaKeyIIF, reg1), match{setAddress(offSource, reg1)}))
 	f.add(c, ch, rule(icmpError(errs), f.addressOf(expr.MetaKeyIIF, reg1), match{setInner(offDestination, reg1)}))
 	f.add(c, ch, rule(address(offDestination, expr.CmpOpEq, f.cfg.Gateway), match{load(f.cfg.Self, reg1), setAddress(offDestination, reg1)}))
@@ -193,6 +198,7 @@ func (f *Firewall) leaveRules(c *nftables.Conn, ch *nftables.Chain) error {
 	errs, err := f.icmpErrors(c)
 	f.add(c, ch, rule(notPrefix(f.toSlot()), verdict(expr.VerdictReturn)))
 	f.add(c, ch, rule(notIPv4(), verdict(expr.VerdictDrop)))
+	f.add(c, ch, rule(f.meters(expr.MetaKeyOIF, f.sets.meterIn)))
 	f.add(c, ch, rule(icmpError(errs), match{transport(offInner+offSource, 4, reg0)}, rangeOf(f.cfg.Range),
 		match{load(f.cfg.Inner, reg1), setInner(offSource, reg1)}))
 	f.add(c, ch, rule(within(offDestination, f.cfg.Range), match{load(f.cfg.Inner, reg1), setAddress(offDestination, reg1)}))
@@ -317,7 +323,7 @@ func (f *Firewall) denyRules(c *nftables.Conn, ch *nftables.Chain, r Reason) {
 	note(policy.TCP, transport(offPort, 2, reg3))
 	note(policy.UDP, transport(offPort, 2, reg3))
 	note(policy.ICMP, &expr.Immediate{Register: reg3, Data: make([]byte, 4)})
-	if r == ReasonSpoofed { // from where nothing can be answered
+	if r == ReasonSpoofed || r == ReasonQuota { // from where nothing can be answered, and before there is an address to answer to
 		f.add(c, ch, rule(verdict(expr.VerdictDrop)))
 		return
 	}

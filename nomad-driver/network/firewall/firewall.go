@@ -69,11 +69,14 @@ type Firewall struct {
 		denied                       *nftables.Set
 		peers                        *nftables.Set // interface and address of whom it reaches among the slots
 		web, all                     *nftables.Set // interfaces of which these connections go to the proxy
+		meterIn, meterOut            *nftables.Set // interface to the chain that counts and loses
 	}
 
 	mu    sync.Mutex
 	slots map[int]*slotRules // by number; only those with rules of their own
 	peers map[int][]Slot     // by number, both ways
+
+	metered map[int]Slot // by number
 }
 
 // Open makes the table, or takes over that of an earlier daemon: its sandboxes keep their rules.
@@ -95,7 +98,7 @@ func Open(cfg Config) (*Firewall, error) {
 			return nil, fmt.Errorf("firewall %s: address %s is not of IPv4", cfg.Table, a)
 		}
 	}
-	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}, peers: map[int][]Slot{}}
+	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}, peers: map[int][]Slot{}, metered: map[int]Slot{}}
 	f.declare()
 	if err := f.batch(f.build); err != nil {
 		return nil, fmt.Errorf("firewall %s: %w", cfg.Table, err)
@@ -140,6 +143,9 @@ func (f *Firewall) Detach(s Slot) error {
 		err = nil
 	}
 	err = errors.Join(err, f.dropPeers(s))
+	if _, ok := f.metered[s.Number]; ok {
+		err = errors.Join(err, f.setMeter(s, Meter{}, 0))
+	}
 	if r := f.slots[s.Number]; r != nil && err == nil {
 		err = f.batch(func(c *nftables.Conn) error { f.dropRules(c, r); return nil })
 		delete(f.slots, s.Number)

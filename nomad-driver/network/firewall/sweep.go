@@ -8,7 +8,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 )
 
-// Sweep removes what the table has of slots other than these: elements of its maps, chains and sets.
+// Sweep removes what the table has of slots other than these: elements of its maps, chains, sets and counters.
 func (f *Firewall) Sweep(keep []Slot) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -22,7 +22,7 @@ func (f *Firewall) Sweep(keep []Slot) error {
 		return err
 	}
 	var errs []error
-	for _, m := range []*nftables.Set{f.sets.addrs, f.sets.policies, f.sets.web, f.sets.all} {
+	for _, m := range []*nftables.Set{f.sets.addrs, f.sets.policies, f.sets.web, f.sets.all, f.sets.meterIn, f.sets.meterOut} {
 		elems, err := c.GetSetElements(m)
 		if err != nil {
 			return fmt.Errorf("firewall: sweep: %w", err)
@@ -57,9 +57,23 @@ func (f *Firewall) Sweep(keep []Slot) error {
 			old.sets = append(old.sets, s)
 		}
 	}
-	if len(old.chains) > 0 || len(old.sets) > 0 {
-		errs = append(errs, f.batch(func(c *nftables.Conn) error { f.dropRules(c, old); return nil }))
+	objects, err := c.GetNamedObjects(f.table)
+	if err != nil {
+		return fmt.Errorf("firewall: sweep: %w", err)
 	}
+	errs = append(errs, f.batch(func(c *nftables.Conn) error {
+		f.dropRules(c, old)
+		for _, o := range objects {
+			q, ok := o.(*nftables.NamedObj)
+			if !ok {
+				continue
+			}
+			if n, ok := slotOf(q.Name); ok && !numbers[n] {
+				c.DeleteObject(&nftables.QuotaObj{Table: f.table, Name: q.Name})
+			}
+		}
+		return nil
+	}))
 	return errors.Join(errs...)
 }
 

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // rig is a proxy with 127.0.0.1 as its sandbox, and servers that are reached by made-up addresses.
 type rig struct {
-	t         *testing.T
+	t         testing.TB
 	server    *Server
 	client    *Client
 	addr      string
@@ -44,7 +44,7 @@ type rig struct {
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
-func newRig(t *testing.T, spec policy.Spec, rules ...Rule) *rig {
+func newRig(t testing.TB, spec policy.Spec, rules ...Rule) *rig {
 	t.Helper()
 	r := &rig{t: t, names: map[string]string{}, hosts: map[string]string{}}
 	var err error
@@ -64,7 +64,7 @@ func newRig(t *testing.T, spec policy.Spec, rules ...Rule) *rig {
 	return r
 }
 
-func pol(t *testing.T, spec policy.Spec) *policy.Policy {
+func pol(t testing.TB, spec policy.Spec) *policy.Policy {
 	t.Helper()
 	l, err := policy.ParseLayer("sandbox", spec)
 	must.NoError(t, err)

@@ -53,7 +53,7 @@ func (p *pins) of(name string) ([]netip.Addr, time.Duration) {
 }
 
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	server *Server
 	names  *networktest.Names
 	pins   pins
@@ -64,7 +64,7 @@ type rig struct {
 var loopback = netip.MustParseAddr("127.0.0.1")
 
 // newRig serves 127.0.0.1 as if it were a sandbox.
-func newRig(t *testing.T, spec policy.Spec, change func(*Config), records ...string) *rig {
+func newRig(t testing.TB, spec policy.Spec, change func(*Config), records ...string) *rig {
 	t.Helper()
 	r := &rig{t: t, names: networktest.ServeNames(t, nil, "127.0.0.1:0", records...)}
 	cfg := Config{Upstreams: []netip.AddrPort{netip.MustParseAddrPort(r.names.Addr)}, Timeout: 500 * time.Millisecond}

@@ -86,7 +86,7 @@ func Apply(h *netlink.Handle, index int, d Direction) error {
 		})
 		if err := h.QdiscAdd(q); err != nil {
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
-				return fmt.Errorf("delay, jitter, loss, duplicate and reorder need netem (sch_netem): %w", ErrUnsupported)
+				return fmt.Errorf("delay, jitter, duplicate and reorder, and loss together with them, need netem (sch_netem): %w", ErrUnsupported)
 			}
 			return fmt.Errorf("netem: %w", err)
 		}
