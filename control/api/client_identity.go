@@ -48,6 +48,12 @@ func (c *Client) UpdateTenant(ctx context.Context, id string, change TenantChang
 	return out, c.call(ctx, http.MethodPatch, tenantPath(id), nil, change, &out)
 }
 
+// SetTenantNetwork says what a tenant's sandboxes may reach at most by the tenant's own word. The answer is as that to a change of NetworkBound.
+func (c *Client) SetTenantNetwork(ctx context.Context, id string, p NetworkPolicy) (Tenant, error) {
+	var out Tenant
+	return out, c.call(ctx, http.MethodPut, tenantPath(id)+"/network", nil, p, &out)
+}
+
 // SuspendTenant lets a tenant do no new work. What runs goes on.
 func (c *Client) SuspendTenant(ctx context.Context, id, reason string) (Tenant, error) {
 	var out Tenant

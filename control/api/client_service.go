@@ -48,6 +48,13 @@ func (c *Client) ImportTemplate(ctx context.Context, name string, r io.Reader, o
 	return out, c.upload(ctx, "/v1/templates/"+url.PathEscape(name), q, r, tarred, &out)
 }
 
+// SetTemplateNetwork says what sandboxes of a template, with all its tags, may reach at most: those that are made from then on, and what is made of
+// them. Those that run keep what they were made with.
+func (c *Client) SetTemplateNetwork(ctx context.Context, name string, p NetworkPolicy) (Template, error) {
+	var out Template
+	return out, c.call(ctx, http.MethodPut, "/v1/templates/"+url.PathEscape(name)+"/network", nil, p, &out)
+}
+
 // DeleteTemplate removes a template's name. Sandboxes that run keep it.
 func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)

@@ -63,9 +63,12 @@ type Tenant struct {
 	Defaults    TenantDefaults    `json:"defaults"`
 	Maximums    TenantDefaults    `json:"maximums"` // of any one sandbox
 	Isolation   TenantIsolation   `json:"isolation"`
-	CreatedAt   time.Time         `json:"created_at,omitzero"`
-	CreatedBy   string            `json:"created_by,omitempty"`
-	UpdatedAt   time.Time         `json:"updated_at,omitzero"`
+	// What its sandboxes reach at most, whatever they ask for themselves: NetworkBound is the operator's word, Network the tenant's own.
+	NetworkBound NetworkPolicy `json:"network_bound"`
+	Network      NetworkPolicy `json:"network"`
+	CreatedAt    time.Time     `json:"created_at,omitzero"`
+	CreatedBy    string        `json:"created_by,omitempty"`
+	UpdatedAt    time.Time     `json:"updated_at,omitzero"`
 }
 
 // TenantDefaults are what a sandbox gets whose create does not say, or what it may have at most. 0: the service's own.
@@ -94,15 +97,21 @@ type NewTenant struct {
 	Defaults  TenantDefaults    `json:"defaults,omitzero"`
 	Maximums  TenantDefaults    `json:"maximums,omitzero"`
 	Isolation TenantIsolation   `json:"isolation,omitzero"`
+
+	NetworkBound NetworkPolicy `json:"network_bound,omitzero"`
+	Network      NetworkPolicy `json:"network,omitzero"`
 }
 
-// TenantChange is the body of PATCH /v1/tenants/{tenant}. What is missing stays.
+// TenantChange is the body of PATCH /v1/tenants/{tenant}. What is missing stays. The answer to a change of NetworkBound comes once the
+// tenant's running sandboxes have it, but for those on nodes that do not answer, which get it as soon as they do.
 type TenantChange struct {
 	Name      *string            `json:"name,omitempty"`
 	Labels    *map[string]string `json:"labels,omitempty"`
 	Defaults  *TenantDefaults    `json:"defaults,omitempty"`
 	Maximums  *TenantDefaults    `json:"maximums,omitempty"`
 	Isolation *TenantIsolation   `json:"isolation,omitempty"`
+
+	NetworkBound *NetworkPolicy `json:"network_bound,omitempty"`
 }
 
 // SuspendRequest is the body of POST /v1/tenants/{tenant}/suspend.

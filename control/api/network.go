@@ -41,7 +41,7 @@ type NetworkDirection struct {
 	Rate  uint64 `json:"rate_bytes,omitempty"`  // bytes a second, headers included; 8 KiB to 4 GiB
 	Burst uint64 `json:"burst_bytes,omitempty"` // that may pass at once after a pause; 0: 10 ms worth
 
-	// The rest needs the node's kernel to have netem.
+	// The rest needs the node's kernel to have netem, but for Loss without any of the others.
 	Delay     time.Duration `json:"delay_nanos,omitempty"`  // at most 10 s
 	Jitter    time.Duration `json:"jitter_nanos,omitempty"` // around Delay
 	Loss      float64       `json:"loss,omitempty"`         // share of packets, 0 to 1
@@ -54,14 +54,26 @@ type NetworkDirection struct {
 type NetworkShape struct {
 	In  NetworkDirection `json:"in"`  // what the sandbox receives
 	Out NetworkDirection `json:"out"` // what it sends
+	// Quota is how many bytes of IP packets the link carries, both ways together, until nothing passes any more; 0: without end. It may be raised at any
+	// time: what was used stays used.
+	Quota uint64 `json:"quota_bytes,omitempty"`
+}
+
+// NetworkQuota is how much of NetworkShape.Quota is used, on the node where the sandbox is: on another one it begins anew.
+type NetworkQuota struct {
+	Limit  uint64 `json:"limit_bytes"`
+	Used   uint64 `json:"used_bytes"`
+	UsedUp bool   `json:"used_up"` // nothing passes any more; the sandbox's log says since when
 }
 
 // NetworkMember is a sandbox's place in a private network of its tenant: members reach each other whatever their policies say of the rest,
-// and find each other by name. Those that are on another node are not reached.
+// and find each other by name. They are on one node: a sandbox that is made in a network is put beside its members, and one that runs on another node
+// does not get in (409). Where a node was left for another, members that went elsewhere are not reached any more: see NetworkStatus.Elsewhere.
 type NetworkMember struct {
 	Network string `json:"network"`          // 1 to 63 of a-z, 0-9 and -
 	Name    string `json:"name,omitempty"`   // by which the others find it, also as NAME.NETWORK; the sandbox's id where empty. Several may have the same
 	Address string `json:"address,omitzero"` // by which the others reach it; in answers only
+	Node    NodeID `json:"node,omitempty"`   // of NetworkStatus.Elsewhere
 }
 
 // NetworkJoin is PUT /v1/sandboxes/{id}/network/join: the private networks that a sandbox is in, as a whole.
@@ -96,8 +108,11 @@ type NetworkStatus struct {
 
 	Joined   []NetworkMember `json:"joined,omitempty"`   // the sandbox's own places in private networks
 	Networks []NetworkMember `json:"networks,omitempty"` // the other members of these that are on the node
+	// Elsewhere are the members on other nodes, which are not reached.
+	Elsewhere []NetworkMember `json:"elsewhere,omitempty"`
 
 	Shape   *NetworkShape    `json:"shape,omitempty"`
+	Quota   *NetworkQuota    `json:"quota,omitempty"`
 	Rules   []NetworkRule    `json:"rules,omitempty"`        // the headers' names, with their values left out
 	Proxy   string           `json:"egress_proxy,omitempty"` // its address
 	Proxied []NetworkProxied `json:"proxied,omitempty"`      // the last 64 decisions of the node's proxy, latest first
@@ -182,6 +197,11 @@ type PublishedPort struct {
 	Port     int        `json:"port"`               // inside
 	Address  netip.Addr `json:"address,omitzero"`   // of the node, that it listens at; zero: all. The node's operator says
 	NodePort int        `json:"node_port,omitzero"` // of the node; 0 in a request: a free one
+	// Any tells that a free NodePort was asked for: where the sandbox moves to a node that has given it to somebody else, that node chooses another. A
+	// port whose number was asked for is the same on every node, or not published there.
+	Any   bool   `json:"any_node_port,omitempty"`
+	Node  NodeID `json:"node,omitempty"`  // that listens; in answers only
+	Error string `json:"error,omitempty"` // why it does not, since the sandbox has moved there; in answers only
 }
 
 // NetworkVerdict is the answer.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/cli/transfer"
 )
 
 func networkCommand(*Env) *command {
@@ -71,15 +72,7 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 		{"Connections", strconv.Itoa(c.Connections)},
 	}
 	for _, l := range st.Layers {
-		if l.Internet != nil && !*l.Internet {
-			pairs = append(pairs, []string{"Policy", l.Name + ": no internet access"})
-		}
-		for _, e := range l.Allow {
-			pairs = append(pairs, []string{"Policy", l.Name + ": allow " + e})
-		}
-		for _, e := range l.Deny {
-			pairs = append(pairs, []string{"Policy", l.Name + ": deny " + e})
-		}
+		pairs = append(pairs, policyRows(l.Name, l.NetworkPolicy)...)
 	}
 	for _, n := range st.Notes {
 		pairs = append(pairs, []string{"Note", n})
@@ -94,8 +87,18 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 	for _, m := range slices.Concat(st.Joined, st.Networks) {
 		pairs = append(pairs, []string{"Network " + m.Network, m.Name + " " + m.Address})
 	}
+	for _, m := range st.Elsewhere {
+		pairs = append(pairs, []string{"Network " + m.Network, fmt.Sprintf("%s is on node %s and not reached", m.Name, m.Node)})
+	}
 	if st.Shape != nil {
 		pairs = append(pairs, []string{"Shape in", shapeText(st.Shape.In)}, []string{"Shape out", shapeText(st.Shape.Out)})
+	}
+	if q := st.Quota; q != nil {
+		text := fmt.Sprintf("%s of %s", transfer.Bytes(int64(min(q.Used, q.Limit))), transfer.Bytes(int64(q.Limit))) //nolint:gosec // for people
+		if q.UsedUp {
+			text += ", used up: nothing passes"
+		}
+		pairs = append(pairs, []string{"Quota", text})
 	}
 	if st.Proxy != "" {
 		pairs = append(pairs, []string{"Egress proxy", st.Proxy})
@@ -123,8 +126,8 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 }
 
 func networkSetCommand(env *Env) *command {
-	var allow, deny []string
-	var closed, dry, asJSON bool
+	var p policyFlags
+	var dry, asJSON bool
 	return &command{
 		synopsis: "Change what a sandbox may reach",
 		usage:    "[options] <id>",
@@ -138,26 +141,20 @@ that the platform allows. Connections that it forbids end within a second.
     $ soulbox network set -deny=198.51.100.0/24 <id>`,
 		remote: true,
 		flags: func(o *options) {
-			o.Func("allow", "<entry>", "A destination to allow. May be repeated.", nil, appendTo(&allow))
-			o.Func("deny", "<entry>", "A destination to deny. May be repeated.", nil, appendTo(&deny))
-			o.Switch(&closed, "closed", "Deny what is not allowed.")
+			p.flags(o)
 			o.Switch(&dry, "dry-run", "Change nothing: say what becomes of the sandbox's connections, and of what was denied to it lately.")
 			o.Switch(&asJSON, "json", "Print the network as JSON.")
 		},
 		args: sandboxNames(env, false),
 		run: onSandbox(func(ctx context.Context, client *api.Client, id api.SandboxID) error {
-			p := api.NetworkPolicy{Allow: allow, Deny: deny}
-			if closed {
-				p.Internet = new(bool)
-			}
 			if dry {
-				run, err := client.DryRunNetwork(ctx, id, p)
+				run, err := client.DryRunNetwork(ctx, id, p.policy())
 				if err != nil {
 					return fmt.Errorf("network of sandbox %s: %w", id, err)
 				}
 				return showDryRun(env, run, asJSON)
 			}
-			st, err := client.SetNetwork(ctx, id, p)
+			st, err := client.SetNetwork(ctx, id, p.policy())
 			if err != nil {
 				return fmt.Errorf("network of sandbox %s: %w", id, err)
 			}
@@ -200,6 +197,7 @@ func showDryRun(env *Env, run api.NetworkDryRun, asJSON bool) error {
 
 func networkShapeCommand(env *Env) *command {
 	var in, out, both api.NetworkDirection
+	var quota uint64
 	var asJSON bool
 	return &command{
 		synopsis: "Change how fast and how reliably a sandbox's link is",
@@ -207,8 +205,9 @@ func networkShapeCommand(env *Env) *command {
 		about: `
 Replaces what shapes a sandbox's link, at once; without options nothing does.
 Rates are in bits a second, with the headers of packets. Delay, jitter, loss,
-duplicates and reordering hold in each direction, and need a kernel with netem
-on the node.
+duplicates and reordering hold in each direction; all but loss alone need a
+kernel with netem on the node. Once a quota is used up nothing passes until it
+is raised; what was used stays used.
 
     $ soulbox network shape -in=100mbit -out=20mbit <id>
     $ soulbox network shape -delay=50ms -jitter=10ms -loss=2% <id>`,
@@ -227,6 +226,11 @@ on the node.
 			share("loss", "Share of packets that get lost, as in 2% or 0.02.", &both.Loss)
 			share("duplicate", "Share of packets that arrive twice.", &both.Duplicate)
 			share("reorder", "Share of packets that overtake the delayed ones.", &both.Reorder)
+			o.Func("quota", "<size>", "Bytes that pass in both directions together, as in 10GiB; then nothing does.", nil, func(s string) error {
+				n, err := parseMebibytes(s)
+				quota = uint64(max(n, 0)) << 20 //nolint:gosec // not negative
+				return err
+			})
 			o.Switch(&asJSON, "json", "Print the network as JSON.")
 		},
 		args: sandboxNames(env, false),
@@ -239,8 +243,7 @@ on the node.
 			if err != nil {
 				return err
 			}
-			var s api.NetworkShape
-			s.In, s.Out = both, both
+			s := api.NetworkShape{In: both, Out: both, Quota: quota}
 			s.In.Rate, s.Out.Rate = in.Rate, out.Rate
 			st, err := client.ShapeNetwork(ctx, ids[0], s)
 			if err != nil {

@@ -20,7 +20,9 @@ func networkPublishCommand(env *Env) *command {
 Publishes ports of a sandbox as plain TCP or UDP at its node, and prints where
 they are; without ports it prints those that are published. Whoever reaches
 the node reaches them: there is no key and no TLS but the server's own. They
-end with the sandbox. The node's operator says which ports may be used.
+end with the sandbox. The node's operator says which ports may be used. Where
+the sandbox moves they are published at its new node: under the same number if
+one was named, else under any that is free.
 
     $ soulbox network publish <id> 5432 53/udp
     $ soulbox network publish <id> 20080:80
@@ -66,6 +68,9 @@ func publish(ctx context.Context, client *api.Client, id api.SandboxID, ports []
 	if err != nil || len(ports) == 0 {
 		return list, err
 	}
+	for i := range list {
+		list[i].Node, list[i].Error = "", ""
+	}
 	for _, p := range ports {
 		list = slices.DeleteFunc(list, func(have api.PublishedPort) bool { return have.Proto == p.Proto && have.Port == p.Port })
 		if !remove {
@@ -106,7 +111,14 @@ func showPublished(env *Env, list []api.PublishedPort, asJSON bool) error {
 		if p.Address.IsValid() {
 			host = p.Address.String()
 		}
-		pairs = append(pairs, []string{fmt.Sprintf("%d/%s", p.Port, p.Proto), net.JoinHostPort(host, strconv.Itoa(p.NodePort))})
+		at := net.JoinHostPort(host, strconv.Itoa(p.NodePort))
+		if p.Node != "" {
+			at += " of " + string(p.Node)
+		}
+		if p.Error != "" {
+			at = "not published: " + p.Error
+		}
+		pairs = append(pairs, []string{fmt.Sprintf("%d/%s", p.Port, p.Proto), at})
 	}
 	return printPairs(env.Stdout, pairs)
 }

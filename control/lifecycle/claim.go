@@ -47,7 +47,7 @@ const maxClaims = 4
 
 // pooled reports whether a create asks for nothing that a slot has had to be made with.
 func pooled(p CreateParams, from source) bool {
-	return p.Main == nil && p.Hostname == "" && p.User == "" && p.Cwd == "" && p.Limits == (state.Limits{}) && from.snapshot.ID == ""
+	return p.Main == nil && p.Hostname == "" && p.User == "" && p.Cwd == "" && p.Limits == (state.Limits{}) && !p.joins && from.snapshot.ID == ""
 }
 
 // claim gives a create a slot of a pool: one Raft entry, one call to the node. ok is false where the create must go its own way; pool is
@@ -119,7 +119,11 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 	if err := s.cfg.Crash(CrashAfterClaim); err != nil {
 		return state.Sandbox{}, err
 	}
-	want, err := ClaimRequest(r.Sandbox)
+	owner, err := s.tenantOf(r.Sandbox.Tenant)
+	var want nodeapi.ClaimRequest
+	if err == nil {
+		want, err = ClaimRequest(r.Sandbox, owner)
+	}
 	if err == nil {
 		_, err = node.Claim(ctx, slot.ID, want)
 	}
@@ -150,10 +154,10 @@ func (s *Service) again(old, intent state.Sandbox) (state.Sandbox, error) {
 	return same(old, intent)
 }
 
-// ClaimRequest is what a node is asked for, to give a slot to the sandbox that it has become. It follows from the record alone, so that a claim
+// ClaimRequest is what a node is asked for, to give a slot to the sandbox that it has become. It follows from the records alone, so that a claim
 // that was not heard of is repeated as it was.
-func ClaimRequest(sb state.Sandbox) (nodeapi.ClaimRequest, error) {
-	network, err := networkOf(sb)
+func ClaimRequest(sb state.Sandbox, owner state.Tenant) (nodeapi.ClaimRequest, error) {
+	network, err := networkOf(sb, owner)
 	if err != nil {
 		return nodeapi.ClaimRequest{}, err
 	}

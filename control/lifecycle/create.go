@@ -60,6 +60,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	if p.Network, p.rates, err = shaped(p.Network, owner); err != nil {
 		return state.Sandbox{}, st.list, err
 	}
+	if from.node, p.joins, err = s.beside(p.Caller.Tenant, p.Network, from.node); err != nil {
+		return state.Sandbox{}, st.list, err
+	}
 	sb, pool, ok, err := s.claim(ctx, p, from, st)
 	if ok {
 		return sb, st.list, err
@@ -116,7 +119,7 @@ func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
 		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Owner: p.Caller.User(), Lifecycle: p.Lifecycle,
-		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, RateIn: p.rates.in, RateOut: p.rates.out,
+		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, TemplateNetwork: from.network(), RateIn: p.rates.in, RateOut: p.rates.out,
 		Creator: s.cfg.Run,
 	}
 }
@@ -129,8 +132,11 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
 	want := from.request(request(sb, p))
-	var err error
-	if want.Network, err = networkOf(sb); err != nil {
+	owner, err := s.tenantOf(sb.Tenant)
+	if err == nil {
+		want.Network, err = networkOf(sb, owner)
+	}
+	if err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
 	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: p.dedicated, Node: want, On: from.node}); err != nil {

@@ -143,7 +143,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	want := request(sb, CreateParams{templateOf: ownTemplates(owner)})
 	want.Deadline = end
 	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true, Consume: true}
-	if want.Network, err = networkOf(sb); err != nil {
+	if want.Network, err = networkOf(sb, owner); err != nil {
 		return fail(err)
 	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
@@ -167,6 +167,9 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 			s.cfg.Logger.Warn("sandbox that did not come back is not cleaned up yet", "sandbox", sb.ID, "error", stopErr)
 		}
 		return fail(fmt.Errorf("%w: %w", errGivenUp, ContextCause(within, err)))
+	}
+	if node, err := s.cfg.Fleet.Client(on); err == nil {
+		s.publishAgain(ctx, sb, node)
 	}
 	s.cfg.Logger.Info("sandbox came back on another node", "sandbox", sb.ID, "was", sb.Node, "node", on)
 	return on, nil

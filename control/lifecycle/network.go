@@ -13,8 +13,13 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// layerSandbox is the layer of a policy that the sandbox's own settings make.
-const layerSandbox = "sandbox"
+// The layers of what a sandbox may reach, outermost first.
+const (
+	layerOperator = "operator" // what the tenant's sandboxes may reach at all
+	layerTenant   = "tenant"
+	layerTemplate = "template"
+	layerSandbox  = "sandbox"
+)
 
 // SetNetwork implements API. What the update cannot say stays: who may reach the sandbox's ports, and by which names. The state
 // is written first: where the node cannot be told, the caller learns of it, and a restart of the sandbox has the new settings.
@@ -74,7 +79,7 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	// The node before the record: it knows what its kernel can do.
 	next := sb
 	next.Network = changed
-	want, err := networkOf(next)
+	want, err := networkOf(next, owner)
 	if err == nil {
 		_, err = node.SetNetwork(ctx, id, *want)
 	}
@@ -110,6 +115,9 @@ func (s *Service) JoinNetworks(ctx context.Context, tenant string, id api.Sandbo
 	if err != nil {
 		return err
 	}
+	if err := s.together(sb, list); err != nil {
+		return err
+	}
 	o := optionsOf(n)
 	o.Join = make([]api.NetworkMember, len(list))
 	for i, m := range list {
@@ -120,7 +128,7 @@ func (s *Service) JoinNetworks(ctx context.Context, tenant string, id api.Sandbo
 	if next.Network, err = json.Marshal(n); err != nil {
 		return fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
-	want, err := NetworkOf(next)
+	want, err := s.networkOf(next)
 	if err != nil {
 		return err
 	}
@@ -168,18 +176,27 @@ func (s *Service) SetNetworkPolicy(ctx context.Context, tenant string, id api.Sa
 	return err
 }
 
-// NetworkOf returns the policy that a node is to apply to a sandbox which it has already, in place of the one that it applied before.
-func NetworkOf(sb state.Sandbox) (*nodeapi.Network, error) {
-	want, err := networkOf(sb)
+// NetworkOf returns the policy that a node is to apply to a sandbox of a tenant which it has already, in place of the one that it applied before.
+func NetworkOf(sb state.Sandbox, owner state.Tenant) (*nodeapi.Network, error) {
+	want, err := networkOf(sb, owner)
 	if err == nil && want == nil {
 		want = &nodeapi.Network{}
 	}
 	return want, err
 }
 
+// networkOf is NetworkOf with the tenant as it is by now.
+func (s *Service) networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
+	owner, err := s.tenantOf(sb.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	return NetworkOf(sb, owner)
+}
+
 // applyNetwork tells a running sandbox's node what the state says.
 func (s *Service) applyNetwork(ctx context.Context, sb state.Sandbox) error {
-	want, err := NetworkOf(sb)
+	want, err := s.networkOf(sb)
 	if err != nil {
 		return err
 	}
@@ -209,16 +226,16 @@ func networkConfig(sb state.Sandbox) (n api.NetworkConfig, err error) {
 }
 
 // networkOf returns the policy that a node is asked for; nil where the sandbox asks for nothing in particular.
-func networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
+func networkOf(sb state.Sandbox, owner state.Tenant) (*nodeapi.Network, error) {
 	n, err := networkConfig(sb)
 	if err != nil {
 		return nil, err
 	}
-	var want nodeapi.Network
+	want := nodeapi.Network{Layers: OuterLayers(owner, sb.TemplateNetwork)}
 	if len(n.AllowOut) > 0 || len(n.DenyOut) > 0 || sb.AllowInternetAccess != nil {
-		want.Layers = []nodeapi.NetworkLayer{{Name: layerSandbox, NetworkPolicy: api.NetworkPolicy{
+		want.Layers = append(want.Layers, nodeapi.NetworkLayer{Name: layerSandbox, NetworkPolicy: api.NetworkPolicy{
 			Internet: sb.AllowInternetAccess, Allow: n.AllowOut, Deny: n.DenyOut,
-		}}}
+		}})
 	}
 	if want.Rules, err = rulesOf(n.Rules); err == nil && isGiven(n.EgressProxy) {
 		err = json.Unmarshal(n.EgressProxy, &want.Proxy)

@@ -40,6 +40,7 @@ type CreateParams struct {
 	AllowInternetAccess *bool
 	Network             json.RawMessage // kept as it is
 
+	joins     bool           // private networks: it may have to be on one node
 	rates     rates          // of Network's shape, once it is complete
 	copyOf    *state.Sandbox // where a fork makes it: clients are told of this one's template
 	dedicated bool           // its tenant has nodes of its own

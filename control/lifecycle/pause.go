@@ -167,7 +167,7 @@ func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time,
 		}
 		return "", end, err
 	}
-	network, err := NetworkOf(sb) // it may have changed while it slept
+	network, err := s.networkOf(sb) // it may have changed while it slept
 	if err != nil {
 		return "", end, err
 	}

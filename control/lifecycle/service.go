@@ -55,10 +55,20 @@ type API interface {
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	// SetNetworkPolicy replaces the lists of a running sandbox and whether it may reach the internet, and leaves rules and proxy.
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
+	// NetworkWith returns what a node would be told where a sandbox's own policy were p: that of the layers around it, and p.
+	NetworkWith(tenant string, id api.SandboxID, p api.NetworkPolicy) (nodeapi.Network, error)
+	// TenantNetwork brings the recorded network policy of a tenant to its running sandboxes. Nodes that do not answer get it later.
+	TenantNetwork(ctx context.Context, tenant string) error
 	// ShapeNetwork changes how a running sandbox's link carries packets.
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	// JoinNetworks replaces the private networks that a running sandbox is in.
 	JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error
+	// Published returns the ports of a sandbox that its node listens for, and those that it should.
+	Published(ctx context.Context, tenant string, id api.SandboxID) ([]api.PublishedPort, error)
+	// SetPublished replaces which ports of a running sandbox its node listens for, also where it moves.
+	SetPublished(ctx context.Context, tenant string, id api.SandboxID, want []api.PublishedPort) ([]api.PublishedPort, error)
+	// Elsewhere returns the members of a sandbox's private networks that are on other nodes, where it does not reach them.
+	Elsewhere(tenant string, id api.SandboxID) ([]api.NetworkMember, error)
 	// SetLimits changes limits of a running sandbox. Zero fields stay as they are.
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c LimitChange) (state.Sandbox, error)
 	// NodeOf returns the node that a sandbox is, or was, on. One that never had a node is not running.

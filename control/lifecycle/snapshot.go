@@ -46,7 +46,8 @@ func (s *Service) TakeSnapshot(ctx context.Context, p SnapshotParams) (state.Sna
 		ID: api.NewSnapshotID(), Tenant: sb.Tenant, Name: name, Tag: tag, Description: p.Description, Labels: p.Labels,
 		Sandbox: sb.ID, Parent: sb.Origin, Node: sb.Node, Store: s.storeOf(sb.Node), Memory: true, State: state.SnapshotMaking,
 		Template: sb.Template, Digest: sb.Digest, CPUMillis: sb.CPUMillis, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB, EnvVars: sb.EnvVars,
-		CreatedAt: s.cfg.Now().UTC(), CreatedBy: p.Caller.KeyID, Creator: s.cfg.Run,
+		TemplateNetwork: sb.TemplateNetwork,
+		CreatedAt:       s.cfg.Now().UTC(), CreatedBy: p.Caller.KeyID, Creator: s.cfg.Run,
 	}
 	if _, err := s.cfg.State.Apply(ctx, &state.SnapshotPut{Snapshot: sn}); err != nil {
 		return state.Snapshot{}, stateError(sb.ID, err)

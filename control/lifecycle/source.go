@@ -30,6 +30,14 @@ func (f source) digest() string {
 	return f.template.Digest
 }
 
+// network returns what sandboxes that are made from it may reach.
+func (f source) network() state.NetworkPolicy {
+	if f.snapshot.ID != "" {
+		return f.snapshot.TemplateNetwork
+	}
+	return f.template.Network
+}
+
 // source finds what ref stands for: a snapshot by its id, a template, or a snapshot by its name.
 func (s *Service) source(ctx context.Context, tenant, ref string) (source, error) {
 	if _, err := api.ParseSnapshotID(ref); err == nil {

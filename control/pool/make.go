@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -81,10 +82,14 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, api.Errorf(http.StatusGatewayTimeout, "sandbox_start_timeout",
 		"slot %s was not warm within %s", row.ID, s.cfg.StartTimeout))
 	defer cancel()
+	network, err := s.network(p.Tenant, t)
+	if err != nil {
+		return err
+	}
 	waiter := s.cfg.Fleet.Await(row.ID)
 	defer waiter.Close()
-	err := s.cfg.Placer.Place(within, placement.Request{Tenant: p.Tenant, Node: nodeapi.CreateRequest{
-		ID: row.ID, Template: row.Digest, Profile: p.Profile, QoS: p.QoS, Warm: true,
+	err = s.cfg.Placer.Place(within, placement.Request{Tenant: p.Tenant, Node: nodeapi.CreateRequest{
+		ID: row.ID, Template: row.Digest, Profile: p.Profile, QoS: p.QoS, Warm: true, Network: network,
 		Limits: nodeapi.Limits{CPUMillis: p.CPUMillis, MemoryBytes: p.MemoryMB << 20},
 		// A node that is cut off ends it by itself, some time after this service would have.
 		Deadline: s.cfg.Now().UTC().Add(p.MaxAge + time.Hour),
@@ -112,6 +117,19 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 	}
 	_, err = s.cfg.State.Apply(ctx, &state.SlotIsReady{ID: row.ID, Node: found.Node, At: s.cfg.Now().UTC()})
 	return err
+}
+
+// network returns what a slot may reach before anybody has it.
+func (s *Service) network(tenant string, t state.Template) (*nodeapi.Network, error) {
+	owner, err := s.cfg.State.Tenant(tenant)
+	if err != nil && !errors.Is(err, state.ErrNotFound) {
+		return nil, err
+	}
+	layers := lifecycle.OuterLayers(owner, t.Network)
+	if len(layers) == 0 {
+		return nil, nil
+	}
+	return &nodeapi.Network{Layers: layers}, nil
 }
 
 // maxSaid bounds what of a failed command's output is told.

@@ -33,6 +33,8 @@ func (r *Reconciler) do(ctx context.Context, f facts, a action, tries int) {
 		err = r.deadline(ctx, f, a.found)
 	case limits:
 		err = r.limits(ctx, f, a.found)
+	case network:
+		err = r.network(ctx, f, a.found)
 	case pause:
 		err = r.pause(ctx, f, a.found)
 	case resume:
@@ -145,11 +147,7 @@ func (r *Reconciler) release(ctx context.Context, f facts, found fleet.Found) er
 		if err != nil {
 			return err
 		}
-		want, err := lifecycle.NetworkOf(now)
-		if err != nil {
-			return err
-		}
-		if _, err := node.SetNetwork(ctx, f.id, *want); err != nil && !api.IsNotFound(err) {
+		if err := r.setNetwork(ctx, node, now); err != nil {
 			return err
 		}
 	}
@@ -158,6 +156,43 @@ func (r *Reconciler) release(ctx context.Context, f facts, found fleet.Found) er
 		r.log.Info("what a change held that nobody makes any more is given back", "sandbox", f.id, "run", now.Hold.Run)
 	}
 	return err
+}
+
+// network brings a node to the network policy that is recorded by now.
+func (r *Reconciler) network(ctx context.Context, f facts, found fleet.Found) error {
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err != nil {
+		return err
+	}
+	now, err := r.cfg.State.Sandbox(f.id)
+	if err != nil || now.State != state.Running {
+		return nil // it changed meanwhile
+	}
+	return r.setNetwork(ctx, node, now)
+}
+
+func (r *Reconciler) setNetwork(ctx context.Context, node *nodeapi.Client, sb state.Sandbox) error {
+	owner, err := r.tenant(sb.Tenant)
+	if err != nil {
+		return err
+	}
+	want, err := lifecycle.NetworkOf(sb, owner)
+	if err != nil {
+		return err
+	}
+	if _, err := node.SetNetwork(ctx, sb.ID, *want); err != nil && !api.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
+// tenant returns a tenant's record. One without has no rules of its own.
+func (r *Reconciler) tenant(id string) (state.Tenant, error) {
+	t, err := r.cfg.State.Tenant(id)
+	if errors.Is(err, state.ErrNotFound) {
+		return state.Tenant{ID: id}, nil
+	}
+	return t, err
 }
 
 // claim gives a slot to the sandbox that it is by its record.
@@ -170,7 +205,11 @@ func (r *Reconciler) claim(ctx context.Context, f facts, found fleet.Found) erro
 	if err != nil || now.State != state.Running {
 		return nil // it changed meanwhile
 	}
-	want, err := lifecycle.ClaimRequest(now)
+	owner, err := r.tenant(now.Tenant)
+	if err != nil {
+		return err
+	}
+	want, err := lifecycle.ClaimRequest(now, owner)
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,9 @@ type facts struct {
 	node   nodeFacts        // of record.Node
 	all    bool             // every node of the directory is connected
 	placed *placement.Placed
-	listed bool // placed was asked for: nil means not placed
-	slot   bool // of a pool, which looks after it
+	listed bool   // placed was asked for: nil means not placed
+	slot   bool   // of a pool, which looks after it
+	policy string // what record may reach, as nodeapi.PolicyDigest
 }
 
 // nodeFacts say what is known of a node.
@@ -46,6 +47,7 @@ const (
 	evict         // end copies on nodes where it does not belong
 	deadline      // tell the node its deadline
 	limits        // tell the node its limits
+	network       // tell the node what it may reach
 	pause         // record that it is paused
 	resume        // record that it runs again
 	claim         // give it, a slot still, to whom it is recorded to be
@@ -66,7 +68,7 @@ const deadlineSlack = 10 * time.Millisecond
 type action struct {
 	verb  verb
 	end   state.End   // of end
-	found fleet.Found // of adopt, evict, deadline, limits and release
+	found fleet.Found // of adopt, evict, deadline, limits, network and release
 }
 
 // decide is the whole of what the reconciler knows about right and wrong. It waits out graces by the marks and has no
@@ -232,6 +234,11 @@ func (c *Config) running(f facts, m marks) action {
 			return action{}
 		}
 		return action{verb: limits, found: *here}
+	case here.Sandbox.State == nodeapi.StateRunning && here.Sandbox.Policy != "" && here.Sandbox.Policy != f.policy:
+		if m.age(f.id, fmt.Sprint("network ", f.record.ModifyIndex, f.policy), f.now) < c.StopGrace {
+			return action{}
+		}
+		return action{verb: network, found: *here}
 	}
 	return c.fine(f, m)
 }

@@ -10,8 +10,10 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // parallel is how many calls to nodes and placers one pass makes at a time.
@@ -104,12 +106,31 @@ func (r *Reconciler) try(id api.SandboxID) int {
 	return m.tries
 }
 
+// policy names what a sandbox may reach.
+func (r *Reconciler) policy(sb state.Sandbox) (string, error) {
+	if sb.State != state.Running {
+		return "", nil
+	}
+	owner, err := r.tenant(sb.Tenant)
+	if err != nil {
+		return "", err
+	}
+	want, err := lifecycle.NetworkOf(sb, owner)
+	if err != nil {
+		return "", err
+	}
+	return nodeapi.PolicyDigest(want.Layers), nil
+}
+
 func (r *Reconciler) facts(id api.SandboxID, placed map[api.SandboxID]placement.Placed) (facts, error) {
 	f := facts{now: r.cfg.Now(), id: id, listed: placed != nil}
 	record, err := r.cfg.State.Sandbox(id)
 	switch {
 	case err == nil:
 		f.record = &record
+		if f.policy, err = r.policy(record); err != nil {
+			return facts{}, err
+		}
 	case !errors.Is(err, state.ErrNotFound):
 		return facts{}, err
 	}

@@ -27,6 +27,7 @@ type State interface {
 	Live() ([]state.Sandbox, error)
 	Slot(id api.SandboxID) (state.Slot, error)
 	Snapshots(tenant string) ([]state.Snapshot, error)
+	Tenant(id string) (state.Tenant, error)
 	Tenants() ([]state.Tenant, error)
 	Purgeable(t time.Time, keep, limit int) ([]api.SandboxID, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)

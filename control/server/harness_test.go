@@ -291,6 +291,33 @@ func (f *fakeLifecycle) SetNetworkPolicy(ctx context.Context, tenant string, id 
 	return err
 }
 
+func (f *fakeLifecycle) NetworkWith(tenant string, id api.SandboxID, p api.NetworkPolicy) (nodeapi.Network, error) {
+	_, err := f.find(tenant, id)
+	return nodeapi.Network{Layers: []nodeapi.NetworkLayer{{Name: "sandbox", NetworkPolicy: p}}}, err
+}
+
+func (f *fakeLifecycle) Published(ctx context.Context, tenant string, id api.SandboxID) ([]api.PublishedPort, error) {
+	node, err := f.NodeFor(ctx, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	return node.Published(ctx, id)
+}
+
+func (f *fakeLifecycle) SetPublished(ctx context.Context, tenant string, id api.SandboxID, want []api.PublishedPort) ([]api.PublishedPort, error) {
+	node, err := f.NodeFor(ctx, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	return node.SetPublished(ctx, id, want)
+}
+
+func (f *fakeLifecycle) Elsewhere(string, api.SandboxID) ([]api.NetworkMember, error) {
+	return nil, nil
+}
+
+func (f *fakeLifecycle) TenantNetwork(context.Context, string) error { return nil }
+
 func (f *fakeLifecycle) ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, s api.NetworkShape) error {
 	_, err := f.SetNetwork(ctx, tenant, id, api.NetworkConfig{SoulBox: &api.NetworkOptions{Shape: &s}}, nil)
 	return err

@@ -5,7 +5,6 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
-	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // sandboxAndBody returns the sandbox that a request names, and reads its body into v.
@@ -38,6 +37,9 @@ func (s *Server) getNetwork(w http.ResponseWriter, r *http.Request) error {
 	}
 	st, err := node.Network(r.Context(), id)
 	if err != nil {
+		return err
+	}
+	if st.Elsewhere, err = s.cfg.Lifecycle.Elsewhere(tenant(r), id); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, st)
@@ -92,7 +94,11 @@ func (s *Server) dryRunNetwork(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out, err := node.DryRunNetwork(r.Context(), id, nodeapi.Network{Layers: []api.NetworkLayer{{Name: "sandbox", NetworkPolicy: req}}})
+	want, err := s.cfg.Lifecycle.NetworkWith(tenant(r), id, req)
+	if err != nil {
+		return err
+	}
+	out, err := node.DryRunNetwork(r.Context(), id, want)
 	if err != nil {
 		return err
 	}
@@ -121,11 +127,11 @@ func (s *Server) testNetwork(w http.ResponseWriter, r *http.Request) error {
 
 // getPublished is GET /v1/sandboxes/{id}/published.
 func (s *Server) getPublished(w http.ResponseWriter, r *http.Request) error {
-	id, node, err := s.node(r)
+	id, err := sandboxID(r)
 	if err != nil {
 		return err
 	}
-	list, err := node.Published(r.Context(), id)
+	list, err := s.cfg.Lifecycle.Published(r.Context(), tenant(r), id)
 	if err != nil {
 		return err
 	}
@@ -133,18 +139,14 @@ func (s *Server) getPublished(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// putPublished is PUT /v1/sandboxes/{id}/published. Ports are the node's to keep: they end with the sandbox there.
+// putPublished is PUT /v1/sandboxes/{id}/published.
 func (s *Server) putPublished(w http.ResponseWriter, r *http.Request) error {
 	var req api.PublishedPorts
 	id, err := s.sandboxAndBody(w, r, false, &req)
 	if err != nil {
 		return err
 	}
-	node, err := s.cfg.Lifecycle.NodeFor(r.Context(), tenant(r), id)
-	if err != nil {
-		return err
-	}
-	list, err := node.SetPublished(r.Context(), id, req.Ports)
+	list, err := s.cfg.Lifecycle.SetPublished(r.Context(), tenant(r), id, req.Ports)
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,11 @@ func (s stateTemplates) Import(ctx context.Context, who auth.Identity, name, _ s
 	return r.Template, err
 }
 
+func (s stateTemplates) SetNetwork(ctx context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error) {
+	r, err := s.Server.Apply(ctx, &state.TemplateNetwork{Tenant: tenant, Name: name, Network: p})
+	return r.Template, err
+}
+
 func withRights(t *testing.T, change ...func(*Config)) *rights {
 	t.Helper()
 	st, err := state.Open(state.Config{})
@@ -251,7 +256,8 @@ func TestRights_cannotBeRaised(t *testing.T) {
 		`{"role":"viewer","everywhere":true,"subjects":[{"kind":"user","id":"corp/me"}]}`: "POST /v1/bindings",
 		`{"id":"fourth"}`:                                                                 "POST /v1/tenants",
 		`{"defaults":{"cpu_millis":1,"memory_mb":1,"disk_mb":1,"timeout_seconds":1}}`:     "PATCH /v1/tenants/acme",
-		`{}`: "POST /v1/tenants/acme/suspend",
+		`{"network_bound":{}}`:                                                            "PATCH /v1/tenants/acme",
+		`{}`:                                                                              "POST /v1/tenants/acme/suspend",
 	} {
 		method, p, _ := strings.Cut(path, " ")
 		x.as(ta, method, p, body).mustFail(t, 403, api.CodeForbidden)
@@ -267,6 +273,29 @@ func TestRights_cannotBeRaised(t *testing.T) {
 	x.as(local, "POST", "/v1/tenants", `{"id":"fifth"}`).mustFail(t, 403, api.CodeForbidden)
 	x.as(local, "POST", "/v1/keys", `{"name":"x","everywhere":true}`).mustFail(t, 403, api.CodeForbidden)
 	x.as(local, "POST", "/api-keys", `{"name":"x","tenant":"other"}`).mustFail(t, 404, api.CodeNotFound)
+}
+
+func TestTenantNetwork_isOfTwoWhoDoNotLiftEachOthers(t *testing.T) {
+	x := withRights(t)
+	ta := x.key("acme", rbac.RoleTenantAdmin)
+	const path = "/v1/tenants/acme"
+	must.Eq(t, 200, x.as(x.admin, "PATCH", path, `{"network_bound":{"internet":false,"allow":["*.example.com:443"]}}`).status)
+	must.Eq(t, 200, x.as(ta, "PUT", path+"/network", `{"deny":["198.51.100.0/24"]}`).status)
+	must.StrContains(t, x.as(ta, "GET", path, "").body,
+		`"network_bound":{"internet":false,"allow":["*.example.com:443"]},"network":{"deny":["198.51.100.0/24"]}`)
+	x.as(x.key("acme", rbac.RoleDeveloper), "PUT", path+"/network", `{}`).mustFail(t, 403, api.CodeForbidden)
+	x.as(ta, "PUT", "/v1/tenants/other/network", `{}`).mustFail(t, 404, api.CodeNotFound)
+	must.Eq(t, 200, x.as(ta, "PUT", path+"/network", `{}`).status)
+	must.StrContains(t, x.as(ta, "GET", path, "").body, `"allow":["*.example.com:443"]},"network":{},`)
+
+	must.StrContains(t, x.as(ta, "PUT", path+"/network", `{"deny":["300.1.1.1"]}`).mustFail(t, 400, api.CodeInvalid), `network.deny: entry "300.1.1.1"`)
+	must.StrContains(t, x.as(x.admin, "POST", "/v1/tenants", `{"id":"sixth","network_bound":{"allow":["a b"]}}`).mustFail(t, 400, api.CodeInvalid), `network_bound.allow`)
+	must.StrContains(t, x.as(x.admin, "PUT", "/v1/templates/base/network", `{"deny":["tcp://x.y:0"]}`).mustFail(t, 400, api.CodeInvalid), `network.deny`)
+	x.as(x.key("acme", rbac.RoleViewer), "PUT", "/v1/templates/base/network", `{}`).mustFail(t, 403, api.CodeForbidden)
+	must.StrContains(t, x.as(x.key("acme", rbac.RoleDeveloper), "PUT", "/v1/templates/base/network", `{"deny":["1.1.1.1"]}`).body, `"network":{"deny":["1.1.1.1"]}`)
+	long := strings.Repeat("a", 63) + "." + strings.Repeat("b", 63) + "." + strings.Repeat("c", 63)
+	big := `"` + strings.Repeat(long+`","`, 400) + `x.org"`
+	must.StrContains(t, x.as(ta, "PUT", path+"/network", `{"deny":[`+big+`]}`).mustFail(t, 400, api.CodeInvalid), "65536 are kept")
 }
 
 func TestTenant_lives(t *testing.T) {

@@ -166,6 +166,7 @@ func (s *Server) routes() []route {
 		{pattern: "POST /v1/tenants", handle: s.createTenant, needs: can(rbac.Tenant, rbac.Create)},
 		{pattern: "GET /v1/tenants/{tenant}", handle: s.tenant, needs: can(rbac.Tenant, rbac.Read)},
 		{pattern: "PATCH /v1/tenants/{tenant}", handle: s.updateTenant, needs: can(rbac.Tenant, rbac.Update)},
+		{pattern: "PUT /v1/tenants/{tenant}/network", handle: s.setTenantNetwork, needs: can(rbac.Network, rbac.Admin)},
 		{pattern: "POST /v1/tenants/{tenant}/suspend", handle: s.suspendTenant, needs: can(rbac.Tenant, rbac.Admin)},
 		{pattern: "POST /v1/tenants/{tenant}/resume", handle: s.resumeTenant, needs: can(rbac.Tenant, rbac.Admin)},
 		{pattern: "DELETE /v1/tenants/{tenant}", handle: s.deleteTenant, needs: can(rbac.Tenant, rbac.Delete)},
@@ -175,6 +176,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/operator/snapshot", handle: s.saveState, stream: true, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/operator/snapshot", handle: s.restoreState, stream: true, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
+		{pattern: "PUT /v1/templates/{name}/network", handle: s.templateNetwork, needs: can(rbac.Template, rbac.Update)},
 		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate, needs: can(rbac.Template, rbac.Delete)},
 	}...)
 }

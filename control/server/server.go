@@ -45,9 +45,14 @@ type Lifecycle interface {
 	Fork(ctx context.Context, caller auth.Identity, id api.SandboxID, count int, d time.Duration) ([]lifecycle.Forked, error)
 	SetNetwork(ctx context.Context, tenant string, id api.SandboxID, n api.NetworkConfig, internet *bool) (state.Sandbox, error)
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
+	NetworkWith(tenant string, id api.SandboxID, p api.NetworkPolicy) (nodeapi.Network, error)
+	TenantNetwork(ctx context.Context, tenant string) error
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	// JoinNetworks replaces the private networks that a running sandbox is in.
 	JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error
+	Published(ctx context.Context, tenant string, id api.SandboxID) ([]api.PublishedPort, error)
+	SetPublished(ctx context.Context, tenant string, id api.SandboxID, want []api.PublishedPort) ([]api.PublishedPort, error)
+	Elsewhere(tenant string, id api.SandboxID) ([]api.NetworkMember, error)
 	SetLimits(ctx context.Context, tenant string, id api.SandboxID, c lifecycle.LimitChange) (state.Sandbox, error)
 	NodeOf(ctx context.Context, tenant string, id api.SandboxID) (*nodeapi.Client, error)
 	Health(ctx context.Context, tenant string, id api.SandboxID) (lifecycle.Health, error)
@@ -74,6 +79,8 @@ type Templates interface {
 	Untag(ctx context.Context, tenant, name string, tags []string) error
 	// Publish opens a template to other tenants, or closes it.
 	Publish(ctx context.Context, tenant, name string, public bool) (state.Template, error)
+	// SetNetwork says what sandboxes of a template may reach that are made from then on.
+	SetNetwork(ctx context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error)
 }
 
 // Fleet shows the nodes; fleet.Fleet is one. It answers from memory.

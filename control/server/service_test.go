@@ -62,6 +62,10 @@ func (f *fakeTemplates) Untag(_ context.Context, tenant, name string, tags []str
 	return f.err
 }
 
+func (f *fakeTemplates) SetNetwork(_ context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error) {
+	return state.Template{Tenant: tenant, Name: name, Network: p}, nil
+}
+
 func (f *fakeTemplates) Publish(_ context.Context, tenant, name string, public bool) (state.Template, error) {
 	f.tenant, f.name, f.content = tenant, name, fmt.Sprint(public)
 	return testTemplate(name), f.err

@@ -90,6 +90,25 @@ func (s *Server) importTemplate(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// templateNetwork is PUT /v1/templates/{name}/network.
+func (s *Server) templateNetwork(w http.ResponseWriter, r *http.Request) error {
+	name, err := templateName(r)
+	var req api.NetworkPolicy
+	if err := firstOf(err, s.needTemplates(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
+		return err
+	}
+	p, err := layerOf("network", req)
+	if err != nil {
+		return err
+	}
+	t, err := s.cfg.Templates.SetNetwork(r.Context(), tenant(r), name, p)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, templateView(t))
+	return nil
+}
+
 // deleteTemplate is DELETE /v1/templates/{name}.
 func (s *Server) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
 	name, err := templateName(r)
@@ -102,6 +121,7 @@ func (s *Server) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
 func templateView(t state.Template) api.Template {
 	return api.Template{
 		Name: t.Name, Digest: t.Digest, Bytes: t.Bytes, Files: t.Files, Source: t.Source, User: t.User, Cwd: t.Cwd, Env: t.Env,
+		Network:   api.NetworkPolicy(t.Network),
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: utc(t.UpdatedAt),
 	}
 }

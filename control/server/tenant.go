@@ -1,13 +1,16 @@
 package server
 
 import (
+	"context"
 	"net/http"
+	"reflect"
 	"slices"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 )
 
 // tenants is GET /v1/tenants: those that the caller has a role in.
@@ -66,8 +69,17 @@ func (s *Server) createTenant(w http.ResponseWriter, r *http.Request) error {
 	if err := firstOf(s.needPolicy(), s.mustEverywhere(r, requestOf(r).access.needs), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
 		return err
 	}
+	bound, err := layerOf("network_bound", req.NetworkBound)
+	if err != nil {
+		return err
+	}
+	network, err := layerOf("network", req.Network)
+	if err != nil {
+		return err
+	}
 	now := time.Now().UTC()
 	t := state.Tenant{
+		NetworkBound: bound, Network: network,
 		ID: req.ID, Name: req.Name, Labels: req.Labels, Defaults: defaultsOf(req.Defaults), Maximums: defaultsOf(req.Maximums),
 		Isolation: isolationOf(req.Isolation),
 		CreatedAt: now, UpdatedAt: now, CreatedBy: caller(r).User(),
@@ -89,12 +101,22 @@ func (s *Server) updateTenant(w http.ResponseWriter, r *http.Request) error {
 	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
 		return err
 	}
-	if req.Defaults != nil || req.Maximums != nil || req.Isolation != nil {
+	if req.Defaults != nil || req.Maximums != nil || req.Isolation != nil || req.NetworkBound != nil {
 		if err := s.mustEverywhere(r, requestOf(r).access.needs); err != nil {
 			return err
 		}
 	}
+	var bound state.NetworkPolicy
+	if req.NetworkBound != nil {
+		var err error
+		if bound, err = layerOf("network_bound", *req.NetworkBound); err != nil {
+			return err
+		}
+	}
 	return s.changeTenant(w, r, func(t *state.Tenant) {
+		if req.NetworkBound != nil {
+			t.NetworkBound = bound
+		}
 		if req.Name != nil {
 			t.Name = *req.Name
 		}
@@ -141,15 +163,46 @@ func (s *Server) changeTenant(w http.ResponseWriter, r *http.Request, change fun
 	if err != nil {
 		return err
 	}
-	index := t.ModifyIndex
+	index, bound, network := t.ModifyIndex, t.NetworkBound, t.Network
 	change(&t)
 	t.UpdatedAt = time.Now().UTC()
 	res, err := s.cfg.Policy.Apply(r.Context(), &state.TenantPut{Tenant: t, Index: index})
 	if err != nil {
 		return err
 	}
+	if !reflect.DeepEqual(bound, t.NetworkBound) || !reflect.DeepEqual(network, t.Network) {
+		within, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), tenantNetworkTime)
+		defer cancel()
+		if err := s.cfg.Lifecycle.TenantNetwork(within, t.ID); err != nil {
+			return err
+		}
+	}
 	writeJSON(w, http.StatusOK, tenantView(res.Tenant))
 	return nil
+}
+
+// tenantNetworkTime is how long nodes have to take a tenant's network policy before the change is answered without them.
+const tenantNetworkTime = 5 * time.Second
+
+// setTenantNetwork is PUT /v1/tenants/{tenant}/network: the tenant's own policy, which is its administrators' to say.
+func (s *Server) setTenantNetwork(w http.ResponseWriter, r *http.Request) error {
+	var req api.NetworkPolicy
+	if err := s.decodeBody(w, r, maxJSONBytes, false, &req); err != nil {
+		return err
+	}
+	p, err := layerOf("network", req)
+	if err != nil {
+		return err
+	}
+	return s.changeTenant(w, r, func(t *state.Tenant) { t.Network = p })
+}
+
+// layerOf checks a network policy that is kept for a tenant or a template.
+func layerOf(field string, p api.NetworkPolicy) (state.NetworkPolicy, error) {
+	if _, err := policy.ParseLayer(field, policy.Spec(p)); err != nil {
+		return state.NetworkPolicy{}, invalid("%s.%s", field, err)
+	}
+	return state.NetworkPolicy(p), nil
 }
 
 // deleteTenant is DELETE /v1/tenants/{tenant}.
@@ -168,7 +221,7 @@ func (s *Server) deleteTenant(w http.ResponseWriter, r *http.Request) error {
 
 // inPath makes the tenant that a path names the one that the request is about.
 func (s *Server) inPath(r *http.Request, req *request, rt *route) error {
-	if id := r.PathValue("tenant"); id != "" && rt.needs.Resource == rbac.Tenant {
+	if id := r.PathValue("tenant"); id != "" && (rt.needs.Resource == rbac.Tenant || rt.needs.Resource == rbac.Network) {
 		return s.actIn(req, id)
 	}
 	return nil
@@ -184,7 +237,8 @@ func tenantView(t state.Tenant) api.Tenant {
 	out := api.Tenant{
 		ID: t.ID, Name: t.Name, Labels: t.Labels, Suspended: t.Suspended, SuspendedAt: utc(t.SuspendedAt), Reason: t.Reason,
 		Defaults: defaultsView(t.Defaults), Maximums: defaultsView(t.Maximums),
-		Isolation: api.TenantIsolation{Network: level(t.Isolation.Network), Storage: level(t.Isolation.Storage), Compute: level(t.Isolation.Compute)},
+		Isolation:    api.TenantIsolation{Network: level(t.Isolation.Network), Storage: level(t.Isolation.Storage), Compute: level(t.Isolation.Compute)},
+		NetworkBound: api.NetworkPolicy(t.NetworkBound), Network: api.NetworkPolicy(t.Network),
 		CreatedAt: utc(t.CreatedAt), CreatedBy: t.CreatedBy, UpdatedAt: utc(t.UpdatedAt),
 	}
 	if out.Labels == nil {

@@ -23,6 +23,7 @@ const (
 	typeSandboxLimits   commandType = 12
 	typeSandboxHold     commandType = 13
 	typeSandboxUnhold   commandType = 14
+	typeSandboxPublish  commandType = 15
 	typeKeyPut          commandType = 16
 	typeKeyDelete       commandType = 17
 	typeKeyBootstrap    commandType = 18
@@ -33,6 +34,7 @@ const (
 	typeTemplatePut     commandType = 32
 	typeTemplateDelete  commandType = 33
 	typeTemplatePublish commandType = 34
+	typeTemplateNetwork commandType = 35
 	typeSnapshotPut     commandType = 96
 	typeSnapshotEnd     commandType = 97
 	typeSnapshotDelete  commandType = 98
@@ -71,6 +73,7 @@ var commands = map[commandType]func() Command{
 	typeSandboxLimits:   func() Command { return new(SandboxLimits) },
 	typeSandboxHold:     func() Command { return new(SandboxHold) },
 	typeSandboxUnhold:   func() Command { return new(SandboxUnhold) },
+	typeSandboxPublish:  func() Command { return new(SandboxPublish) },
 	typeKeyPut:          func() Command { return new(KeyPut) },
 	typeKeyDelete:       func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
@@ -78,6 +81,7 @@ var commands = map[commandType]func() Command{
 	typeTemplatePut:     func() Command { return new(TemplatePut) },
 	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
 	typeTemplatePublish: func() Command { return new(TemplatePublish) },
+	typeTemplateNetwork: func() Command { return new(TemplateNetwork) },
 	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
 	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
 	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },

@@ -90,6 +90,7 @@ func script() []Command {
 		&SnapshotDelete{Tenant: DefaultTenant, ID: snapID(3)},
 		&SandboxResumed{ID: id(1), Node: "n2", At: at(20), EndAt: at(500), MaxEnd: at(90_000), Timeout: time.Minute},
 		&TemplatePublish{Tenant: DefaultTenant, Name: "base", Public: true},
+		&TemplateNetwork{Tenant: DefaultTenant, Name: "base", Network: NetworkPolicy{Deny: []string{"198.51.100.0/24"}}},
 	}
 	list = append(list, identityScript(len(list))...)
 	list = append(list, ringScript()...)

@@ -23,6 +23,10 @@ type Tenant struct {
 	Maximums  TenantDefaults  `codec:"maximums"` // of any one sandbox. Zero: the service's own
 	Isolation TenantIsolation `codec:"isolation"`
 
+	// What its sandboxes may reach, whatever they say themselves: NetworkBound is the operator's word, Network the tenant's own.
+	NetworkBound NetworkPolicy `codec:"network_bound"`
+	Network      NetworkPolicy `codec:"network"`
+
 	CreatedAt   time.Time `codec:"created_at"`
 	CreatedBy   string    `codec:"created_by"`
 	UpdatedAt   time.Time `codec:"updated_at"`
@@ -144,6 +148,12 @@ func (c *TenantPut) check() error {
 		if v.n > MaxBandwidth {
 			return limitErrorf(v.name, "is %d Mbit/s, at most %d are allowed", v.n, int64(MaxBandwidth))
 		}
+	}
+	if err := c.Tenant.NetworkBound.check("network_bound"); err != nil {
+		return err
+	}
+	if err := c.Tenant.Network.check("network"); err != nil {
+		return err
 	}
 	for _, v := range []struct {
 		name  string

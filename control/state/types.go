@@ -114,6 +114,9 @@ type Sandbox struct {
 
 	AllowInternetAccess *bool  `codec:"allow_internet_access"`
 	Network             []byte `codec:"network"` // JSON as requested
+	// TemplateNetwork is what its template allowed when it was made: it stays, whatever becomes of the template.
+	TemplateNetwork NetworkPolicy `codec:"template_network"`
+	Published       []Published   `codec:"published"`
 
 	// EnvdToken is what clients of its processes and files must show, TrafficToken what clients of its other ports must. Empty:
 	// nothing.
@@ -200,27 +203,28 @@ const bootstrapCreator = "bootstrap"
 
 // Template is a root file system that nodes hold under its digest.
 type Template struct {
-	Tenant      string    `codec:"tenant"`
-	Name        string    `codec:"name"`
-	Digest      string    `codec:"digest"` // sha256:<hex> over its canonical listing
-	Bytes       int64     `codec:"bytes"`
-	Files       int64     `codec:"files"`
-	Source      string    `codec:"source"` // what it was imported from, for people
-	User        string    `codec:"user"`
-	Cwd         string    `codec:"cwd"`
-	Env         []string  `codec:"env"`
-	TemplateID  string    `codec:"template_id"` // the same as long as its name exists; empty in records of before: made of the name
-	BuildID     string    `codec:"build_id"`    // a UUID; empty: made of the digest
-	BuildKey    string    `codec:"build_key"`   // of what it was built from and by; equal ones have equal content. Empty: not built
-	Public      bool      `codec:"public"`      // others may use it, with its tenant before its name
-	CPUMillis   int64     `codec:"cpu_millis"`  // of its sandboxes, where nobody says otherwise; 0: the service's default
-	MemoryMB    int64     `codec:"memory_mb"`   // the same, in MiB
-	StartCmd    string    `codec:"start_cmd"`   // is started with each of its sandboxes
-	ReadyCmd    string    `codec:"ready_cmd"`   // succeeds once StartCmd serves
-	SpawnCount  int64     `codec:"spawn_count"` // sandboxes that were made of it
-	SpawnedAt   time.Time `codec:"spawned_at"`  // when the last one was
-	CreatedAt   time.Time `codec:"created_at"`
-	UpdatedAt   time.Time `codec:"updated_at"`
-	CreateIndex uint64    `codec:"create_index"`
-	ModifyIndex uint64    `codec:"modify_index"`
+	Tenant      string        `codec:"tenant"`
+	Name        string        `codec:"name"`
+	Digest      string        `codec:"digest"` // sha256:<hex> over its canonical listing
+	Bytes       int64         `codec:"bytes"`
+	Files       int64         `codec:"files"`
+	Source      string        `codec:"source"` // what it was imported from, for people
+	User        string        `codec:"user"`
+	Cwd         string        `codec:"cwd"`
+	Env         []string      `codec:"env"`
+	TemplateID  string        `codec:"template_id"` // the same as long as its name exists; empty in records of before: made of the name
+	BuildID     string        `codec:"build_id"`    // a UUID; empty: made of the digest
+	BuildKey    string        `codec:"build_key"`   // of what it was built from and by; equal ones have equal content. Empty: not built
+	Public      bool          `codec:"public"`      // others may use it, with its tenant before its name
+	CPUMillis   int64         `codec:"cpu_millis"`  // of its sandboxes, where nobody says otherwise; 0: the service's default
+	MemoryMB    int64         `codec:"memory_mb"`   // the same, in MiB
+	StartCmd    string        `codec:"start_cmd"`   // is started with each of its sandboxes
+	ReadyCmd    string        `codec:"ready_cmd"`   // succeeds once StartCmd serves
+	Network     NetworkPolicy `codec:"network"`     // of its sandboxes that are made from then on
+	SpawnCount  int64         `codec:"spawn_count"` // sandboxes that were made of it
+	SpawnedAt   time.Time     `codec:"spawned_at"`  // when the last one was
+	CreatedAt   time.Time     `codec:"created_at"`
+	UpdatedAt   time.Time     `codec:"updated_at"`
+	CreateIndex uint64        `codec:"create_index"`
+	ModifyIndex uint64        `codec:"modify_index"`
 }

@@ -44,6 +44,8 @@ type Snapshot struct {
 	MemoryMB  int64             `codec:"memory_mb"`
 	DiskMB    int64             `codec:"disk_mb"`
 	EnvVars   map[string]string `codec:"env_vars"`
+	// TemplateNetwork is the sandbox's.
+	TemplateNetwork NetworkPolicy `codec:"template_network"`
 
 	Bytes  int64 `codec:"bytes"`  // of memory and files together, before anything is shared or compressed
 	Stored int64 `codec:"stored"` // bytes that it added to the store

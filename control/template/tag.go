@@ -167,6 +167,23 @@ func (s *Service) Publish(ctx context.Context, tenant, name string, public bool)
 	return res.Template, nil
 }
 
+// SetNetwork says what sandboxes of a template, with all its tags, may reach that are made from then on.
+func (s *Service) SetNetwork(ctx context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error) {
+	name, err := s.spelled(tenant, name)
+	if err != nil {
+		return state.Template{}, err
+	}
+	base, _ := Split(name)
+	res, err := s.cfg.State.Apply(ctx, &state.TemplateNetwork{Tenant: tenant, Name: base, Network: p})
+	if errors.Is(err, state.ErrNotFound) {
+		return state.Template{}, api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %.80q does not exist, or was imported on a node", base)
+	}
+	if err != nil {
+		return state.Template{}, fmt.Errorf("network of template %s: %w", base, err)
+	}
+	return res.Template, nil
+}
+
 // published returns a template that another tenant lets everybody use; the zero value where there is none.
 func (s *Service) published(owner, name string) (state.Template, error) {
 	base, _ := Split(name)

@@ -50,7 +50,11 @@ func (n *Node) Claim(ctx context.Context, id api.SandboxID, req nodeapi.ClaimReq
 	if err := checkDeadline(req.Deadline, time.Now()); err != nil {
 		return nodeapi.Sandbox{}, err
 	}
-	if req.Network != nil && n.network != nil {
+	same, err := sameNetwork(rec.Network, req.Network)
+	if err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	if req.Network != nil && !same && n.network != nil {
 		if _, err := n.SetNetwork(id, *req.Network); err != nil {
 			return nodeapi.Sandbox{}, err
 		}

@@ -182,8 +182,16 @@ func (n *Node) adoptSlot(ctx context.Context, b *box, want *nodeapi.Network) fun
 func (n *Node) loseSlot(b *box) {
 	n.giveSlot(b)
 	b.mu.Lock()
-	b.rec.Slot = nil
+	b.rec.Slot, b.rec.Sandbox.Policy = nil, ""
 	b.mu.Unlock()
+}
+
+// digestOf names what settings let a sandbox reach.
+func digestOf(want *nodeapi.Network) string {
+	if want == nil {
+		want = &nodeapi.Network{}
+	}
+	return nodeapi.PolicyDigest(want.Layers)
 }
 
 // holdSlot gives a box its slot, with its policy and its shape. netns is the slot's namespace where the slot itself does not have it. The
@@ -202,10 +210,12 @@ func (n *Node) holdSlot(b *box, s *network.Slot, netns *os.File, want *nodeapi.N
 	}
 	b.mu.Lock()
 	b.slot, b.rec.Network, b.rec.Slot = s, want, &ref
+	b.rec.Sandbox.Policy = digestOf(want)
 	n.attach(b, st)
+	used := b.rec.Carried
 	b.mu.Unlock()
 	if want != nil { // on error the creation fails, and the slot is given back with it
-		return n.shapeSlot(s, netns, want.Shape, nil)
+		return n.shapeSlot(s, netns, want.Shape, nil, used)
 	}
 	return nil
 }
@@ -221,6 +231,7 @@ func (n *Node) giveSlot(b *box) {
 	if s == nil {
 		return
 	}
+	n.keepUsed(b, s)
 	n.resolver.Detach(s.Addr)
 	n.proxy.Detach(s.Addr)
 	if err := n.network.Give(s); err != nil {
@@ -244,7 +255,7 @@ func (n *Node) recoverSlot(b *box) {
 		n.log.Error("sandbox has lost its network", "sandbox", b.id, "error", err)
 		return
 	}
-	b.slot = s
+	b.slot, b.rec.Sandbox.Policy = s, digestOf(b.rec.Network)
 	st, err := n.settings(b.rec.Network)
 	if err == nil {
 		_, jerr := n.network.Join(s, memberships(b.rec.Network)) // before: what is a peer's is not cut
@@ -256,6 +267,11 @@ func (n *Node) recoverSlot(b *box) {
 		return
 	}
 	n.attach(b, st)
+	if want := b.rec.Network; want != nil && want.Shape != nil { // as the kernel has it; this daemon must know what it has done
+		if err := n.reshape(b, s, want.Shape, nil); err != nil {
+			n.log.Error("link of sandbox is not shaped as it was", "sandbox", b.id, "error", err)
+		}
+	}
 }
 
 // slotOf returns the slot of a running sandbox, and its policy.
@@ -339,6 +355,10 @@ func (n *Node) replaceNetwork(b *box, s *network.Slot, want nodeapi.Network, st 
 	cut += parted
 	b.mu.Lock()
 	n.attach(b, st)
+	if digest := digestOf(&want); digest != b.rec.Sandbox.Policy {
+		b.rec.Sandbox.Policy = digest
+		n.tell(b, nodeapi.EventUpdated)
+	}
 	b.mu.Unlock()
 	n.log.Info("network policy changed", "sandbox", b.id, "layers", len(want.Layers), "connections_ended", cut)
 	return len(want.Rules) > 0 && (old == nil || len(old.Rules) == 0), nil
@@ -448,6 +468,9 @@ func (n *Node) NetworkStatus(id api.SandboxID) (nodeapi.NetworkStatus, error) {
 	}
 	if want != nil {
 		st.Rules, st.Shape = withoutValues(want.Rules), want.Shape
+		if st.Quota, err = n.quotaOf(s); err != nil {
+			return st, err
+		}
 		if want.Proxy != nil {
 			st.Proxy = want.Proxy.Address
 		}

@@ -316,6 +316,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.wg.Go(func() { n.sync.run(n.ctx) })
 	n.wg.Go(func() { n.deadlines.run(n.ctx) })
 	n.wg.Go(func() { n.keepHouse(n.ctx) })
+	n.wg.Go(func() { n.watchQuotas(n.ctx) })
 	n.wg.Go(func() { n.sampler.Run(n.ctx) })
 	err := n.serve(n.ctx)
 	if cerr := n.Close(); err == nil {

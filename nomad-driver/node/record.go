@@ -42,6 +42,7 @@ type record struct {
 	Network *nodeapi.Network    `json:"network,omitempty"`
 	Slot    *network.Ref        `json:"network_slot,omitempty"`
 
+	Carried   uint64                  `json:"carried_bytes,omitempty"` // of its network quota, by links that it had before
 	Published []nodeapi.PublishedPort `json:"published,omitempty"`
 	Pause     *pauseRecord            `json:"pause,omitempty"`    // where paused
 	Claim     string                  `json:"claim,omitempty"`    // SHA-256 of the request that claimed it, where it was made warm

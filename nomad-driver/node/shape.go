@@ -27,7 +27,8 @@ func checkShape(s *nodeapi.NetworkShape) error {
 }
 
 // shapeSlot changes how a sandbox's link carries packets. Where the kernel cannot do what is wanted the link is as it was before.
-func (n *Node) shapeSlot(s *network.Slot, netns *os.File, want, had *nodeapi.NetworkShape) error {
+// used is what counts as carried where the link has no quota yet.
+func (n *Node) shapeSlot(s *network.Slot, netns *os.File, want, had *nodeapi.NetworkShape, used uint64) error {
 	next, last := nodeapi.NetworkShape{}, nodeapi.NetworkShape{}
 	if want != nil {
 		next = *want
@@ -38,11 +39,17 @@ func (n *Node) shapeSlot(s *network.Slot, netns *os.File, want, had *nodeapi.Net
 	if next == last {
 		return nil
 	}
-	err := n.network.Shape(s, netns, shape.Direction(next.In), shape.Direction(next.Out))
+	set := func(to nodeapi.NetworkShape) error {
+		if err := n.network.Shape(s, netns, shape.Direction(to.In), shape.Direction(to.Out)); err != nil {
+			return err
+		}
+		return n.network.SetQuota(s, to.Quota, used)
+	}
+	err := set(next)
 	if err == nil {
 		return nil
 	}
-	undo := n.network.Shape(s, netns, shape.Direction(last.In), shape.Direction(last.Out))
+	undo := set(last)
 	if errors.Is(err, shape.ErrUnsupported) && undo == nil {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "network.shape: %s", err)
 	}
@@ -58,7 +65,10 @@ func (n *Node) reshape(b *box, s *network.Slot, want, had *nodeapi.NetworkShape)
 	if err != nil {
 		return err
 	}
-	return errors.Join(n.shapeSlot(s, netns, want, had), netns.Close())
+	b.mu.Lock()
+	used := b.rec.Carried
+	b.mu.Unlock()
+	return errors.Join(n.shapeSlot(s, netns, want, had, used), netns.Close())
 }
 
 // netns opens the network namespace of a sandbox that runs.

@@ -45,7 +45,7 @@ func (n *Node) claim(w http.ResponseWriter, r *http.Request) {
 	rec.claims++
 	rec.token, rec.Warm, rec.Deadline, rec.OnDeadline, rec.Metadata = req.AccessToken, false, req.Deadline, req.OnDeadline, req.Metadata
 	if req.Network != nil {
-		rec.network = req.Network
+		n.setNetwork(rec, req.Network)
 	}
 	n.arm(rec)
 	n.emitSandbox(nodeapi.EventUpdated, rec)

@@ -22,6 +22,8 @@ func (n *Node) handler() http.Handler {
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/deadline", n.deadline)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/limits", n.limits)
 	mux.HandleFunc("PUT /v1/sandboxes/{id}/network", n.putNetwork)
+	mux.HandleFunc("GET /v1/sandboxes/{id}/published", n.getPublished)
+	mux.HandleFunc("PUT /v1/sandboxes/{id}/published", n.putPublished)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/health", n.with(func(r *record) any {
 		return nodeapi.HealthReply{
 			ID: r.ID, Healthy: r.State == nodeapi.StateRunning, State: r.State,

@@ -28,8 +28,17 @@ func (n *Node) putNetwork(w http.ResponseWriter, r *http.Request) {
 	if rec == nil {
 		return
 	}
-	rec.network = &want
+	n.setNetwork(rec, &want)
+	n.emitSandbox(nodeapi.EventUpdated, rec)
 	answer(w, nodeapi.NetworkStatus{Enabled: true, Shape: want.Shape})
+}
+
+// setNetwork is called with the lock held.
+func (n *Node) setNetwork(r *record, want *nodeapi.Network) {
+	r.network, r.Policy = want, nodeapi.PolicyDigest(nil)
+	if want != nil {
+		r.Policy = nodeapi.PolicyDigest(want.Layers)
+	}
 }
 
 // Reshape has a sandbox's link shaped as if a caller had asked for it.

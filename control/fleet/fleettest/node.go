@@ -48,6 +48,7 @@ type Node struct {
 	templates map[string]nodeapi.Template
 	snapshots *store
 	archives  map[string][]byte // by digest
+	ports     map[int]bool      // that are somebody else's
 
 	checkpoints bool   // pauses go to disk
 	collects    int    // how often it was asked to
@@ -69,6 +70,8 @@ type record struct {
 	token  string
 
 	network *nodeapi.Network
+
+	published []nodeapi.PublishedPort
 }
 
 // New returns a node that runs, with the template base, until the test ends.
@@ -258,7 +261,8 @@ func (n *Node) begin(req nodeapi.CreateRequest) {
 	r := &record{Sandbox: nodeapi.Sandbox{
 		ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: n.digest(req.Template), TemplateOf: req.TemplateOf,
 		QoS: req.QoS, Limits: req.Limits, Owner: req.Owner, Metadata: req.Metadata, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Warm: req.Warm, CreatedAt: time.Now(),
-	}, network: req.Network}
+	}}
+	n.setNetwork(r, req.Network)
 	n.sandboxes[req.ID] = r
 	n.emitSandbox(nodeapi.EventCreated, r)
 }

@@ -138,7 +138,7 @@ func (n *Node) postResume(w http.ResponseWriter, r *http.Request) {
 		n.resumed[rec.ID]++
 	}
 	if req.Network != nil && rec.State == nodeapi.StatePaused {
-		rec.network = req.Network
+		n.setNetwork(rec, req.Network)
 	}
 	rec.State, rec.Deadline, rec.Sandbox.Pause = nodeapi.StateRunning, req.Deadline, nil
 	n.arm(rec)

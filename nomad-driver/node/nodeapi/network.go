@@ -2,6 +2,10 @@ package nodeapi
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -22,6 +26,16 @@ type Network struct {
 type Membership struct {
 	Network string `json:"network"` // TENANT/NAME: nobody else's networks are reached
 	Name    string `json:"name"`    // of the member
+}
+
+// PolicyDigest names layers by what they say: whoever compares it with what they should be need not ask for them.
+func PolicyDigest(layers []NetworkLayer) string {
+	b, err := json.Marshal(append([]NetworkLayer{}, layers...)) // none is [] whether or not it is nil
+	if err != nil {
+		panic(fmt.Sprintf("layers of strings do not marshal: %v", err))
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
 }
 
 // MaxMemberships bounds Network.Join.
@@ -48,6 +62,7 @@ type (
 	EgressProxy    = api.EgressProxy
 	NetworkProxied = api.NetworkProxied
 	NetworkShape   = api.NetworkShape
+	NetworkQuota   = api.NetworkQuota
 	NetworkTest    = api.NetworkTest
 	NetworkMember  = api.NetworkMember
 	NetworkVerdict = api.NetworkVerdict

@@ -144,11 +144,12 @@ type Sandbox struct {
 	CreatedAt  time.Time         `json:"created_at"`
 	StartedAt  time.Time         `json:"started_at,omitzero"`
 	EndedAt    time.Time         `json:"ended_at,omitzero"`
-	PID        int               `json:"pid,omitempty"`   // of its PID 1 on the host
-	Main       guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
-	Exit       *Exit             `json:"exit,omitempty"`  // where stopped
-	Pause      *Pause            `json:"pause,omitempty"` // where paused
-	Warm       bool              `json:"warm,omitempty"`  // nobody has it yet
+	PID        int               `json:"pid,omitempty"`    // of its PID 1 on the host
+	Main       guest.ProcessID   `json:"main,omitempty"`   // of its own command, inside
+	Exit       *Exit             `json:"exit,omitempty"`   // where stopped
+	Pause      *Pause            `json:"pause,omitempty"`  // where paused
+	Warm       bool              `json:"warm,omitempty"`   // nobody has it yet
+	Policy     string            `json:"policy,omitempty"` // PolicyDigest of what it may reach; empty: it has no network
 	Steps      []guest.Step      `json:"steps,omitempty"`
 }
 
@@ -269,7 +270,7 @@ const (
 	EventRunning  EventType = "running"  // ready for exec
 	EventStopped  EventType = "stopped"  // with Exit
 	EventRemoved  EventType = "removed"  // record gone
-	EventUpdated  EventType = "updated"  // deadline or limits changed
+	EventUpdated  EventType = "updated"  // deadline, limits or what it may reach changed
 	EventTemplate EventType = "template" // the store changed
 	EventBeat     EventType = "beat"     // every 5 s without another event
 )

@@ -1,0 +1,69 @@
+package state
+
+import (
+	"fmt"
+	"strings"
+)
+
+// NetworkPolicy is a layer of what sandboxes may reach. The zero NetworkPolicy narrows nothing.
+type NetworkPolicy struct {
+	Internet *bool    `codec:"internet"` // false: nothing but Allow; nil: true
+	Allow    []string `codec:"allow"`    // entries as package policy reads them
+	Deny     []string `codec:"deny"`
+}
+
+// MaxNetworkPolicy bounds a layer that is kept for a tenant or a template: bytes of all its entries together.
+const MaxNetworkPolicy = 64 << 10
+
+// IsZero reports whether the layer narrows nothing.
+func (p NetworkPolicy) IsZero() bool {
+	return (p.Internet == nil || *p.Internet) && len(p.Allow) == 0 && len(p.Deny) == 0
+}
+
+func (p NetworkPolicy) check(field string) error {
+	size := 0
+	for _, list := range [][]string{p.Allow, p.Deny} {
+		for _, e := range list {
+			size += len(e)
+		}
+	}
+	if size > MaxNetworkPolicy {
+		return limitErrorf(field, "has entries of %d bytes, at most %d are kept", size, MaxNetworkPolicy)
+	}
+	return nil
+}
+
+// TemplateNetwork sets what the sandboxes of a template may reach that are made from then on. Its tags have the same.
+type TemplateNetwork struct {
+	Tenant  string        `codec:"tenant"`
+	Name    string        `codec:"name"` // without a tag
+	Network NetworkPolicy `codec:"network"`
+}
+
+func (*TemplateNetwork) kind() commandType { return typeTemplateNetwork }
+
+func (c *TemplateNetwork) check() error { return c.Network.check("network") }
+
+func (c *TemplateNetwork) apply(tx *writeTx) (Result, error) {
+	it, err := tx.txn.Get(tableTemplate, indexID)
+	if err != nil {
+		return Result{}, fmt.Errorf("list templates: %w", err)
+	}
+	var out Result
+	for _, t := range collect(it, func(t *Template) bool {
+		return t.Tenant == c.Tenant && (t.Name == c.Name || strings.HasPrefix(t.Name, c.Name+":"))
+	}) {
+		t.Network, t.ModifyIndex = c.Network, tx.index
+		if err := tx.txn.Insert(tableTemplate, &t); err != nil {
+			return Result{}, fmt.Errorf("write template %s: %w", t.Name, err)
+		}
+		out.Changed++
+		if t.Name == c.Name {
+			out.Template = t
+		}
+	}
+	if out.Changed == 0 {
+		return Result{}, fmt.Errorf("template %.80q: %w", c.Name, ErrNotFound)
+	}
+	return out, nil
+}
