@@ -178,7 +178,7 @@ var operations = map[string]operationDoc{
 	"POST /v1/tenants":                  {summary: "Create a tenant", in: api.NewTenant{}, out: api.Tenant{}, status: 201},
 	"GET /v1/tenants/{tenant}":          {summary: "One tenant", out: api.Tenant{}},
 	"PATCH /v1/tenants/{tenant}":        {summary: "Change a tenant", in: api.TenantChange{}, out: api.Tenant{}},
-	"PUT /v1/tenants/{tenant}/network": {summary: "Replace what a tenant's sandboxes may reach by its own word", in: api.NetworkPolicy{}, out: api.Tenant{}},
+	"PUT /v1/tenants/{tenant}/network":  {summary: "Replace what a tenant's sandboxes may reach by its own word", in: api.NetworkPolicy{}, out: api.Tenant{}},
 	"POST /v1/tenants/{tenant}/suspend": {summary: "Let a tenant do no new work", in: api.SuspendRequest{}, out: api.Tenant{}},
 	"POST /v1/tenants/{tenant}/resume":  {summary: "End a suspension", out: api.Tenant{}},
 	"DELETE /v1/tenants/{tenant}":       {summary: "Delete a tenant, with what it owns where asked", query: "cascade"},
