@@ -477,7 +477,7 @@ func startNode(t testing.TB, cfg Config, rt *fakeRuntime) *testNode {
 // waitUntil polls until cond holds.
 func waitUntil(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !cond(); {
+	for end := time.Now().Add(time.Minute); !cond(); { // for a test that hangs: machines may be busy
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}
