@@ -108,11 +108,11 @@ type Store struct {
 
 // Open returns the store in a backend.
 func Open(b Backend, s Sealer) (*Store, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(parallelPacks))
 	if err != nil {
 		return nil, fmt.Errorf("chunk store: %w", err)
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxManifest))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(parallelPacks), zstd.WithDecoderMaxMemory(maxManifest))
 	if err != nil {
 		return nil, fmt.Errorf("chunk store: %w", err)
 	}
@@ -167,11 +167,18 @@ func (s *Store) writes(ctx context.Context, name string) (tenant, error) {
 	return s.tenant(ctx, name, version)
 }
 
-func (t tenant) hash(b []byte) (out [hashSize]byte) {
+func (t tenant) hash(b []byte) (out [hashSize]byte) { return sum(t.hasher(), b) }
+
+func (t tenant) hasher() *blake3.Hasher {
 	h, err := blake3.NewKeyed(t.key[:])
 	if err != nil {
 		panic(err) // the key has 32 bytes
 	}
+	return h
+}
+
+func sum(h *blake3.Hasher, b []byte) (out [hashSize]byte) {
+	h.Reset()
 	_, _ = h.Write(b) // never fails
 	h.Sum(out[:0])
 	return out

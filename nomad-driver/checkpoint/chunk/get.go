@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -214,24 +215,24 @@ func (r *reader) attributes(e *Entry, p string) error {
 	return nil
 }
 
-// content fills the files, pack by pack, each of which is read once.
+// content fills the files, pack by pack, each of which is read once, a few at a time.
 func (r *reader) content(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelPacks)
 	for i, p := range r.m.Packs {
 		uses := r.use[i]
 		if len(uses) == 0 {
 			continue
 		}
-		pages, err := r.s.readPack(ctx, r.t, p)
-		if err != nil {
-			return err
-		}
-		for _, u := range uses {
-			if err := u.write(pages); err != nil {
+		g.Go(func() error {
+			pages, err := r.s.readPack(ctx, r.t, p)
+			if err != nil {
 				return err
 			}
-		}
+			return write(uses, pages)
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // readPack returns a pack's pages, after they were found to be those that the manifest means.
@@ -254,18 +255,36 @@ func (s *Store) readPack(ctx context.Context, t tenant, p Pack) ([]byte, error) 
 	return pages, nil
 }
 
-func (u use) write(pages []byte) error {
-	f, err := os.OpenFile(u.path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
+// write writes what files have of a pack. The runs of a file follow each other.
+func write(uses []use, pages []byte) error {
+	for len(uses) > 0 {
+		path, n := uses[0].path, 1
+		for n < len(uses) && uses[n].path == path {
+			n++
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		for _, u := range uses[:n] {
+			err = errors.Join(err, u.write(f, pages))
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		uses = uses[n:]
 	}
+	return nil
+}
+
+func (u use) write(f *os.File, pages []byte) error {
 	at := u.run.At * Page
 	b := pages[u.run.Slot*Page : (u.run.Slot+u.run.Count)*Page]
 	if over := at + int64(len(b)) - u.size; over > 0 {
 		b = b[:int64(len(b))-over]
 	}
-	_, err = f.WriteAt(b, at)
-	return errors.Join(err, f.Close())
+	_, err := f.WriteAt(b, at)
+	return err
 }
 
 // finish sets times, of directories after what is in them, and those attributes that writing has taken away.

@@ -12,8 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,16 +70,11 @@ func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots 
 	if err != nil {
 		return nil, fmt.Errorf("meta: %w", err)
 	}
-	w := &writer{s: s, t: t, m: &Manifest{Version: ManifestVersion, ID: id, Tenant: tenantName, CreatedAt: s.now().UTC(), Meta: body, key: t.version}, use: map[string]int{}}
+	w := &writer{s: s, t: t, hasher: t.hasher(), m: &Manifest{Version: ManifestVersion, ID: id, Tenant: tenantName, CreatedAt: s.now().UTC(), Meta: body, key: t.version}, use: map[string]int{}, packs: map[string]Pack{}}
 	if w.known, err = s.known(ctx, t); err != nil {
 		return nil, err
 	}
-	for _, r := range roots {
-		if err := w.tree(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	if err := w.flush(ctx); err != nil {
+	if err := w.trees(ctx, roots); err != nil {
 		return nil, err
 	}
 	w.resolve()
@@ -115,12 +113,16 @@ type place struct {
 
 // writer is one Put under way.
 type writer struct {
-	s     *Store
-	t     tenant
-	m     *Manifest
-	known map[[pageHash]byte]place
-	packs map[string]Pack // of those that are there
-	use   map[string]int  // packs of the manifest, by id
+	s      *Store
+	t      tenant
+	m      *Manifest
+	hasher *blake3.Hasher // of pages: to make one takes longer than to hash one
+	known  map[[pageHash]byte]place
+	use    map[string]int // packs of the manifest, by id
+
+	storing *errgroup.Group // of packs that are full
+	stored  sync.Mutex      // held for packs and m.Stored
+	packs   map[string]Pack // that this Put has stored
 
 	open  string // id of the pack that is filled
 	pages []byte
@@ -133,6 +135,29 @@ type pending struct {
 	entry int
 	run   Run
 	pack  string
+}
+
+// parallelPacks bounds the packs that one Put stores, or one Get reads, at a time. Each takes a little more memory than its pages.
+const parallelPacks = 4
+
+// trees takes in all roots. Packs are compressed, encrypted and stored while the next is filled.
+func (w *writer) trees(ctx context.Context, roots []Root) error {
+	var whole context.Context
+	w.storing, whole = errgroup.WithContext(ctx)
+	w.storing.SetLimit(parallelPacks)
+	var err error
+	for _, r := range roots {
+		if err = w.tree(whole, r); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		w.flush(whole)
+	}
+	if serr := w.storing.Wait(); serr != nil {
+		return serr // of which the other is a consequence
+	}
+	return err
 }
 
 // tree takes in a root.
@@ -267,7 +292,7 @@ func (w *writer) page(ctx context.Context, b []byte, entry int, at int64) error 
 	if bytes.Equal(b, zeroPage[:]) {
 		return nil
 	}
-	full := w.t.hash(b)
+	full := sum(w.hasher, b)
 	h := [pageHash]byte(full[:pageHash])
 	pl, ok := w.known[h]
 	if !ok {
@@ -283,45 +308,47 @@ func (w *writer) page(ctx context.Context, b []byte, entry int, at int64) error 
 		last := &w.runs[n-1]
 		if last.entry == entry && last.pack == pl.pack && last.run.Slot+last.run.Count == pl.slot && last.run.At+int64(last.run.Count) == at {
 			last.run.Count++
-			return w.full(ctx)
+			w.full(ctx)
+			return nil
 		}
 	}
 	w.runs = append(w.runs, pending{entry: entry, run: Run{At: at, Slot: pl.slot, Count: 1}, pack: pl.pack})
-	return w.full(ctx)
-}
-
-func (w *writer) full(ctx context.Context) error {
-	if len(w.pages) < packBytes {
-		return nil
-	}
-	return w.flush(ctx)
-}
-
-// flush stores the pack that is filled: first its pages, then its index, so that an index never promises what is not there.
-func (w *writer) flush(ctx context.Context) error {
-	if w.open == "" {
-		return nil
-	}
-	packed := w.t.encrypt(w.t.pack(w.open), w.s.enc.EncodeAll(w.pages, nil))
-	if err := w.s.back.Put(ctx, w.t.pack(w.open), packed); err != nil {
-		return err
-	}
-	sum := w.t.hash(w.pages)
-	p := Pack{ID: w.open, Hash: fmt.Sprintf("%x", sum), Pages: len(w.pages) / Page}
-	if err := w.s.putIndex(ctx, w.t, p, w.index); err != nil {
-		return err
-	}
-	w.m.Stored += int64(len(packed) + len(w.index))
-	w.note(p)
-	w.open, w.pages, w.index = "", w.pages[:0], w.index[:0]
+	w.full(ctx)
 	return nil
 }
 
-func (w *writer) note(p Pack) {
-	if w.packs == nil {
-		w.packs = map[string]Pack{}
+func (w *writer) full(ctx context.Context) {
+	if len(w.pages) >= packBytes {
+		w.flush(ctx)
 	}
+}
+
+// flush has the pack that is filled stored, as soon as there are not too many under way.
+func (w *writer) flush(ctx context.Context) {
+	if w.open == "" {
+		return
+	}
+	id, pages, index := w.open, w.pages, w.index
+	w.open, w.pages, w.index = "", nil, nil
+	w.storing.Go(func() error { return w.store(ctx, id, pages, index) })
+}
+
+// store stores a pack: first its pages, then its index, so that an index never promises what is not there.
+func (w *writer) store(ctx context.Context, id string, pages, index []byte) error {
+	packed := w.t.encrypt(w.t.pack(id), w.s.enc.EncodeAll(pages, nil))
+	if err := w.s.back.Put(ctx, w.t.pack(id), packed); err != nil {
+		return err
+	}
+	sum := w.t.hash(pages)
+	p := Pack{ID: id, Hash: fmt.Sprintf("%x", sum), Pages: len(pages) / Page}
+	if err := w.s.putIndex(ctx, w.t, p, index); err != nil {
+		return err
+	}
+	w.stored.Lock()
+	defer w.stored.Unlock()
+	w.m.Stored += int64(len(packed) + len(index))
 	w.packs[p.ID] = p
+	return nil
 }
 
 // resolve gives the packs that are used their numbers.
