@@ -5,6 +5,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
+	"strings"
 )
 
 // Health asks the service whether it is ready to serve. One that is not is an *Error with status 503.
@@ -58,4 +60,51 @@ func (c *Client) SetTemplateNetwork(ctx context.Context, name string, p NetworkP
 // DeleteTemplate removes a template's name. Sandboxes that run keep it.
 func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)
+}
+
+// Node returns one node.
+func (c *Client) Node(ctx context.Context, id NodeID) (Node, error) {
+	var out Node
+	return out, c.call(ctx, http.MethodGet, nodePath(id), nil, nil, &out)
+}
+
+// DrainNode has what runs on a node move away, and nothing new placed there, until ResumeNode.
+func (c *Client) DrainNode(ctx context.Context, id NodeID, reason string) (Node, error) {
+	return c.changeNode(ctx, id, "drain", NodeReason{Reason: reason})
+}
+
+// MarkNode has nothing new placed on a node, until ResumeNode.
+func (c *Client) MarkNode(ctx context.Context, id NodeID, reason string) (Node, error) {
+	return c.changeNode(ctx, id, "mark", NodeReason{Reason: reason})
+}
+
+// ResumeNode takes back what was said about a node.
+func (c *Client) ResumeNode(ctx context.Context, id NodeID) (Node, error) {
+	return c.changeNode(ctx, id, "resume", nil)
+}
+
+func (c *Client) changeNode(ctx context.Context, id NodeID, verb string, in any) (Node, error) {
+	var out Node
+	return out, c.call(ctx, http.MethodPost, nodePath(id)+"/"+verb, nil, in, &out)
+}
+
+func nodePath(id NodeID) string { return "/v1/nodes/" + url.PathEscape(string(id)) }
+
+// ShowRebalance returns how nodes are loaded and what Rebalance would move. It changes nothing.
+func (c *Client) ShowRebalance(ctx context.Context, req RebalanceRequest) (Rebalance, error) {
+	q := url.Values{}
+	if req.Moves != 0 {
+		q.Set("moves", strconv.Itoa(req.Moves))
+	}
+	if len(req.Classes) > 0 {
+		q.Set("classes", strings.Join(req.Classes, ","))
+	}
+	var out Rebalance
+	return out, c.call(ctx, http.MethodGet, "/v1/rebalance", q, nil, &out)
+}
+
+// Rebalance moves sandboxes from full nodes to empty ones, and returns when that is done.
+func (c *Client) Rebalance(ctx context.Context, req RebalanceRequest) (Rebalance, error) {
+	var out Rebalance
+	return out, c.call(ctx, http.MethodPost, "/v1/rebalance", nil, req, &out)
 }

@@ -301,13 +301,19 @@ type E2BNode struct {
 	Version              string         `json:"version"`
 	Commit               string         `json:"commit"`
 	MachineInfo          E2BMachine     `json:"machineInfo"`
-	Status               string         `json:"status"` // ready, connecting or unhealthy
+	Status               string         `json:"status"` // ready, draining, connecting or unhealthy
 	StatusChangedAt      time.Time      `json:"statusChangedAt"`
 	SandboxCount         int            `json:"sandboxCount"`
 	SandboxStartingCount int            `json:"sandboxStartingCount"`
 	CreateSuccesses      uint64         `json:"createSuccesses"`
 	CreateFails          uint64         `json:"createFails"`
 	Metrics              E2BNodeMetrics `json:"metrics"`
+}
+
+// E2BNodeStatus is the body of POST /nodes/{node}.
+type E2BNodeStatus struct {
+	Status    string `json:"status"` // ready, draining or unhealthy
+	ClusterID string `json:"clusterID,omitempty"`
 }
 
 // E2BMachine is E2BNode.MachineInfo. What a node does not report is empty.

@@ -11,6 +11,8 @@ type PoolSpec struct {
 	DiskMB    *int64  `json:"disk_mb,omitempty"`    // MiB, the same
 	QoS       *string `json:"qos,omitempty"`
 	Profile   *string `json:"profile,omitempty"`
+	// Placement is where its slots may run. Creates with the same take from it.
+	Placement *Placement `json:"placement,omitempty"`
 
 	Strategy        *string   `json:"strategy,omitempty"`                 // PoolFixed where left out, PoolDynamic or PoolHistorical
 	Min             *int      `json:"min,omitempty"`                      // slots; all of them where the strategy is fixed
@@ -47,6 +49,7 @@ type Pool struct {
 	DiskMB          int64      `json:"disk_mb"`
 	QoS             string     `json:"qos"`
 	Profile         string     `json:"profile"`
+	Placement       *Placement `json:"placement,omitempty"`
 	Strategy        string     `json:"strategy"`
 	Min             int        `json:"min"`
 	Max             int        `json:"max"`

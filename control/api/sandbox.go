@@ -31,6 +31,7 @@ type CreateOptions struct {
 	Command []string `json:"command,omitempty"`
 	TTY     bool     `json:"tty,omitempty"`
 	StorageLimits
+	Placement *Placement `json:"placement,omitempty"` // where it may run, and where it had better
 }
 
 // Created is the member "soulbox" of a create's answer.
@@ -63,6 +64,7 @@ type Sandbox struct {
 	MemoryMB            int64             `json:"memory_mb"`  // MiB
 	DiskMB              int64             `json:"disk_mb"`    // MiB that it may write; 0: as much as there is
 	QoS                 string            `json:"qos,omitempty"`
+	Placement           *Placement        `json:"placement,omitempty"`
 	PIDs                int64             `json:"pids,omitempty"`
 	DiskInodes          int64             `json:"disk_inodes,omitempty"` // files that it may make; 0: as many as there are
 	IOReadBytes         int64             `json:"io_read_bytes,omitempty"`

@@ -29,27 +29,60 @@ type VersionInfo struct {
 	MinClient     string `json:"min_client"` // oldest client that is served
 }
 
+// States of a node.
+const (
+	NodeHealthy    = "healthy"
+	NodeDegraded   = "degraded"   // sandboxes can be made there, but something is wrong
+	NodeDraining   = "draining"   // an operator wants it empty: nothing new, and what runs there moves away
+	NodeConnecting = "connecting" // the service has no connection to it
+	NodeUnhealthy  = "unhealthy"  // nothing can be made there, or an operator has said so
+)
+
+// NodeCheck is how one thing is that a node needs.
+type NodeCheck struct {
+	Name   string `json:"name"`   // runtime, checkpoint, disk, network, cgroups or clock
+	Status string `json:"status"` // passing, warning or critical
+	Output string `json:"output"` // one line for people
+}
+
+// NodeMark is what an operator has said about a node.
+type NodeMark struct {
+	Status string    `json:"status"` // NodeDraining or NodeUnhealthy
+	Reason string    `json:"reason,omitempty"`
+	By     string    `json:"by,omitempty"`
+	At     time.Time `json:"at"`
+}
+
+// NodeReason is the body of POST /v1/nodes/{node}/drain and /mark. It may be missing.
+type NodeReason struct {
+	Reason string `json:"reason,omitempty"` // for people; at most 1024 bytes
+}
+
 // Node is a machine that sandboxes run on, as GET /v1/nodes shows it.
 type Node struct {
-	ID          NodeID    `json:"id"`
-	Name        string    `json:"name"`
-	Address     string    `json:"address"`
-	Version     string    `json:"version"`
-	APIVersion  int       `json:"api_version"`
-	Connected   bool      `json:"connected"` // the service has a connection to it
-	Healthy     bool      `json:"healthy"`
-	Reason      string    `json:"reason,omitempty"`    // why it is not healthy or not connected
-	Directory   string    `json:"directory,omitempty"` // what health checks say: passing, critical, unknown
-	Kernel      string    `json:"kernel"`
-	CPUs        int       `json:"cpus"`
-	MemoryBytes int64     `json:"memory_bytes"`
-	DiskBytes   int64     `json:"disk_bytes"`
-	DiskFree    int64     `json:"disk_free_bytes"`
-	Running     int       `json:"running"`
-	MaxSandbox  int       `json:"max_sandboxes"`
-	StartedAt   time.Time `json:"started_at,omitzero"`
-	Probes      []Probe   `json:"probes"`
-	Templates   []string  `json:"templates"` // names that it holds
+	ID          NodeID      `json:"id"`
+	Name        string      `json:"name"`
+	Address     string      `json:"address"`
+	Version     string      `json:"version"`
+	APIVersion  int         `json:"api_version"`
+	Status      string      `json:"status"`       // one of the Node* states; it does not flap
+	StatusSince time.Time   `json:"status_since"` // when that began
+	Connected   bool        `json:"connected"`    // the service has a connection to it
+	Healthy     bool        `json:"healthy"`
+	Reason      string      `json:"reason,omitempty"`    // why its status is what it is; empty where it is healthy
+	Directory   string      `json:"directory,omitempty"` // what health checks say: passing, critical, unknown
+	Kernel      string      `json:"kernel"`
+	CPUs        int         `json:"cpus"`
+	MemoryBytes int64       `json:"memory_bytes"`
+	DiskBytes   int64       `json:"disk_bytes"`
+	DiskFree    int64       `json:"disk_free_bytes"`
+	Running     int         `json:"running"`
+	MaxSandbox  int         `json:"max_sandboxes"`
+	StartedAt   time.Time   `json:"started_at,omitzero"`
+	Mark        *NodeMark   `json:"mark,omitempty"` // what an operator has said
+	Checks      []NodeCheck `json:"checks"`
+	Probes      []Probe     `json:"probes"`
+	Templates   []string    `json:"templates"` // names that it holds
 }
 
 // ProbeNetwork is the name of the probe that says whether a node's sandboxes have a network beside their loopback.

@@ -38,7 +38,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 	names := []string{
 		"server", "dev", "init", "config", "config get", "config set", "config list", "config path", "sandbox", "sandbox create",
 		"sandbox list", "sandbox info", "sandbox destroy", "exec", "cp", "logs", "template", "template import", "template list",
-		"template delete", "template make", "node", "node audit", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
+		"template delete", "template make", "node", "node audit", "node list", "node info", "node drain", "node mark", "node resume", "node rebalance", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
 		"pool", "pool list", "pool info", "pool create", "pool update", "pool delete",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",

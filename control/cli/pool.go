@@ -119,6 +119,7 @@ func poolFlags(o *options, spec *api.PoolSpec) {
 	amount(&spec.DiskMB, "disk-mb", "<n>", "MiB of disk of each sandbox.")
 	text(&spec.QoS, "qos", "<class>", "guaranteed, burstable or best_effort.")
 	text(&spec.Profile, "profile", "<name>", "default or strict.")
+	placementFlags(o, &spec.Placement)
 	seconds(&spec.MaxAge, "max-age", "A sandbox that nobody takes is replaced after that time.")
 	seconds(&spec.CleanupInterval, "cleanup-interval", "Between two looks at the size of a dynamic pool.")
 	o.Func("warm-up", "<command>", "A shell command that must succeed before a sandbox counts. May be repeated.", nil, func(v string) error {

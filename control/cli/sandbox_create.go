@@ -37,6 +37,7 @@ shows its output:
 		flags: func(o *options) {
 			o.String(&req.Template, "template", "<name>", "Template to start from: its name, or its digest sha256:….", templateNames(env))
 			size.add(o)
+			placementFlags(o, &req.Placement)
 			o.String(&req.QoS, "qos", "<class>", "Who gives way when the machine is short: guaranteed, burstable or best_effort.", complete.PredictSet(api.QoSGuaranteed, api.QoSBurstable, api.QoSBestEffort))
 			o.Duration(&timeout, "timeout", "<duration>", "Time after which the sandbox is ended, such as 90s, 10m or 2h.")
 			o.Pairs(&vars, "env", "Environment variable of every process in it. May be given many times. Without a value, that of this shell is taken.", func(k string) (string, bool) {

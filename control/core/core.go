@@ -28,6 +28,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/pool"
 	"github.com/soulbox-dev/soulbox/control/quota"
 	"github.com/soulbox-dev/soulbox/control/rbac"
+	"github.com/soulbox-dev/soulbox/control/rebalance"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/control/template"
@@ -56,6 +57,7 @@ type Config struct {
 
 	MaxLifetime    time.Duration    // of a sandbox
 	DefaultTimeout time.Duration    // of a sandbox
+	Rebalance      rebalance.Policy // when the leader moves sandboxes by itself
 	Retention      time.Duration    // of ended sandboxes
 	MaxEnded       int              // ended sandboxes kept
 	DefaultQuota   map[string]int64 // of tenants without limits of their own, by name; nil: as it was set
@@ -84,6 +86,7 @@ type Core struct {
 	Templates *template.Service
 	Sandboxes *lifecycle.Service
 	Pools     *pool.Service
+	Rebalance *rebalance.Service
 	Quota     *quota.Ledger
 
 	LinkKeys     keys.Ring
@@ -169,6 +172,7 @@ func (c *Core) build(cfg Config) error {
 	fc := fleet.Config{
 		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
 	}
+	fc.Mark, fc.Now = c.nodeMark, cfg.Now
 	if cfg.Nodes != nil {
 		cfg.Nodes(&fc)
 	}
@@ -199,6 +203,11 @@ func (c *Core) build(cfg Config) error {
 	if c.Sandboxes, err = lifecycle.New(lc); err != nil {
 		return err
 	}
+	if c.Rebalance, err = rebalance.New(rebalance.Config{
+		State: c.State, Fleet: c.Fleet, Mover: c.Sandboxes, Policy: cfg.Rebalance, Logger: cfg.Logger.Named("rebalance"), Now: cfg.Now,
+	}); err != nil {
+		return err
+	}
 	rc := reconcile.Config{
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
 		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
@@ -214,6 +223,19 @@ func (c *Core) build(cfg Config) error {
 	}
 	marked.set(c.reconciler)
 	return nil
+}
+
+// nodeMark is what operators have said about a node, as the fleet shows it.
+func (c *Core) nodeMark(id api.NodeID) fleet.Mark {
+	m, err := c.State.NodeMark(id)
+	if err != nil || m.Order == "" {
+		return fleet.Mark{}
+	}
+	out := fleet.Mark{State: fleet.Draining, Reason: m.Reason, By: m.By, At: m.At}
+	if m.Order == state.NodeUnhealthy {
+		out.State = fleet.Unhealthy
+	}
+	return out
 }
 
 // Quotas reads and changes what tenants may use.
@@ -235,6 +257,7 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	wg.Go(func() { c.reconciler.Run(ctx) })
 	wg.Go(func() { c.Pools.Run(ctx) })
 	wg.Go(func() { c.Sandboxes.Drain(ctx) })
+	wg.Go(func() { c.Rebalance.Run(ctx) })
 	wg.Go(func() { c.Auth.Run(ctx) })
 	wg.Go(func() { c.Templates.Run(ctx, spreadEvery) })
 	wg.Wait()

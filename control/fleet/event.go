@@ -19,9 +19,7 @@ func (m *member) handle(ctx context.Context, e nodeapi.Event) error {
 		m.connect()
 		return nil
 	case nodeapi.EventBeat:
-		m.f.mu.Lock()
-		m.heard = time.Now()
-		m.f.mu.Unlock()
+		m.beat(e.Health)
 		return nil
 	}
 	if e.Epoch != m.epoch {
@@ -43,6 +41,22 @@ func (m *member) handle(ctx context.Context, e nodeapi.Event) error {
 		m.put(*e.Sandbox)
 	}
 	return nil
+}
+
+// beat takes a sign of life, and what the node says of itself with it.
+func (m *member) beat(h *nodeapi.Health) {
+	m.f.mu.Lock()
+	defer m.f.mu.Unlock()
+	m.heard = time.Now()
+	if h == nil {
+		return
+	}
+	was := m.self.Healthy
+	m.self.Healthy, m.self.Reason, m.self.Running, m.self.DiskFree, m.self.Checks = h.Healthy, h.Reason, h.Running, h.DiskFree, h.Checks
+	m.see()
+	if was != h.Healthy {
+		m.f.wake()
+	}
 }
 
 func (m *member) distrust(format string, args ...any) error {

@@ -29,7 +29,10 @@ type Config struct {
 	// OnChange is called after the view of a sandbox changed, and with an empty sandbox id after a node's connection did.
 	// It must return at once, and may not call the fleet.
 	OnChange func(api.NodeID, api.SandboxID)
-	Logger   hclog.Logger
+	// Mark returns what operators have said about a node. It is asked with every view, and may not call the fleet. nil: nothing.
+	Mark   func(api.NodeID) Mark
+	Logger hclog.Logger
+	Now    func() time.Time // of statuses
 
 	BeatTimeout time.Duration // without an event, until a node counts as gone; 15 s: three beats
 	CallTimeout time.Duration // of a short call; 5 s
@@ -43,6 +46,12 @@ func (c *Config) defaults() {
 	}
 	if c.OnChange == nil {
 		c.OnChange = func(api.NodeID, api.SandboxID) {}
+	}
+	if c.Mark == nil {
+		c.Mark = func(api.NodeID) Mark { return Mark{} }
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
@@ -134,6 +143,7 @@ func (f *Fleet) update(ctx context.Context, nodes []health.Node) {
 	for _, n := range nodes {
 		if m, ok := f.members[n.Address]; ok && (n.ID == "" || m.entry.ID == "" || m.entry.ID == n.ID) {
 			m.entry = n
+			m.see()
 			delete(gone, n.Address)
 		}
 	}

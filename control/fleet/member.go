@@ -27,6 +27,7 @@ type member struct {
 	since     time.Time // of the last change of connected
 	heard     time.Time // last sign of life
 	problem   string    // why it is not connected
+	damper    damper
 	epoch     string
 	seq       uint64
 	sandboxes map[api.SandboxID]nodeapi.Sandbox
@@ -39,11 +40,13 @@ type member struct {
 const maxEnded = 4096
 
 func newMember(f *Fleet, entry health.Node) *member {
-	return &member{
+	m := &member{
 		f: f, address: entry.Address, entry: entry, done: make(chan struct{}), since: time.Now(), problem: "not reached yet",
 		sandboxes: map[api.SandboxID]nodeapi.Sandbox{},
 		ended:     map[api.SandboxID]nodeapi.Sandbox{},
 	}
+	m.see()
+	return m
 }
 
 func (m *member) start(parent context.Context) {
@@ -169,6 +172,7 @@ func (m *member) connect() {
 	was := m.connected
 	if !was {
 		m.connected, m.since, m.problem = true, m.heard, ""
+		m.see()
 		m.f.wake()
 	}
 	id := m.self.ID
@@ -186,6 +190,7 @@ func (m *member) hangUp(problem string) {
 		m.connected, m.since = false, time.Now()
 	}
 	m.problem, m.holds = problem, false
+	m.see()
 	if was || news {
 		m.f.wake()
 	}

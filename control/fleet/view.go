@@ -22,6 +22,8 @@ type Node struct {
 	Since     time.Time    // of the last change of Connected
 	Heard     time.Time    // last sign of life; zero: never
 	Problem   string       // why it is not connected
+	Status    Status       // how it is, with what operators have said; it does not flap
+	Mark      Mark         // what they have said
 	Sandboxes int          // in the view, stopped ones included
 }
 
@@ -161,7 +163,13 @@ func (f *Fleet) byID(id api.NodeID) *member {
 }
 
 func (m *member) view() Node {
+	id := m.self.ID
+	if id == "" {
+		id = m.entry.ID
+	}
+	mark := m.f.cfg.Mark(id)
 	return Node{
+		Status: m.damper.show(m.f.cfg.Now()).marked(mark), Mark: mark,
 		Entry: m.entry, Self: m.self, Connected: m.connected, Since: m.since, Heard: m.heard,
 		Problem: m.problem, Sandboxes: len(m.sandboxes),
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -32,6 +33,7 @@ type Ask struct {
 	DiskMB    int64
 	QoS       string
 	Profile   string
+	Where     placement.Rules
 }
 
 // Slot is a sandbox of a pool that is ready.
@@ -57,7 +59,7 @@ func (s *Service) claim(ctx context.Context, p CreateParams, from source, st *st
 		return sb, "", false, nil
 	}
 	ask := Ask{
-		Tenant: p.Caller.Tenant, Digest: from.digest(), CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Profile: p.Profile,
+		Tenant: p.Caller.Tenant, Digest: from.digest(), CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Profile: p.Profile, Where: p.Where,
 	}
 	for range maxClaims {
 		slot, of, found := s.cfg.Pools.Take(ask)

@@ -25,6 +25,7 @@ type State interface {
 	SnapshotNamed(tenant, name, tag string) (state.Snapshot, error)
 	Snapshots(tenant string) ([]state.Snapshot, error)
 	Tenant(id string) (state.Tenant, error)
+	NodeMarks() ([]state.NodeMark, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 

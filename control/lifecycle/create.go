@@ -117,7 +117,7 @@ func (s *Service) intent(p CreateParams, from source) state.Sandbox {
 		EnvdToken: envd, TrafficToken: traffic, TemplateID: shown.id, Alias: shown.alias,
 		ID: id, Tenant: p.Caller.Tenant, Template: p.Template, Digest: from.digest(), Origin: from.snapshot.ID, State: state.Starting,
 		CreatedAt: now, EndAt: now.Add(p.Timeout), MaxEndAt: now.Add(s.cfg.MaxLifetime), Timeout: p.Timeout,
-		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits,
+		CPUMillis: p.CPUMillis, MemoryMB: p.MemoryMB, DiskMB: p.DiskMB, QoS: p.QoS, Limits: p.Limits, Where: string(p.Where),
 		Metadata: p.Metadata, EnvVars: p.EnvVars, KeyID: p.Caller.KeyID, Owner: p.Caller.User(), Lifecycle: p.Lifecycle,
 		AllowInternetAccess: p.AllowInternetAccess, Network: p.Network, TemplateNetwork: from.network(), RateIn: p.rates.in, RateOut: p.rates.out,
 		Creator: s.cfg.Run,
@@ -129,6 +129,9 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	if err := s.cfg.Crash(CrashBeforePlace); err != nil {
 		return state.Sandbox{}, err
 	}
+	if err := s.someNode(); err != nil {
+		return state.Sandbox{}, s.abandon(ctx, sb, err)
+	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
 	defer cancel()
 	want := from.request(request(sb, p))
@@ -139,7 +142,9 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	if err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)
 	}
-	if err := s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: p.dedicated, Node: want, On: from.node}); err != nil {
+	if err := s.cfg.Placer.Place(within, placement.Request{
+		Tenant: sb.Tenant, Dedicated: p.dedicated, Node: want, On: from.node, Rules: p.Where, Prefer: s.Prefer(p.Where),
+	}); err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, ContextCause(within, err))
 	}
 	st.done(StepPlace)

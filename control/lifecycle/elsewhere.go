@@ -61,7 +61,7 @@ func (s *Service) holders(store string, left ...api.NodeID) []api.NodeID {
 	}
 	var have []fleet.Node
 	for _, n := range s.cfg.Fleet.Nodes() {
-		if n.Connected && n.Self.SnapshotStore == store && n.Self.Healthy && !slices.Contains(left, n.Self.ID) {
+		if n.Status.State.TakesWork() && n.Self.SnapshotStore == store && !slices.Contains(left, n.Self.ID) {
 			have = append(have, n)
 		}
 	}
@@ -153,7 +153,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	}
 	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
 	defer waiter.Close()
-	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: owner.Isolation.Compute == state.Dedicated, Node: want, On: on})
+	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: owner.Isolation.Compute == state.Dedicated, Node: want, On: on, Rules: placement.Rules(sb.Where)})
 	if err == nil {
 		var found fleet.Found
 		if found, err = Report(within, s.cfg.Placer, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {

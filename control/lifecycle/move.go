@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -27,12 +26,10 @@ const (
 	moveTimeout = 10 * time.Minute
 )
 
-// Drain moves sandboxes away from the nodes that the placer says are to be left, until ctx ends. One server does it at a time.
+// Drain moves sandboxes away from the nodes that operators, here or of the scheduler, want to be left, and has nothing new placed on nodes
+// that take no work, until ctx ends. One server does it at a time.
 func (s *Service) Drain(ctx context.Context) {
-	drainer, ok := s.cfg.Placer.(placement.Drainer)
-	if !ok {
-		return
-	}
+	told := map[api.NodeID]bool{}
 	tick := time.NewTicker(drainEvery)
 	defer tick.Stop()
 	for {
@@ -41,10 +38,13 @@ func (s *Service) Drain(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		left, err := drainer.Draining(ctx)
+		left, err := s.draining(ctx)
+		if err == nil {
+			err = s.fence(ctx, told)
+		}
 		if err != nil {
 			if ctx.Err() == nil {
-				s.cfg.Logger.Debug("nodes that drain are not known", "error", err)
+				s.cfg.Logger.Debug("nodes that are to be left are not known", "error", err)
 			}
 			continue
 		}
@@ -239,4 +239,28 @@ func (s *Service) settleOne(ctx context.Context, id api.SandboxID, left []api.No
 		}
 	}
 	return err
+}
+
+// MoveTo has a running sandbox go on on one other node, as Move does.
+func (s *Service) MoveTo(ctx context.Context, id api.SandboxID, to api.NodeID) error {
+	var others []api.NodeID
+	for _, n := range s.cfg.Fleet.Nodes() {
+		if n.Self.ID != to && n.Self.ID != "" {
+			others = append(others, n.Self.ID)
+		}
+	}
+	sb, err := s.cfg.State.Sandbox(id)
+	if err != nil {
+		return stateError(id, err)
+	}
+	if sb.State != state.Running || sb.Node == to {
+		return api.Errorf(http.StatusConflict, api.CodeNotRunning, "sandbox %s is %s on node %s", id, sb.State, sb.Node)
+	}
+	if err := s.Move(ctx, id, others); err != nil {
+		return err
+	}
+	if sb, err = s.cfg.State.Sandbox(id); err == nil && sb.Node != to {
+		err = api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s changed meanwhile: it is %s on node %s", id, sb.State, sb.Node)
+	}
+	return stateError(id, err)
 }

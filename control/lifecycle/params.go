@@ -6,6 +6,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -32,6 +33,7 @@ type CreateParams struct {
 	Main     *guest.Start // its own command; the sandbox ends with it
 	QoS      string       // class; empty: burstable
 	Limits   state.Limits // zero fields: the node's own
+	Where    placement.Rules
 
 	Lifecycle      state.Lifecycle
 	Open           bool // envd needs no token

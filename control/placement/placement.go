@@ -23,6 +23,10 @@ type Request struct {
 	Node      nodeapi.CreateRequest // what the chosen node is to make; its ID is the idempotency key
 	// On is the one node that can make it, because only there is what it is made from. Empty: any.
 	On api.NodeID
+	// Rules are where it may run, and where it had better. On has to keep them, too.
+	Rules Rules
+	// Prefer is the node that it had better run on, of those that may. Empty: the placer's choice.
+	Prefer api.NodeID
 }
 
 // Placer puts sandboxes on nodes. Implementations are safe for concurrent use and keep these rules, which
@@ -54,6 +58,12 @@ type Watcher interface {
 type Drainer interface {
 	// Draining returns the nodes that are to be left: what runs there is ended before long.
 	Draining(ctx context.Context) ([]api.NodeID, error)
+}
+
+// Fencer is what a Placer offers that can be told to place nothing on a node. What runs there goes on.
+type Fencer interface {
+	// Fence keeps new placements from a node, or with on false lets them come again. It may be repeated.
+	Fence(ctx context.Context, node api.NodeID, on bool) error
 }
 
 // Reserver is what a Placer offers that counts what each sandbox takes of its node.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -106,6 +107,13 @@ func (s *Service) put(ctx context.Context, p state.Pool, c api.PoolSpec) (api.Po
 	apply(&p.DiskMB, c.DiskMB)
 	apply(&p.QoS, c.QoS)
 	apply(&p.Profile, c.Profile)
+	if c.Placement != nil {
+		where, err := placement.ParseRules(c.Placement)
+		if err != nil {
+			return api.Pool{}, err
+		}
+		p.Where = string(where)
+	}
 	if c.Strategy != nil {
 		p.Strategy = state.Strategy(*c.Strategy)
 	}
@@ -194,6 +202,10 @@ func (s *Service) view(p *state.Pool) (api.Pool, error) {
 		QoS: cmp.Or(p.QoS, defaultQoS), Profile: cmp.Or(p.Profile, defaultProfile), Strategy: string(p.Strategy), Min: p.Min, Max: p.Max, RefillThreshold: p.Threshold, Rate: p.Rate,
 		MaxAge: int64(p.MaxAge / time.Second), CleanupInterval: int64(p.Interval / time.Second), WarmUp: p.WarmUp,
 		CreatedAt: p.CreatedAt.UTC(), UpdatedAt: p.UpdatedAt.UTC(),
+	}
+	if p.Where != "" {
+		where := placement.Rules(p.Where).Placement()
+		v.Placement = &where
 	}
 	if v.WarmUp == nil {
 		v.WarmUp = []string{}

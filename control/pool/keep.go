@@ -24,6 +24,7 @@ type kept struct {
 	failures int
 	problem  string    // why the last slot could not be made; empty: it could
 	retryAt  time.Time // no slot is made before
+	waiting  time.Time // since when creates under way hold up the making; zero: they do not
 	refill   time.Duration
 	made     uint64
 	dropped  uint64
@@ -130,10 +131,28 @@ func (s *Service) keep(ctx context.Context, p *state.Pool, makers *sync.WaitGrou
 		return err
 	}
 	more := s.missing(p, k, wanted, len(ready)+making, now)
-	if more == 0 {
+	if more == 0 || s.waits(k, now) {
 		return nil
 	}
 	return s.begin(ctx, p, template, k, more, makers)
+}
+
+// maxWait is how long creates under way hold up the making of slots, from the first of them on.
+const maxWait = 250 * time.Millisecond
+
+// waits reports whether the making of slots waits for the creates that are trying some now: a herd would share the machine with it. Where creates
+// come without an end it waits once.
+func (s *Service) waits(k *kept, now time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case len(s.taken) == 0:
+		k.waiting = time.Time{}
+		return false
+	case k.waiting.IsZero():
+		k.waiting = now
+	}
+	return now.Sub(k.waiting) < maxWait
 }
 
 func (s *Service) keeperOf(p *state.Pool) *kept {
@@ -174,6 +193,9 @@ func (s *Service) unfit(row *state.Slot, p *state.Pool, template state.Template,
 			return fmt.Sprintf("node %s does not answer", row.Node)
 		}
 		return ""
+	}
+	if node.Mark.State != "" {
+		return fmt.Sprintf("node %s is %s", row.Node, node.Status.State)
 	}
 	if _, there := s.there(row); !there && now.Sub(node.Since) > time.Second {
 		return fmt.Sprintf("node %s does not have it any more", row.Node)

@@ -88,14 +88,16 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 	}
 	waiter := s.cfg.Fleet.Await(row.ID)
 	defer waiter.Close()
-	err = s.cfg.Placer.Place(within, placement.Request{Tenant: p.Tenant, Node: nodeapi.CreateRequest{
-		ID: row.ID, Template: row.Digest, Profile: p.Profile, QoS: p.QoS, Warm: true, Network: network,
-		Limits: nodeapi.Limits{CPUMillis: p.CPUMillis, MemoryBytes: p.MemoryMB << 20},
-		// A node that is cut off ends it by itself, some time after this service would have.
-		Deadline: s.cfg.Now().UTC().Add(p.MaxAge + time.Hour),
-		Owner:    nodeapi.Owner{Kind: placement.OwnerKind},
-		Metadata: map[string]string{"tenant": p.Tenant, "template": p.Template, nodeapi.MetaTemplateID: t.TemplateID, "pool": p.Name},
-	}})
+	err = s.cfg.Placer.Place(within, placement.Request{
+		Tenant: p.Tenant, Rules: placement.Rules(p.Where), Prefer: lifecycle.Spread(placement.Rules(p.Where), s.cfg.Fleet.Nodes),
+		Node: nodeapi.CreateRequest{
+			ID: row.ID, Template: row.Digest, Profile: p.Profile, QoS: p.QoS, Warm: true, Network: network,
+			Limits: nodeapi.Limits{CPUMillis: p.CPUMillis, MemoryBytes: p.MemoryMB << 20},
+			// A node that is cut off ends it by itself, some time after this service would have.
+			Deadline: s.cfg.Now().UTC().Add(p.MaxAge + time.Hour),
+			Owner:    nodeapi.Owner{Kind: placement.OwnerKind},
+			Metadata: map[string]string{"tenant": p.Tenant, "template": p.Template, nodeapi.MetaTemplateID: t.TemplateID, "pool": p.Name},
+		}})
 	if err != nil {
 		return lifecycle.ContextCause(within, err)
 	}

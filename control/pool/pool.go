@@ -16,7 +16,6 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
-	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -37,6 +36,7 @@ type State interface {
 type Fleet interface {
 	Await(id api.SandboxID) *fleet.Waiter
 	Client(id api.NodeID) (*nodeapi.Client, error)
+	Nodes() []fleet.Node
 	Find(id api.SandboxID) []fleet.Found
 	Node(id api.NodeID) (fleet.Node, bool)
 }
@@ -153,6 +153,9 @@ func (s *Service) fits(p *state.Pool, ask lifecycle.Ask) bool {
 	if p.CPUMillis != ask.CPUMillis || p.MemoryMB != ask.MemoryMB || p.DiskMB != ask.DiskMB {
 		return false
 	}
+	if p.Where != string(ask.Where) {
+		return false
+	}
 	if cmp.Or(p.QoS, defaultQoS) != cmp.Or(ask.QoS, defaultQoS) || cmp.Or(p.Profile, defaultProfile) != cmp.Or(ask.Profile, defaultProfile) {
 		return false
 	}
@@ -168,7 +171,7 @@ const (
 
 func (s *Service) takeFrom(id api.PoolID, digest string) (slot lifecycle.Slot, ok bool) {
 	err := s.cfg.State.EachSlot(id, func(row *state.Slot) bool {
-		if row.State != state.SlotReady || row.Digest != digest {
+		if row.State != state.SlotReady || row.Digest != digest || s.isTaken(row.ID) { // of many at once, most look at what others have
 			return true
 		}
 		found, there := s.there(row)
@@ -197,7 +200,14 @@ func (s *Service) there(row *state.Slot) (fleet.Found, bool) {
 // takesWork reports whether a node may get new work.
 func (s *Service) takesWork(id api.NodeID) bool {
 	n, ok := s.cfg.Fleet.Node(id)
-	return ok && n.Connected && n.Entry.Status != health.Critical
+	return ok && n.Status.State.TakesWork()
+}
+
+func (s *Service) isTaken(id api.SandboxID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, is := s.taken[id]
+	return is
 }
 
 // reserve keeps other creates of this server from a slot.
@@ -215,8 +225,9 @@ func (s *Service) reserve(id api.SandboxID) bool {
 func (s *Service) Done(slot lifecycle.Slot, gone bool) {
 	s.mu.Lock()
 	delete(s.taken, slot.ID)
+	calm := len(s.taken) == 0
 	s.mu.Unlock()
-	if gone {
+	if gone && calm {
 		s.Wake()
 	}
 }

@@ -139,7 +139,7 @@ func TestPool_repeatedCreateFindsItsSandbox(t *testing.T) {
 }
 
 func TestPool_herd(t *testing.T) {
-	const herd, slots = 200, 10
+	const herd, slots = 1000, 10
 	s := world(t, slots, nil)
 	var mu sync.Mutex
 	seen := map[api.SandboxID]bool{}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/rbac"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 // handle answers a request, or returns an error before it has written anything.
@@ -78,7 +79,7 @@ func (s *Server) routes() []route {
 		{pattern: "POST /admin/teams/{team}/builds/cancel", handle: s.e2bCancelBuilds, needs: can(rbac.Template, rbac.Delete)},
 		{pattern: "GET /nodes", handle: s.e2bNodes, needs: can(rbac.Node, rbac.Read)},
 		{pattern: "GET /nodes/{node}", handle: s.e2bNode, needs: can(rbac.Node, rbac.Read)},
-		{pattern: "POST /nodes/{node}", handle: later("changing a node's status is"), needs: can(rbac.Node, rbac.Update)},
+		{pattern: "POST /nodes/{node}", handle: s.e2bChangeNode, needs: can(rbac.Node, rbac.Update)},
 		{pattern: "GET /api-keys", handle: s.e2bKeys, needs: can(rbac.Key, rbac.Read)},
 		{pattern: "POST /api-keys", handle: s.e2bCreateKey, needs: can(rbac.Key, rbac.Create)},
 		{pattern: "PATCH /api-keys/{key}", handle: s.e2bRenameKey, needs: can(rbac.Key, rbac.Update)},
@@ -99,6 +100,12 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/openapi.json", handle: s.openAPI, local: true, anyone: true},
 		{pattern: "GET /v1/metrics", handle: s.showMetrics, local: true, needs: can(rbac.System, rbac.Read)},
 		{pattern: "GET /v1/nodes", handle: s.nodes, needs: can(rbac.Node, rbac.Read)},
+		{pattern: "GET /v1/nodes/{node}", handle: s.oneNode, needs: can(rbac.Node, rbac.Read)},
+		{pattern: "POST /v1/nodes/{node}/drain", handle: s.orderNode(state.NodeDrain), needs: can(rbac.Node, rbac.Update)},
+		{pattern: "POST /v1/nodes/{node}/mark", handle: s.orderNode(state.NodeUnhealthy), needs: can(rbac.Node, rbac.Update)},
+		{pattern: "POST /v1/nodes/{node}/resume", handle: s.orderNode(""), needs: can(rbac.Node, rbac.Update)},
+		{pattern: "GET /v1/rebalance", handle: s.showRebalance, needs: can(rbac.Node, rbac.Read)},
+		{pattern: "POST /v1/rebalance", handle: s.rebalance, needs: can(rbac.Node, rbac.Update)},
 		{pattern: "GET /v1/events", handle: s.events, stream: true, each: true, needs: can(rbac.Sandbox, rbac.Read)},
 
 		{pattern: "GET /v1/quotas/{tenant}", handle: s.getQuota, needs: can(rbac.Quota, rbac.Read)},

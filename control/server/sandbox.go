@@ -9,6 +9,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -49,6 +50,9 @@ func createOptions(req api.CreateOptions, p *lifecycle.CreateParams) (err error)
 			return invalid("%s is %d, 1 to %d are allowed", n.field, *n.from, n.high)
 		}
 		*n.to = *n.from
+	}
+	if p.Where, err = placement.ParseRules(req.Placement); err != nil {
+		return err
 	}
 	if p.Limits, err = storageLimits(req.PIDs, req.DiskMB, req.StorageLimits, false); err != nil {
 		return err
@@ -150,6 +154,10 @@ func sandboxView(sb state.Sandbox) api.Sandbox {
 	}
 	if out.OnTimeout == "" {
 		out.OnTimeout = string(state.OnTimeoutKill)
+	}
+	if sb.Where != "" {
+		where := placement.Rules(sb.Where).Placement()
+		out.Placement = &where
 	}
 	if x := sb.Exit; x != nil {
 		out.Exit = &api.SandboxExit{Reason: x.Reason, Code: x.Code, Signal: x.Signal, OOM: x.OOM, PIDs: x.PIDs, Disk: x.Disk, Message: x.Message}

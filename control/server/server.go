@@ -20,6 +20,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/rbac"
+	"github.com/soulbox-dev/soulbox/control/rebalance"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -88,6 +89,18 @@ type Fleet interface {
 	Nodes() []fleet.Node
 }
 
+// Nodes takes what operators say about nodes; lifecycle.Service is one.
+type Nodes interface {
+	// MarkNode records an order about a node, or takes it back where it is empty.
+	MarkNode(ctx context.Context, id api.NodeID, order state.NodeOrder, reason, by string) error
+}
+
+// Rebalancer shows how nodes are loaded, plans moves, and makes them; rebalance.Service is one.
+type Rebalancer interface {
+	Show(ctx context.Context, l rebalance.Limits) (api.Rebalance, error)
+	Apply(ctx context.Context, l rebalance.Limits, atOnce int) (api.Rebalance, error)
+}
+
 // Watcher shows the sandboxes of a tenant and when they change; state.Server is one. It answers from memory.
 type Watcher interface {
 	// Watch returns all sandboxes of the tenant that are kept, ended ones too, the index that they show, and a channel that
@@ -138,6 +151,8 @@ type Config struct {
 	Links     *edge.Links // makes links to files; nil: none
 	Edge      *edge.Edge  // the way to what runs in sandboxes; nil: none
 	Fleet     Fleet
+	Nodes     Nodes      // lets operators drain and mark nodes; nil: they cannot
+	Rebalance Rebalancer // nil: nothing is planned or moved
 	Watcher   Watcher
 	Backups   Backups // nil: none are made here
 	// Leader and Peers are there where there are several servers. nil: this one is alone.

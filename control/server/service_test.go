@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -151,13 +154,16 @@ func TestNodes(t *testing.T) {
 		c.Fleet = fakeFleet{
 			{
 				Entry: health.Node{Address: "https://a:7302", Status: health.Passing}, Connected: true,
+				Status: fleet.Status{State: fleet.Draining, Reason: "by ops: new kernel", Since: testTime},
+				Mark:   fleet.Mark{State: fleet.Draining, Reason: "new kernel", By: "ops", At: testTime},
 				Self: nodeapi.Node{
-					ID: "node-1", Name: "one", Version: "0.1.0-dev", APIVersion: 1, Healthy: true, Kernel: "6.18", CPUs: 2, MemoryBytes: 1, DiskBytes: 2,
+					Checks: []nodeapi.Check{{Name: "disk", Status: nodeapi.CheckWarning, Output: "low"}},
+					ID:     "node-1", Name: "one", Version: "0.1.0-dev", APIVersion: 1, Healthy: true, Kernel: "6.18", CPUs: 2, MemoryBytes: 1, DiskBytes: 2,
 					DiskFree: 3, Running: 4, MaxSandbox: 5, StartedAt: testTime, Templates: []nodeapi.Template{{Name: "base"}},
 					Probes: []nodeapi.Probe{{Name: "idmap", OK: true, Needed: true}, {Name: "netem", Reason: "no module"}},
 				},
 			},
-			{Entry: health.Node{ID: "node-2", Name: "two", Address: "https://b:7302", Status: health.Critical, Reason: "r"}, Problem: "refused"},
+			{Entry: health.Node{ID: "node-2", Name: "two", Address: "https://b:7302", Status: health.Critical, Reason: "r"}, Problem: "refused", Status: fleet.Status{State: fleet.Unhealthy, Reason: "r", Since: testTime}},
 		}
 	})
 	got, err := h.client().Nodes(t.Context())
@@ -165,14 +171,68 @@ func TestNodes(t *testing.T) {
 	must.Eq(t, []api.Node{
 		{
 			ID: "node-1", Name: "one", Address: "https://a:7302", Version: "0.1.0-dev", APIVersion: 1, Connected: true, Healthy: true,
+			Status: api.NodeDraining, StatusSince: testTime, Reason: "by ops: new kernel",
+			Mark:      &api.NodeMark{Status: api.NodeDraining, Reason: "new kernel", By: "ops", At: testTime},
+			Checks:    []api.NodeCheck{{Name: "disk", Status: "warning", Output: "low"}},
 			Directory: "passing", Kernel: "6.18", CPUs: 2, MemoryBytes: 1, DiskBytes: 2, DiskFree: 3, Running: 4, MaxSandbox: 5, StartedAt: testTime,
 			Probes: []api.Probe{{Name: "idmap", OK: true, Needed: true}, {Name: "netem", Reason: "no module"}}, Templates: []string{"base"},
 		},
 		{
-			ID: "node-2", Name: "two", Address: "https://b:7302", Directory: "critical", Reason: "refused", Probes: []api.Probe{}, Templates: []string{},
+			ID: "node-2", Name: "two", Address: "https://b:7302", Directory: "critical", Status: api.NodeUnhealthy, StatusSince: testTime, Reason: "r",
+			Checks: []api.NodeCheck{}, Probes: []api.Probe{}, Templates: []string{},
 		},
 	}, got)
 	newHarness(t).do("GET", "/v1/nodes", "").mustFail(t, http.StatusNotImplemented, codeUnsupported)
+	one, err := h.client().Node(t.Context(), "node-1")
+	must.NoError(t, err)
+	must.Eq(t, got[0], one)
+	h.do("GET", "/v1/nodes/node-3", "").mustFail(t, http.StatusNotFound, api.CodeNotFound)
+	h.do("GET", "/nodes/node-3", "").mustFail(t, http.StatusNotFound, api.CodeNotFound)
+	h.do("POST", "/v1/nodes/node-1/drain", "").mustFail(t, http.StatusForbidden, api.CodeForbidden)
+}
+
+// orders notes what was said about nodes.
+type orders []string
+
+func (o *orders) MarkNode(_ context.Context, id api.NodeID, order state.NodeOrder, reason, by string) error {
+	if id != "node-1" {
+		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "node %s does not exist", id)
+	}
+	*o = append(*o, fmt.Sprintf("%s=%s (%s)", id, order, reason))
+	if by == "" {
+		return errors.New("nobody said it")
+	}
+	return nil
+}
+
+func TestNodes_takeOrders(t *testing.T) {
+	var said orders
+	x := withRights(t, func(c *Config) {
+		c.Nodes, c.Fleet = &said, fakeFleet{{Self: nodeapi.Node{ID: "node-1"}, Status: fleet.Status{State: fleet.Degraded, Since: testTime}}}
+	})
+	c, err := api.New(api.Config{Address: x.http.URL, APIKey: x.admin})
+	must.NoError(t, err)
+	t.Cleanup(c.Close)
+	_, err = c.DrainNode(t.Context(), "node-1", "new kernel")
+	must.NoError(t, err)
+	_, err = c.MarkNode(t.Context(), "node-1", "")
+	must.NoError(t, err)
+	n, err := c.ResumeNode(t.Context(), "node-1")
+	must.NoError(t, err)
+	must.Eq(t, api.NodeDegraded, n.Status)
+	for _, status := range []string{"draining", "unhealthy", "ready"} {
+		must.Eq(t, http.StatusNoContent, x.as(x.admin, "POST", "/nodes/node-1", `{"status":"`+status+`","clusterID":"c"}`).status)
+	}
+	must.Eq(t, orders{
+		"node-1=draining (new kernel)", "node-1=unhealthy ()", "node-1= ()", "node-1=draining ()", "node-1=unhealthy ()", "node-1= ()",
+	}, said)
+	x.as(x.admin, "POST", "/nodes/node-1", `{"status":"connecting"}`).mustFail(t, http.StatusBadRequest, api.CodeInvalid)
+	x.as(x.admin, "POST", "/nodes/node-2", `{"status":"ready"}`).mustFail(t, http.StatusNotFound, api.CodeNotFound)
+	x.as(x.key("acme", rbac.RoleTenantAdmin), "POST", "/nodes/node-1", `{"status":"ready"}`).mustFail(t, http.StatusForbidden, api.CodeForbidden)
+	var e api.E2BNode
+	must.NoError(t, json.Unmarshal([]byte(x.as(x.admin, "GET", "/nodes/node-1", "").body), &e))
+	must.Eq(t, "ready", e.Status, must.Sprint("the contract has no word for degraded"))
+	must.Eq(t, testTime, e.StatusChangedAt)
 }
 
 func TestCheckNode(t *testing.T) {

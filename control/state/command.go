@@ -56,6 +56,8 @@ const (
 	typeSlotsDrop       commandType = 116
 	typeSlotClaim       commandType = 117
 	typePoolCount       commandType = 118
+	typeNodePut         commandType = 128
+	typeNodeFence       commandType = 129
 )
 
 // commands makes the empty command of each type.
@@ -106,6 +108,8 @@ var commands = map[commandType]func() Command{
 	typeSlotsDrop:       func() Command { return new(SlotsDrop) },
 	typeSlotClaim:       func() Command { return new(SlotClaim) },
 	typePoolCount:       func() Command { return new(PoolCount) },
+	typeNodePut:         func() Command { return new(NodePut) },
+	typeNodeFence:       func() Command { return new(NodeFence) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random

@@ -95,7 +95,8 @@ func script() []Command {
 	list = append(list, identityScript(len(list))...)
 	list = append(list, ringScript()...)
 	list = append(list, quotaScript()...)
-	return append(list, poolScript()...)
+	list = append(list, poolScript()...)
+	return append(list, nodeScript()...)
 }
 
 // snapID is the n-th snapshot id of the tests.

@@ -44,6 +44,7 @@ type Pool struct {
 	DiskMB    int64  `codec:"disk_mb"`   // MiB
 	QoS       string `codec:"qos"`
 	Profile   string `codec:"profile"`
+	Where     string `codec:"where"` // where slots may run: placement.Rules
 
 	Strategy  Strategy      `codec:"strategy"`
 	Min       int           `codec:"min"`       // slots; all of them where the strategy is fixed

@@ -25,6 +25,7 @@ const (
 	tableBinding  = "binding"
 	tablePool     = "pool"
 	tableSlot     = "slot"
+	tableNode     = "node"
 	tableMeta     = "meta"
 
 	indexID      = "id"
@@ -104,6 +105,9 @@ func schema() *memdb.DBSchema {
 		tableSlot: {Name: tableSlot, Indexes: map[string]*memdb.IndexSchema{
 			indexID:   {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
 			indexPool: {Name: indexPool, Indexer: &memdb.StringFieldIndex{Field: "Pool"}},
+		}},
+		tableNode: {Name: tableNode, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Node"}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},

@@ -36,6 +36,7 @@ const (
 	recordQuota    recordType = 30
 	recordPool     recordType = 50
 	recordSlot     recordType = 51
+	recordNode     recordType = 60
 	recordEnd      recordType = 255
 )
 
@@ -58,6 +59,7 @@ var snapshotTables = []struct {
 	{recordQuota, tableQuota, func() any { return new(Quota) }},
 	{recordPool, tablePool, func() any { return new(Pool) }},
 	{recordSlot, tableSlot, func() any { return new(Slot) }},
+	{recordNode, tableNode, func() any { return new(NodeMark) }},
 }
 
 type fsmSnapshot struct {

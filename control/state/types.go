@@ -99,6 +99,7 @@ type Sandbox struct {
 	MemoryMB  int64  `codec:"memory_mb"`  // MiB
 	DiskMB    int64  `codec:"disk_mb"`    // MiB, as clients of the contract are told
 	QoS       string `codec:"qos"`        // class; empty: burstable
+	Where     string `codec:"where"`      // where it may run: placement.Rules
 	Limits    Limits `codec:"limits"`
 
 	// RateIn and RateOut are how much its link carries to it and from it, in bytes a second, as Network says; 0: as much as there is.

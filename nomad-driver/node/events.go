@@ -84,10 +84,10 @@ func (h *hub) sync() (line []byte, next uint64) {
 	return h.encode(nodeapi.Event{Seq: seq, Type: nodeapi.EventSync, Sandboxes: all}), seq + 1
 }
 
-// beat returns an encoded EventBeat.
-func (h *hub) beat() []byte {
+// beat returns an encoded EventBeat that tells how the node is.
+func (h *hub) beat(health nodeapi.Health) []byte {
 	h.mu.Lock()
 	seq := h.seq
 	h.mu.Unlock()
-	return h.encode(nodeapi.Event{Seq: seq, Type: nodeapi.EventBeat})
+	return h.encode(nodeapi.Event{Seq: seq, Type: nodeapi.EventBeat, Health: &health})
 }

@@ -267,7 +267,7 @@ func (n *Node) getEvents(w http.ResponseWriter, r *http.Request) error {
 		select {
 		case <-news:
 		case <-beat.C:
-			if send(n.hub.beat()) != nil {
+			if send(n.hub.beat(n.health())) != nil {
 				return nil
 			}
 			beat.Reset(beatInterval)

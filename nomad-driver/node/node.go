@@ -69,8 +69,10 @@ type Node struct {
 	resolver  *resolver.Server // with network, as proxy
 	proxy     *proxy.Server
 	authority *proxy.Authority
-	noNetwork string             // why
-	closers   []func() error     // in the order of opening
+	noNetwork string         // why
+	closers   []func() error // in the order of opening
+	clock     *clock
+	cgroups   *cgroup.Manager    // nil: a test's runtime has none
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
 	snapshots *chunk.Store
@@ -135,6 +137,7 @@ func (n *Node) open() error {
 	if n.id, err = n.identity(); err != nil {
 		return err
 	}
+	n.clock = newClock()
 	n.bounds = machineBounds()
 	n.defaults = defaultLimits(n.bounds)
 	overrideLimits(&n.defaults, n.cfg.Defaults)
@@ -196,6 +199,7 @@ func (n *Node) openParts() error {
 	if err != nil {
 		return err
 	}
+	n.cgroups = cgroups
 	n.closers = append(n.closers, bin.Close, cgroups.Close)
 	if err := n.openNetwork(); err != nil {
 		return err
@@ -357,6 +361,21 @@ func (n *Node) Close() error {
 
 // admits says whether the node may make one more sandbox, as far as the machine goes.
 func (n *Node) admits() error {
+	if err := n.ready(); err != nil {
+		return err
+	}
+	if _, free, err := diskSpace(n.cfg.StateDir); err == nil && free < n.cfg.DiskReserve {
+		return n.lowDisk(free)
+	}
+	return nil
+}
+
+func (n *Node) lowDisk(free int64) error {
+	return api.Errorf(http.StatusInsufficientStorage, api.CodeNoSpace, "%d bytes are free on the node's disk, less than its reserve of %d", free, n.cfg.DiskReserve)
+}
+
+// ready says whether the daemon and its kernel can make a sandbox.
+func (n *Node) ready() error {
 	if n.ctx.Err() != nil {
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "the node is shutting down")
 	}
@@ -365,9 +384,6 @@ func (n *Node) admits() error {
 	}
 	if p := n.probes.Missing(); p != nil {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "this machine lacks %s: %s", p.Name, p.Reason)
-	}
-	if _, free, err := diskSpace(n.cfg.StateDir); err == nil && free < n.cfg.DiskReserve {
-		return api.Errorf(http.StatusInsufficientStorage, api.CodeNoSpace, "%d bytes are free on the node's disk, less than its reserve of %d", free, n.cfg.DiskReserve)
 	}
 	return nil
 }
@@ -403,7 +419,21 @@ func (n *Node) Info() nodeapi.Node {
 	if err != nil {
 		info.Healthy, info.Reason = false, err.Error()
 	}
+	info.Checks = n.checks()
 	return info
+}
+
+// health is the part of Info that changes by itself: what the stream of events tells again and again.
+func (n *Node) health() nodeapi.Health {
+	h := nodeapi.Health{Healthy: true, Running: n.running(), Checks: n.checks()}
+	var err error
+	if _, h.DiskFree, err = diskSpace(n.cfg.StateDir); err == nil {
+		err = n.admits()
+	}
+	if err != nil {
+		h.Healthy, h.Reason = false, err.Error()
+	}
+	return h
 }
 
 // running returns how many sandboxes start, run or stop.

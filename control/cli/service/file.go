@@ -17,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/vault"
+	"github.com/soulbox-dev/soulbox/control/rebalance"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
@@ -45,6 +46,8 @@ type File struct {
 	// be named.
 	ImageRegistries []string `hcl:"image_registries,optional"`
 
+	Rebalance *RebalanceBlock `hcl:"rebalance,block"` // sandboxes are moved by themselves; without it when somebody says so
+
 	Audit  *AuditBlock  `hcl:"audit,block"`
 	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
 	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
@@ -54,6 +57,48 @@ type File struct {
 	Vault  *VaultBlock  `hcl:"vault,block"`
 	Auth   *AuthBlock   `hcl:"auth,block"`     // who callers are, beside API keys
 	Client *ClientBlock `hcl:"node_tls,block"` // to nodes over TCP; not with vault
+}
+
+// RebalanceBlock says when the leader evens out the nodes by itself, and how far it may go.
+type RebalanceBlock struct {
+	Every   string   `hcl:"every"`             // between two plans, such as "10m"
+	Moves   int      `hcl:"moves,optional"`    // of one plan, at most; 10
+	AtOnce  int      `hcl:"at_once,optional"`  // moves at a time; 1
+	MinGain float64  `hcl:"min_gain,optional"` // of one move, in percentage points; 1
+	Hours   string   `hcl:"hours,optional"`    // in UTC, such as "22:00-06:00"; all day
+	Classes []string `hcl:"classes,optional"`  // whose sandboxes may be moved; best_effort and burstable
+}
+
+// policy is what the block says.
+func (r *RebalanceBlock) policy() (p rebalance.Policy, err error) {
+	if r == nil {
+		return p, nil
+	}
+	p = rebalance.Policy{AtOnce: r.AtOnce, Limits: rebalance.Limits{Moves: r.Moves, MinGain: r.MinGain, Classes: r.Classes}}
+	if err := p.Limits.Check(); err != nil {
+		return p, fmt.Errorf("rebalance.%w", err)
+	}
+	if r.AtOnce < 0 || r.AtOnce > rebalance.MaxAtOnce {
+		return p, fmt.Errorf("rebalance.at_once: %d is not between 1 and %d", r.AtOnce, rebalance.MaxAtOnce)
+	}
+	if p.Every, err = time.ParseDuration(r.Every); err != nil || p.Every < time.Second {
+		return p, fmt.Errorf("rebalance.every: %.40q is no duration of at least 1s", r.Every)
+	}
+	if r.Hours == "" {
+		return p, nil
+	}
+	from, to, ok := strings.Cut(r.Hours, "-")
+	for _, h := range []struct {
+		text string
+		to   *time.Duration
+	}{{from, &p.From}, {to, &p.To}} {
+		t, err := time.Parse("15:04", h.text)
+		if err != nil || !ok {
+			return p, fmt.Errorf("rebalance.hours: %.40q is not as in 22:00-06:00", r.Hours)
+		}
+		*h.to = time.Duration(t.Hour())*time.Hour + time.Duration(t.Minute())*time.Minute
+	}
+	return p, nil
 }
 
 // TLSBlock names the files of the API's certificate.
@@ -253,6 +298,9 @@ func (f File) Check() error {
 		if err := vault.KeyPath(v.AuditKey).CheckSigner(); err != nil {
 			bad("vault.audit_key", "%v", err)
 		}
+	}
+	if _, err := f.Rebalance.policy(); err != nil {
+		errs = append(errs, err)
 	}
 	if n := f.Nomad; n != nil {
 		if n.Priority < 0 || n.Priority > 100 {

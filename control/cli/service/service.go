@@ -109,8 +109,8 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	ec := edge.Config{Sandboxes: s.Core.Reach(), Links: links, Traffic: traffic, Denied: s.denied, Logger: cfg.Logger.Named("edge")}
 	sc := server.Config{
 		Links:     links,
-		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet,
-		Audit: s.audit, Quotas: s.Core.Quotas(), Pools: s.Core.Pools,
+		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet, Nodes: s.Core.Sandboxes,
+		Audit: s.audit, Rebalance: s.Core.Rebalance, Quotas: s.Core.Quotas(), Pools: s.Core.Pools,
 		Watcher: s.Core.State, Backups: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	}
 	if cfg.RaftAddr != "" { // there may be other servers

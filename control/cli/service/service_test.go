@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
+	"github.com/soulbox-dev/soulbox/control/rebalance"
 )
 
 func noEnv(string) string { return "" }
@@ -59,11 +60,24 @@ nomad {
   mhz_per_core = 500
 }
 consul { address = "127.0.0.1:8500" }
+rebalance {
+  every   = "10m"
+  moves   = 4
+  at_once = 2
+  hours   = "22:00-06:30"
+  classes = ["best_effort"]
+}
 vault  { address = "https://vault:8200" }
 `)
 	must.NoError(t, f.Check())
 	must.Eq(t, "10.0.0.2:7301", f.Raft.Peers[1].Address)
 	must.SliceEmpty(t, f.Nodes)
+	policy, err := f.Rebalance.policy()
+	must.NoError(t, err)
+	must.Eq(t, rebalance.Policy{
+		Every: 10 * time.Minute, AtOnce: 2, From: 22 * time.Hour, To: 6*time.Hour + 30*time.Minute,
+		Limits: rebalance.Limits{Moves: 4, Classes: []string{"best_effort"}},
+	}, policy)
 }
 
 func TestFile_defaults(t *testing.T) {
@@ -96,6 +110,10 @@ func TestFile_checkNamesTheField(t *testing.T) {
 		{"vault and files", "vault {}\nnode_tls {\n ca_file = \"/a\"\n cert_file = \"/b\"\n key_file = \"/c\"\n}", "node_tls:"},
 		{"key of links", `vault { link_key = "links" }`, "vault.link_key:"},
 		{"key of snapshots", `vault { snapshot_key = "soulbox/creds/x" }`, "vault.snapshot_key:"},
+		{"rebalance every", `rebalance { every = "often" }`, "rebalance.every:"},
+		{"rebalance hours", "rebalance {\n every = \"5m\"\n hours = \"night\"\n}", "rebalance.hours:"},
+		{"rebalance classes", "rebalance {\n every = \"5m\"\n classes = [\"all\"]\n}", "rebalance.classes:"},
+		{"rebalance moves", "rebalance {\n every = \"5m\"\n at_once = 99\n}", "rebalance.at_once:"},
 		{"nomad priority", `nomad { priority = 101 }`, "nomad.priority:"},
 		{"nomad mhz", `nomad { mhz_per_core = -1 }`, "nomad.mhz_per_core:"},
 		{"nomad certificate", `nomad { cert_file = "/c" }`, "nomad.cert_file:"},

@@ -70,6 +70,9 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 	if err := f.directory(env, &cfg); err != nil {
 		return cfg, err
 	}
+	if cfg.Rebalance, err = f.Rebalance.policy(); err != nil {
+		return cfg, err
+	}
 	return cfg, f.placer(env, &cfg)
 }
 

@@ -108,7 +108,10 @@ func (n *Node) getEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		case <-changed:
 		case <-beat.C:
-			_ = enc.Encode(nodeapi.Event{Type: nodeapi.EventBeat, Epoch: epoch, Seq: since, Time: time.Now()})
+			n.mu.Lock()
+			h := nodeapi.Health{Healthy: n.self.Healthy, Reason: n.self.Reason, Running: n.self.Running, DiskFree: n.self.DiskFree, Checks: n.self.Checks}
+			n.mu.Unlock()
+			_ = enc.Encode(nodeapi.Event{Type: nodeapi.EventBeat, Epoch: epoch, Seq: since, Time: time.Now(), Health: &h})
 		}
 		n.mu.Lock()
 	}

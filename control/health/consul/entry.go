@@ -92,7 +92,9 @@ func statusOf(checks consulapi.HealthChecks) (health.Status, string) {
 		case text == "":
 			text = c.Name + " is " + c.Status
 		}
-		reasons = append(reasons, text)
+		if !slices.Contains(reasons, text) { // the daemon's check has that of the thing that keeps it from work
+			reasons = append(reasons, text)
+		}
 	}
 	reason := strings.Join(reasons, "; ")
 	if len(reason) > maxReason {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -56,6 +57,9 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
 			"isolation.compute of tenant %s is dedicated, and this server has one node for all tenants: nodes of a tenant's own need nomad", req.Tenant)
 	}
+	if err := p.allows(ctx, req); err != nil {
+		return fmt.Errorf("place sandbox %s: %w", req.Node.ID, err)
+	}
 	c := p.begin(req.Node)
 	select {
 	case <-c.done:
@@ -66,6 +70,28 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 	case <-ctx.Done():
 		return fmt.Errorf("place sandbox %s: %w", req.Node.ID, ctx.Err())
 	}
+}
+
+// allows holds a request's constraints against the one node. What a scheduler finds out of machines (attr, label) nobody knows here.
+func (p *Placer) allows(ctx context.Context, req placement.Request) error {
+	if len(req.Rules.Placement().Constraints) == 0 {
+		return nil
+	}
+	n, err := p.node.Node(ctx)
+	if err != nil {
+		return err
+	}
+	have := map[string]string{
+		"node.id": string(n.ID), "node.name": n.Name, "node.datacenter": "local", "node.region": "local",
+		"attr.kernel.version": n.Kernel, "attr.cpu.numcores": strconv.Itoa(n.CPUs), "attr.memory.totalbytes": strconv.FormatInt(n.MemoryBytes, 10),
+	}
+	for _, probe := range n.Probes {
+		have["kernel."+probe.Name] = strconv.FormatBool(probe.OK)
+	}
+	if why := req.Rules.Allows(have); why != "" {
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity, "no node can take it: of 1 node, %s", why)
+	}
+	return nil
 }
 
 // begin starts the creation of a sandbox, or returns the one that is under way.

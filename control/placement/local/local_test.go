@@ -59,3 +59,22 @@ func TestPlacer_nodeThatIsDown(t *testing.T) {
 	_, err = placer.List(t.Context())
 	must.Error(t, err)
 }
+
+func TestPlacer_holdsRulesAgainstItsNode(t *testing.T) {
+	node, placer := start(t)
+	node.Self(func(n *nodeapi.Node) { n.Kernel, n.Probes = "6.18.5", []nodeapi.Probe{{Name: "idmap", OK: true}} })
+	place := func(attribute, operator, value string) error {
+		rules, err := placement.ParseRules(&api.Placement{
+			Constraints: []api.PlacementRule{{Attribute: attribute, Operator: operator, Value: value}}, Strategy: api.PlaceSpread,
+		})
+		must.NoError(t, err)
+		return placer.Place(t.Context(), placement.Request{Rules: rules, Node: nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}})
+	}
+	must.NoError(t, place("kernel.idmap", "=", "true"))
+	must.NoError(t, place("attr.kernel.version", "version", ">= 6.1"))
+	must.NoError(t, place("attr.cpu.numcores", ">=", "2"))
+	err := place("node.datacenter", "=", "dc1")
+	must.Eq(t, api.CodeCapacity, api.CodeOf(err))
+	must.ErrorContains(t, err, `node.datacenter is "local", which is not = dc1`)
+	must.MapLen(t, 3, node.Running())
+}

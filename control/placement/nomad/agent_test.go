@@ -145,6 +145,70 @@ func TestPlacer(t *testing.T) {
 		waitState(t, p, shared.Node.ID, placement.Active)
 	})
 
+	t.Run("Rules", func(t *testing.T) {
+		p := c.placer(t, sleepScript)
+		place := func(r api.Placement) (api.SandboxID, error) {
+			t.Helper()
+			rules, err := placement.ParseRules(&r)
+			must.NoError(t, err)
+			req := request(32)
+			req.Rules = rules
+			must.NoError(t, p.Place(t.Context(), req))
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			return req.Node.ID, p.Watch(ctx, req.Node.ID)
+		}
+		for _, r := range []api.PlacementRule{
+			{Attribute: "node.datacenter", Value: "dc1"},
+			{Attribute: "attr.kernel.name", Value: "linux"},
+			{Attribute: "attr.kernel.version", Operator: "semver", Value: ">= 4.0"},
+			{Attribute: "attr.cpu.numcores", Operator: ">=", Value: "1"},
+			{Attribute: "label.gpu", Operator: "is_not_set"},
+		} {
+			id, err := place(api.Placement{
+				Constraints: []api.PlacementRule{r}, Priority: 40,
+				Affinities: []api.PlacementAffinity{{PlacementRule: api.PlacementRule{Attribute: "label.zone", Value: "a"}, Weight: -20}},
+			})
+			must.ErrorIs(t, err, context.DeadlineExceeded, must.Sprintf("%+v: it failed to be placed: %v", r, err))
+			waitState(t, p, id, placement.Active)
+		}
+		for _, r := range []api.PlacementRule{
+			{Attribute: "node.datacenter", Value: "dc2"},
+			{Attribute: "label.disk", Value: "ssd"},
+			{Attribute: "kernel.idmap", Value: "true"}, // this client's driver is another
+			{Attribute: "attr.kernel.version", Operator: "semver", Value: ">= 99"},
+		} {
+			_, err := place(api.Placement{Constraints: []api.PlacementRule{r}})
+			must.Eq(t, api.CodeCapacity, api.CodeOf(err), must.Sprintf("%+v: %v", r, err))
+			must.ErrorContains(t, err, r.Value, must.Sprint("it is Nomad's own word"))
+			t.Log(err)
+		}
+		high := request(32)
+		high.Rules, _ = placement.ParseRules(&api.Placement{Priority: 51})
+		must.ErrorContains(t, p.Place(t.Context(), high), "at most 50 here")
+	})
+
+	t.Run("Fence", func(t *testing.T) {
+		p := c.placer(t, sleepScript)
+		nodes, _, err := p.client.Nodes().List(nil)
+		must.NoError(t, err)
+		must.Len(t, 1, nodes)
+		node := api.NodeID(nodes[0].ID)
+		must.NoError(t, p.Fence(t.Context(), node, true))
+		must.NoError(t, p.Fence(t.Context(), node, true), must.Sprint("again"))
+		req := request(32)
+		must.NoError(t, p.Place(t.Context(), req))
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		must.Eq(t, api.CodeCapacity, api.CodeOf(p.Watch(ctx, req.Node.ID)))
+		must.NoError(t, p.Stop(t.Context(), req.Node.ID))
+		must.NoError(t, p.Fence(t.Context(), node, false))
+		req = request(32)
+		must.NoError(t, p.Place(t.Context(), req))
+		waitState(t, p, req.Node.ID, placement.Active)
+		must.NoError(t, p.Fence(t.Context(), "00000000-0000-0000-0000-000000000000", true), must.Sprint("a node that Nomad does not know"))
+	})
+
 	t.Run("Twice", func(t *testing.T) {
 		p := c.placer(t, sleepScript)
 		req := request(16)

@@ -1,10 +1,13 @@
 package nomad
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"math/bits"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -16,6 +19,8 @@ type class struct {
 	memoryMB  int64
 	node      api.NodeID // the only one that will do; empty: any
 	tenant    string     // whose nodes they have to be; empty: those of all
+	rules     placement.Rules
+	prefer    api.NodeID // of those that will do; empty: the scheduler's choice
 }
 
 const (
@@ -78,6 +83,13 @@ func (c class) jobID(prefix string) string {
 	}
 	if c.tenant != "" {
 		id += "-of-" + c.tenant
+	}
+	if c.rules != "" { // what clients say is in no name
+		sum := sha256.Sum256([]byte(c.rules))
+		id += "-where-" + hex.EncodeToString(sum[:8])
+	}
+	if c.prefer != "" {
+		id += "-near-" + string(c.prefer)
 	}
 	return id
 }

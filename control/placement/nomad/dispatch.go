@@ -3,6 +3,7 @@ package nomad
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -87,11 +88,19 @@ type registration struct {
 	err  error
 }
 
+// maxParents bounds how many parent jobs clients can bring about by rules of their own.
+const maxParents = 2000
+
 // register makes sure that Nomad has the parent job of c as this process wants it. It asks Nomad once a process, and again
 // after forget.
 func (p *Placer) register(ctx context.Context, c class) (*registration, error) {
 	p.mu.Lock()
 	reg := p.parents[c]
+	if reg == nil && c.rules != "" && len(p.parents) >= maxParents {
+		p.mu.Unlock()
+		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity,
+			"placement: %d different kinds of rules, sizes and nodes are in use, and each is a job of Nomad's: use rules that others have", len(p.parents))
+	}
 	if reg == nil {
 		reg = &registration{done: make(chan struct{})}
 		p.parents[c] = reg

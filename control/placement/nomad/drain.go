@@ -8,7 +8,10 @@ import (
 	"github.com/soulbox-dev/soulbox/control/placement"
 )
 
-var _ placement.Drainer = (*Placer)(nil)
+var (
+	_ placement.Drainer = (*Placer)(nil)
+	_ placement.Fencer  = (*Placer)(nil)
+)
 
 // Draining implements placement.Drainer: the clients that `nomad node drain` was told of. A client's id is its node's.
 func (p *Placer) Draining(ctx context.Context) ([]api.NodeID, error) {
@@ -25,4 +28,14 @@ func (p *Placer) Draining(ctx context.Context) ([]api.NodeID, error) {
 		}
 	}
 	return out, nil
+}
+
+// Fence implements placement.Fencer: Nomad's own eligibility of a client. One that Nomad drains stays ineligible until the drain ends.
+func (p *Placer) Fence(ctx context.Context, node api.NodeID, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := p.client.Nodes().ToggleEligibility(string(node), !on, p.write(ctx)); err != nil && !isNodeGone(err) {
+		return fmt.Errorf("eligibility of node %s: %w", node, mapError(err))
+	}
+	return nil
 }

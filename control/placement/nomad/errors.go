@@ -69,6 +69,12 @@ func isParentGone(err error) bool {
 		strings.Contains(body, "is not a parameterized job") || strings.Contains(body, "is stopped")
 }
 
+// isNodeGone reports whether Nomad does not know a client. It has no better word for it than its text.
+func isNodeGone(err error) bool {
+	var resp nomadapi.UnexpectedResponseError
+	return errors.As(err, &resp) && strings.Contains(resp.Body(), "node not found")
+}
+
 // capacityError tells why the scheduler found no node, in its own terms.
 func capacityError(id api.SandboxID, m *nomadapi.AllocationMetric) error {
 	return api.Errorf(http.StatusServiceUnavailable, api.CodeCapacity,

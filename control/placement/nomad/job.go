@@ -1,6 +1,7 @@
 package nomad
 
 import (
+	"strings"
 	"time"
 
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -63,6 +64,20 @@ func (p *Placer) parent(c class) *nomadapi.Job {
 	if c.node != "" { // a node has the id of its Nomad client
 		group.Constraints = []*nomadapi.Constraint{nomadapi.NewConstraint("${node.unique.id}", "=", string(c.node))}
 	}
+	if c.prefer != "" {
+		group.Affinities = append(group.Affinities, nomadapi.NewAffinity("${node.unique.id}", "=", string(c.prefer), preferWeight))
+	}
+	rules := c.rules.Placement()
+	for _, r := range rules.Constraints {
+		group.Constraints = append(group.Constraints, nomadapi.NewConstraint(target(r.Attribute, p.cfg.Driver), r.Operator, r.Value))
+	}
+	for _, a := range rules.Affinities {
+		group.Affinities = append(group.Affinities, nomadapi.NewAffinity(target(a.Attribute, p.cfg.Driver), a.Operator, a.Value, int8(a.Weight)))
+	}
+	priority := p.cfg.Priority
+	if rules.Priority != 0 {
+		priority = rules.Priority
+	}
 	nodes := p.cfg.NodePool
 	if c.tenant != "" {
 		nodes = pool(c.tenant)
@@ -70,10 +85,31 @@ func (p *Placer) parent(c class) *nomadapi.Job {
 	return &nomadapi.Job{
 		ID: &id, Name: &id,
 		Region: optional(p.cfg.Region), Namespace: optional(p.cfg.Namespace), NodePool: optional(nodes),
-		Type: new(nomadapi.JobTypeBatch), Priority: new(p.cfg.Priority), Datacenters: p.cfg.Datacenters,
+		Type: new(nomadapi.JobTypeBatch), Priority: new(priority), Datacenters: p.cfg.Datacenters,
 		ParameterizedJob: &nomadapi.ParameterizedJobConfig{Payload: "required", MetaRequired: []string{MetaSandboxID}},
 		TaskGroups:       []*nomadapi.TaskGroup{group},
 	}
+}
+
+// preferWeight is what the node that a sandbox had better be on counts, beside 100 of the strongest rule of a client.
+const preferWeight = 50
+
+// target is Nomad's name for an attribute of a rule.
+func target(attribute, driver string) string {
+	kind, name, _ := strings.Cut(attribute, ".")
+	switch kind {
+	case "kernel":
+		return "${attr.driver." + driver + ".probe." + name + "}"
+	case "label":
+		return "${meta." + name + "}"
+	case "attr":
+		return "${attr." + name + "}"
+	}
+	switch name {
+	case "id", "name":
+		return "${node.unique." + name + "}"
+	}
+	return "${node." + name + "}"
 }
 
 func optional(s string) *string {

@@ -23,24 +23,36 @@ func (p *Placer) List(ctx context.Context) ([]placement.Placed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list placements: %w", err)
 	}
-	var out []placement.Placed
+	var jobs []*nomadapi.JobListStub
 	q := p.query(ctx)
 	q.Prefix, q.PerPage = p.cfg.Prefix+"-", pageSize
+	again := false
 	for {
 		stubs, meta, err := p.client.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}}, q)
 		if err != nil {
 			return nil, fmt.Errorf("list placements: %w", mapError(err))
 		}
 		for _, s := range stubs {
-			if placed, ok := placedOf(s, allocs[s.ID].newest, allocs[s.ID].replaced); ok {
-				out = append(out, placed)
-			}
+			again = again || s.Status == nomadJobRunning && allocs[s.ID].newest == nil
 		}
+		jobs = append(jobs, stubs...)
 		if meta.NextToken == "" {
-			return out, nil
+			break
 		}
 		q.NextToken = meta.NextToken
 	}
+	if again { // a job that runs got its allocation in between, or has lost it
+		if allocs, err = p.allocations(ctx); err != nil {
+			return nil, fmt.Errorf("list placements: %w", err)
+		}
+	}
+	var out []placement.Placed
+	for _, s := range jobs {
+		if placed, ok := placedOf(s, allocs[s.ID].newest, allocs[s.ID].replaced); ok {
+			out = append(out, placed)
+		}
+	}
+	return out, nil
 }
 
 // allocation is what Nomad has for a job.
@@ -115,8 +127,11 @@ func placedOf(job *nomadapi.JobListStub, alloc *nomadapi.AllocationListStub, rep
 	return out, true
 }
 
-// nomadJobPending is the status of a job that waits for its first allocation.
-const nomadJobPending = "pending"
+// Statuses of a job: it waits for its first allocation, or has one.
+const (
+	nomadJobPending = "pending"
+	nomadJobRunning = "running"
+)
 
 // wasReplaced says why a job ended for us although Nomad may run it.
 const wasReplaced = "nomad replaced its allocation: a second one is not the sandbox that was"

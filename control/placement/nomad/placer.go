@@ -105,6 +105,10 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 	if req.Dedicated {
 		c.tenant = req.Tenant
 	}
+	c.rules, c.prefer = req.Rules, req.Prefer
+	if prio := c.rules.Placement().Priority; prio > p.cfg.Priority {
+		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "placement.priority is %d, and sandboxes may have at most %d here", prio, p.cfg.Priority)
+	}
 	d := p.begin(ctx, id, c, payload)
 	select {
 	case <-d.done:

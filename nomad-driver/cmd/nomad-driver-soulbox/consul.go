@@ -33,7 +33,8 @@ func announce(ctx context.Context, block *consulBlock, cfg node.Config, self *no
 	reg := consul.Config{
 		Agent: block.Address, Token: block.Token, Service: block.Service, Address: block.Advertise,
 		NodeID: info.ID, NodeName: info.Name, Version: info.Version, Meta: map[string]string{"kernel": info.Kernel},
-		Logger: cfg.Logger.Named("consul"),
+		Concerns: nodeapi.CheckNames(),
+		Logger:   cfg.Logger.Named("consul"),
 		Status: func() consul.Status {
 			ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 			defer cancel()
@@ -79,9 +80,13 @@ func consulStatus(n nodeapi.Node, err error) consul.Status {
 	if err != nil {
 		return consul.Status{Critical: true, Output: "its API does not answer: " + err.Error()}
 	}
-	if !n.Healthy {
-		return consul.Status{Critical: true, Output: n.Reason}
-	}
-	return consul.Status{Output: fmt.Sprintf("%d of at most %d sandboxes run; %.1f GiB of disk are free",
+	out := consul.Status{Output: fmt.Sprintf("%d of at most %d sandboxes run; %.1f GiB of disk are free",
 		n.Running, n.MaxSandbox, float64(n.DiskFree)/(1<<30))}
+	if !n.Healthy {
+		out.Critical, out.Output = true, n.Reason
+	}
+	for _, c := range n.Checks {
+		out.Concerns = append(out.Concerns, consul.Concern{Name: c.Name, Status: string(c.Status), Output: c.Output})
+	}
+	return out
 }

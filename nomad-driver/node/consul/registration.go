@@ -1,7 +1,7 @@
-// Package consul makes a node known to Consul: a service of the agent on its machine, with a check that the node itself
-// keeps passing.
+// Package consul makes a node known to Consul: a service of the agent on its machine, with checks that the node itself
+// keeps passing, one of its daemon and one of each thing that it needs.
 //
-// It owns the registration: one service instance, its check, and the end of both. It never reads the catalog (that is for
+// It owns the registration: one service instance, its checks, and the end of both. It never reads the catalog (that is for
 // the control service), never registers with another machine's agent, and a node works on when Consul is gone.
 package consul
 
@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ type Config struct {
 	// Forget is how long Consul keeps a node that does not report, 24 h by default: its sandboxes may run on. 0: that;
 	// Consul's minimum is 1 min.
 	Forget time.Duration
+	// Concerns are the things that have a check of their own beside that of the daemon.
+	Concerns []string
 	// Status tells how the node is, in one line that people read in Consul's UI. It must not block. nil: always healthy.
 	Status func() Status
 	Logger hclog.Logger
@@ -59,6 +62,16 @@ type Status struct {
 	Critical bool   // it cannot run sandboxes
 	Warning  bool   // it can, but something is wrong
 	Output   string // one line
+	// Concerns say it of each thing that the node needs. Those that Config.Concerns does not name are left out, and of those that are
+	// missing here Consul hears nothing: their checks end by their TTL.
+	Concerns []Concern
+}
+
+// Concern is the status of one thing.
+type Concern struct {
+	Name   string
+	Status string // as Consul has it: passing, warning or critical
+	Output string // one line
 }
 
 // Registration keeps a node registered. It is made by New and works while Run does.
@@ -131,6 +144,8 @@ func (r *Registration) ID() string { return r.cfg.Service + "-" + string(r.cfg.N
 
 func (r *Registration) checkID() string { return r.ID() + "-ttl" }
 
+func (r *Registration) concernID(name string) string { return r.ID() + "-" + name }
+
 // Report makes Run tell Consul the node's status now, not only at the next third of the TTL.
 func (r *Registration) Report() {
 	select {
@@ -192,11 +207,15 @@ func (r *Registration) register(ctx context.Context) error {
 	maps.DeleteFunc(meta, func(_, v string) bool { return v == "" })
 	reg := &consulapi.AgentServiceRegistration{
 		ID: r.ID(), Name: r.cfg.Service, Address: host, Port: port, Meta: meta,
-		Check: &consulapi.AgentServiceCheck{
+		Checks: consulapi.AgentServiceChecks{{
 			CheckID: r.checkID(), Name: "SoulBox node daemon", TTL: r.cfg.TTL.String(),
 			Notes:                          "The node reports here itself, three times in its TTL.",
 			DeregisterCriticalServiceAfter: r.cfg.Forget.String(),
-		},
+		}},
+	}
+	for _, name := range r.cfg.Concerns {
+		// Critical until the first report, which follows at once: of one that stays as it is the agent tells a new line only minutes later.
+		reg.Checks = append(reg.Checks, &consulapi.AgentServiceCheck{CheckID: r.concernID(name), Name: "SoulBox node: " + name, TTL: r.cfg.TTL.String()})
 	}
 	opts := consulapi.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
 	if err := r.client.Agent().ServiceRegisterOpts(reg, opts); err != nil {
@@ -219,6 +238,14 @@ func (r *Registration) update(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
 	if err := r.client.Agent().UpdateTTLOpts(r.checkID(), s.Output, state, q); err != nil {
 		return fmt.Errorf("report to %s: %w", r.checkID(), err)
+	}
+	for _, c := range s.Concerns {
+		if !slices.Contains(r.cfg.Concerns, c.Name) {
+			continue
+		}
+		if err := r.client.Agent().UpdateTTLOpts(r.concernID(c.Name), c.Output, c.Status, q); err != nil {
+			return fmt.Errorf("report to %s: %w", r.concernID(c.Name), err)
+		}
 	}
 	return nil
 }

@@ -106,6 +106,41 @@ func TestRegistration_livesWithItsNode(t *testing.T) {
 	reg.wait(t, "deregistered", func(e []*consulapi.ServiceEntry) bool { return len(e) == 0 })
 }
 
+func TestRegistration_hasACheckForEachConcern(t *testing.T) {
+	a := agenttest.Consul(t, agent.ConsulConfig{})
+	reg := newRegistry(t, a)
+	var state atomic.Pointer[consul.Status]
+	state.Store(&consul.Status{Output: "serving", Concerns: []consul.Concern{
+		{Name: "disk", Status: "passing", Output: "40.0 of 99.9 GiB are free"},
+		{Name: "clock", Status: "warning", Output: "it was set by 3s, 1m0s ago"},
+		{Name: "unknown", Status: "critical", Output: "nobody asked"},
+	}})
+	r, stop := run(t, consul.Config{
+		Agent: a.Config.Address(), NodeID: "n1", NodeName: "one", Address: "127.0.0.1:7302", Concerns: []string{"disk", "clock"},
+		Status: func() consul.Status { return *state.Load() },
+	})
+	e := reg.wait(t, "a warning", status(consulapi.HealthWarning))[0]
+	got := map[string]string{}
+	for _, c := range e.Checks {
+		if c.ServiceID == r.ID() {
+			got[c.CheckID] = c.Name + " is " + c.Status + ": " + c.Output
+		}
+	}
+	must.Eq(t, map[string]string{
+		r.ID() + "-ttl":   "SoulBox node daemon is passing: serving",
+		r.ID() + "-disk":  "SoulBox node: disk is passing: 40.0 of 99.9 GiB are free",
+		r.ID() + "-clock": "SoulBox node: clock is warning: it was set by 3s, 1m0s ago",
+	}, got)
+
+	state.Store(&consul.Status{Critical: true, Output: "full", Concerns: []consul.Concern{
+		{Name: "disk", Status: "critical", Output: "full"}, {Name: "clock", Status: "passing", Output: "fine"},
+	}})
+	r.Report()
+	reg.wait(t, "critical", status(consulapi.HealthCritical))
+	must.NoError(t, stop())
+	reg.wait(t, "deregistered", func(e []*consulapi.ServiceEntry) bool { return len(e) == 0 })
+}
+
 func TestRegistration_turnsCriticalWhenItsNodeIsGone(t *testing.T) {
 	a := agenttest.Consul(t, agent.ConsulConfig{})
 	reg := newRegistry(t, a)

@@ -213,6 +213,47 @@ type Probe struct {
 	Needed bool   `json:"needed"`           // without it no sandbox can start
 }
 
+// Check is how one thing is that a node needs.
+type Check struct {
+	Name   string      `json:"name"`
+	Status CheckStatus `json:"status"`
+	Output string      `json:"output"` // one line for people
+}
+
+// The things that are checked.
+const (
+	CheckRuntime    = "runtime"    // sandboxes can be made
+	CheckCheckpoint = "checkpoint" // processes can go to disk
+	CheckDisk       = "disk"
+	CheckNetwork    = "network" // slots are ready
+	CheckCgroups    = "cgroups"
+	CheckClock      = "clock"
+)
+
+// CheckNames are the names of all checks, in the order of Node.Checks.
+func CheckNames() []string {
+	return []string{CheckRuntime, CheckCheckpoint, CheckDisk, CheckNetwork, CheckCgroups, CheckClock}
+}
+
+// CheckStatus says how bad it is. The words are Consul's.
+type CheckStatus string
+
+// The statuses of a check.
+const (
+	CheckPassing  CheckStatus = "passing"
+	CheckWarning  CheckStatus = "warning"  // sandboxes can be made, but something is wrong
+	CheckCritical CheckStatus = "critical" // none can
+)
+
+// Health is how a node is at the moment.
+type Health struct {
+	Healthy  bool    `json:"healthy"` // it can make sandboxes
+	Reason   string  `json:"reason,omitempty"`
+	Running  int     `json:"running"`
+	DiskFree int64   `json:"disk_free_bytes"`
+	Checks   []Check `json:"checks"`
+}
+
 // Node is what a node says of itself: GET /v1/node.
 type Node struct {
 	ID          api.NodeID `json:"id"`
@@ -224,6 +265,7 @@ type Node struct {
 	Kernel      string     `json:"kernel"`
 	Healthy     bool       `json:"healthy"`
 	Reason      string     `json:"reason,omitempty"`
+	Checks      []Check    `json:"checks,omitempty"` // in the order of CheckNames
 	Probes      []Probe    `json:"probes"`
 	CPUs        int        `json:"cpus"`
 	MemoryBytes int64      `json:"memory_bytes"`
@@ -284,6 +326,7 @@ type Event struct {
 	ID        api.SandboxID `json:"id,omitempty"`
 	Sandbox   *Sandbox      `json:"sandbox,omitempty"`
 	Sandboxes []Sandbox     `json:"sandboxes,omitempty"`
+	Health    *Health       `json:"health,omitempty"` // of EventBeat
 }
 
 // ExecRequest starts a process: POST /v1/sandboxes/{id}/exec with "Upgrade: soulbox-frames/1". After "101 Switching

@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/posener/complete"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// placementFlags add the options that say where a sandbox may run. What is not given leaves *to nil.
+func placementFlags(o *options, to **api.Placement) {
+	p := func() *api.Placement {
+		if *to == nil {
+			*to = &api.Placement{}
+		}
+		return *to
+	}
+	o.Func("constraint", "<rule>", "Condition on its node, as in 'node.datacenter = dc1', 'label.disk = ssd', 'kernel.idmap = true' or 'attr.kernel.version semver >= 6.1'. May be repeated.", nil,
+		func(v string) error {
+			r, err := parseRule(v)
+			p().Constraints = append(p().Constraints, r)
+			return err
+		})
+	o.Func("affinity", "<weight> <rule>", "Condition on its node that counts -100 to 100 where it holds, as in '50 label.zone = a'. May be repeated.", nil,
+		func(v string) error {
+			weight, rule, _ := strings.Cut(strings.TrimSpace(v), " ")
+			n, err := strconv.Atoi(weight)
+			if err != nil {
+				return fmt.Errorf("%.40q does not begin with a weight", v)
+			}
+			r, err := parseRule(rule)
+			p().Affinities = append(p().Affinities, api.PlacementAffinity{PlacementRule: r, Weight: n})
+			return err
+		})
+	o.Func("place", "<strategy>", "bin_pack: fill one node after the other; spread: take the emptiest.", complete.PredictSet(api.PlaceBinPack, api.PlaceSpread),
+		func(v string) error { p().Strategy = v; return nil })
+	o.Func("priority", "<1-100>", "The scheduler's priority, at most what the operator allows.", nil, func(v string) (err error) {
+		p().Priority, err = strconv.Atoi(v)
+		return err
+	})
+}
+
+// parseRule reads "attribute operator value". The value is everything behind the operator.
+func parseRule(s string) (api.PlacementRule, error) {
+	attribute, rest, _ := strings.Cut(strings.TrimSpace(s), " ")
+	operator, value, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	if attribute == "" || operator == "" {
+		return api.PlacementRule{}, fmt.Errorf("%.80q is not an attribute, an operator and a value with spaces between them", s)
+	}
+	return api.PlacementRule{Attribute: attribute, Operator: operator, Value: strings.TrimSpace(value)}, nil
+}

@@ -1,0 +1,201 @@
+package placement
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/hashicorp/go-version"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+)
+
+// Rules are where a sandbox may run, checked, as they are kept and compared: canonical JSON of an api.Placement. Empty: anywhere.
+type Rules string
+
+// Limits of rules.
+const (
+	maxRules     = 16 // of a kind
+	maxRuleValue = 256
+)
+
+var (
+	attributeForm = regexp.MustCompile(`^(node\.(id|name|datacenter|region|class)|(kernel|label|attr)\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,99})$`)
+	operators     = []string{"=", "!=", "<", "<=", ">", ">=", "regexp", "version", "semver", "set_contains", "set_contains_any", "is_set", "is_not_set"}
+)
+
+// ParseRules checks what a client says. An error is an *api.Error that names the field.
+func ParseRules(p *api.Placement) (Rules, error) {
+	if p == nil {
+		return "", nil
+	}
+	c := *p
+	c.Constraints, c.Affinities = slices.Clone(p.Constraints), slices.Clone(p.Affinities)
+	if len(c.Constraints) > maxRules || len(c.Affinities) > maxRules {
+		return "", invalid("placement: %d constraints and %d affinities, at most %d of each are allowed", len(c.Constraints), len(c.Affinities), maxRules)
+	}
+	for i := range c.Constraints {
+		if err := checkRule(&c.Constraints[i]); err != nil {
+			return "", invalid("placement.constraints[%d].%s", i, err)
+		}
+	}
+	for i := range c.Affinities {
+		if err := checkRule(&c.Affinities[i].PlacementRule); err != nil {
+			return "", invalid("placement.affinities[%d].%s", i, err)
+		}
+		if w := c.Affinities[i].Weight; w == 0 || w < -100 || w > 100 {
+			return "", invalid("placement.affinities[%d].weight is %d: -100 to 100 are allowed, without 0", i, w)
+		}
+	}
+	switch c.Strategy {
+	case "", api.PlaceBinPack, api.PlaceSpread:
+	default:
+		return "", invalid("placement.strategy is %.40q: %s and %s are known", c.Strategy, api.PlaceBinPack, api.PlaceSpread)
+	}
+	if c.Priority < 0 || c.Priority > 100 {
+		return "", invalid("placement.priority is %d, 1 to 100 are allowed", c.Priority)
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("placement: %w", err)
+	}
+	if string(b) == "{}" {
+		return "", nil
+	}
+	return Rules(b), nil
+}
+
+func invalid(format string, args ...any) error {
+	return api.Errorf(http.StatusBadRequest, api.CodeInvalid, format, args...)
+}
+
+// checkRule checks a rule and fills in its operator. What a client says becomes part of a scheduler's job, so nothing in it may be
+// interpreted there: attributes are of a list, and values have no "${".
+func checkRule(r *api.PlacementRule) error {
+	if !attributeForm.MatchString(r.Attribute) {
+		return fmt.Errorf("attribute is %.60q: node.id, .name, .datacenter, .region, .class, kernel.<probe>, label.<name> and attr.<name> are known", r.Attribute)
+	}
+	if r.Operator == "" {
+		r.Operator = "="
+	}
+	if !slices.Contains(operators, r.Operator) {
+		return fmt.Errorf("operator is %.40q: %s are known", r.Operator, strings.Join(operators, " "))
+	}
+	if strings.HasPrefix(r.Operator, "is_") != (r.Value == "") {
+		return fmt.Errorf("value is %.40q, which does not go with operator %s", r.Value, r.Operator)
+	}
+	if len(r.Value) > maxRuleValue || strings.Contains(r.Value, "${") || strings.ContainsFunc(r.Value, func(c rune) bool { return !unicode.IsPrint(c) }) {
+		return fmt.Errorf("value is not up to %d printable bytes without %q", maxRuleValue, "${")
+	}
+	if r.Operator == "regexp" {
+		if _, err := regexp.Compile(r.Value); err != nil {
+			return fmt.Errorf("value is no regular expression: %.100s", err.Error())
+		}
+	}
+	if r.Operator == "version" || r.Operator == "semver" {
+		if _, err := version.NewConstraint(r.Value); err != nil {
+			return fmt.Errorf("value is no condition on a version, such as %q", ">= 6.1, < 7")
+		}
+	}
+	return nil
+}
+
+// Placement returns the rules as they were said.
+func (r Rules) Placement() api.Placement {
+	var p api.Placement
+	if r != "" {
+		_ = json.Unmarshal([]byte(r), &p) // it was marshalled by ParseRules
+	}
+	return p
+}
+
+// Allows says, in words, which of the constraints does not hold of a node with these attributes; empty: all do.
+func (r Rules) Allows(attributes map[string]string) (why string) {
+	for _, c := range r.Placement().Constraints {
+		have, is := attributes[c.Attribute]
+		if !holds(c, have, is) {
+			return strings.TrimSpace(fmt.Sprintf("%s is %q, which is not %s %s", c.Attribute, have, c.Operator, c.Value))
+		}
+	}
+	return ""
+}
+
+func holds(c api.PlacementRule, have string, is bool) bool {
+	switch c.Operator {
+	case "is_set":
+		return is
+	case "is_not_set":
+		return !is
+	case "!=":
+		return have != c.Value // as the scheduler has it: also where there is none
+	}
+	if !is {
+		return false
+	}
+	switch c.Operator {
+	case "=":
+		return have == c.Value
+	case "regexp":
+		m, err := regexp.MatchString(c.Value, have)
+		return err == nil && m
+	case "set_contains", "set_contains_any":
+		return contains(strings.Split(have, ","), strings.Split(c.Value, ","), c.Operator == "set_contains")
+	case "version", "semver":
+		return versionHolds(have, c.Value, c.Operator == "semver")
+	}
+	order := strings.Compare(have, c.Value)
+	if a, err := strconv.ParseFloat(have, 64); err == nil {
+		if b, err := strconv.ParseFloat(c.Value, 64); err == nil {
+			order = compare(a, b)
+		}
+	}
+	switch c.Operator {
+	case "<":
+		return order < 0
+	case "<=":
+		return order <= 0
+	case ">":
+		return order > 0
+	default:
+		return order >= 0
+	}
+}
+
+func compare(a, b float64) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func contains(have, want []string, all bool) bool {
+	for _, w := range want {
+		found := slices.ContainsFunc(have, func(h string) bool { return strings.TrimSpace(h) == strings.TrimSpace(w) })
+		if found != all {
+			return found
+		}
+	}
+	return all
+}
+
+// versionHolds reports whether a version is within constraints such as ">= 6.1, < 7", as schedulers read them.
+// Of semver what stands behind a hyphen, as in "6.18.5-cloud", is no reason against it.
+func versionHolds(have, want string, semver bool) bool {
+	v, err := version.NewVersion(have)
+	if err != nil {
+		return false
+	}
+	if semver {
+		v = v.Core()
+	}
+	c, err := version.NewConstraint(want)
+	return err == nil && c.Check(v)
+}
