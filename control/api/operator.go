@@ -4,10 +4,14 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 )
 
-const operatorSnapshot = "/v1/operator/snapshot"
+const (
+	operatorSnapshot = "/v1/operator/snapshot"
+	operatorRaft     = "/v1/operator/raft"
+)
 
 // Restored is the answer of PUT /v1/operator/snapshot: what the backup was of.
 type Restored struct {
@@ -31,4 +35,32 @@ func (c *Client) SaveState(ctx context.Context) (io.ReadCloser, error) {
 func (c *Client) RestoreState(ctx context.Context, r io.Reader) (Restored, error) {
 	var out Restored
 	return out, c.upload(ctx, operatorSnapshot, nil, r, "application/octet-stream", &out)
+}
+
+// ControlServer is a server of the control service, as the one that leads sees it.
+type ControlServer struct {
+	ID       string  `json:"id"`
+	Address  string  `json:"address"` // host:port on which the others reach it
+	Leader   bool    `json:"leader"`
+	Voter    bool    `json:"voter"`
+	Healthy  bool    `json:"healthy"`   // it answers the one that leads
+	SilentMs float64 `json:"silent_ms"` // since when it does not
+}
+
+// ControlServers is the answer of GET /v1/operator/raft.
+type ControlServers struct {
+	Servers []ControlServer `json:"servers"`
+	// FailureTolerance is how many of those that answer may fail before nothing can be changed any more.
+	FailureTolerance int `json:"failure_tolerance"`
+}
+
+// ControlServers returns the servers of the control service.
+func (c *Client) ControlServers(ctx context.Context) (ControlServers, error) {
+	var out ControlServers
+	return out, c.call(ctx, http.MethodGet, operatorRaft, nil, nil, &out)
+}
+
+// RemoveControlServer takes a server that will not come back out of the cluster.
+func (c *Client) RemoveControlServer(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodDelete, operatorRaft+"/"+url.PathEscape(id), nil, nil, nil)
 }

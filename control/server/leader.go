@@ -49,7 +49,7 @@ func (s *Server) bring(rt *route, w http.ResponseWriter, r *http.Request) (here 
 
 // staleable reports whether the route is a read that may be answered from tables that lag.
 func (rt *route) staleable() bool {
-	return strings.HasPrefix(rt.pattern, "GET ") && !rt.stream && !rt.local && !rt.open && rt.needs.Action == rbac.Read
+	return strings.HasPrefix(rt.pattern, "GET ") && !rt.stream && !rt.local && !rt.open && rt.needs.Action == rbac.Read && rt.needs.Resource != rbac.System
 }
 
 // asksStale reports whether a read may be answered from the tables of whichever server it came to: its parameter stale says so.

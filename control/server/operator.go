@@ -60,3 +60,56 @@ func (s *Server) restoreState(w http.ResponseWriter, r *http.Request) error {
 	writeJSON(w, http.StatusOK, api.Restored{Index: b.Index, At: b.At, Server: b.Server, Bytes: b.Bytes})
 	return nil
 }
+
+// Servers shows and changes the cluster of control servers; state.Server is one.
+type Servers interface {
+	Servers() ([]state.PeerStatus, error)
+	RemoveServer(ctx context.Context, id string) error
+}
+
+// controlServers is GET /v1/operator/raft.
+func (s *Server) controlServers(w http.ResponseWriter, _ *http.Request) error {
+	if s.cfg.Servers == nil {
+		return errNoServers
+	}
+	list, err := s.cfg.Servers.Servers()
+	if err != nil {
+		return err
+	}
+	out := api.ControlServers{Servers: []api.ControlServer{}}
+	voters, healthy := 0, 0
+	for _, p := range list {
+		out.Servers = append(out.Servers, api.ControlServer{
+			ID: p.ID, Address: p.Addr, Leader: p.Leads, Voter: p.Voter, Healthy: p.Silent == 0, SilentMs: float64(p.Silent.Milliseconds()),
+		})
+		if p.Voter {
+			voters++
+			if p.Silent == 0 {
+				healthy++
+			}
+		}
+	}
+	out.FailureTolerance = max(0, healthy-voters/2-1)
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+var errNoServers = api.Errorf(http.StatusNotImplemented, codeUnsupported, "this service is no cluster of servers")
+
+// removeControlServer is DELETE /v1/operator/raft/{server}.
+func (s *Server) removeControlServer(w http.ResponseWriter, r *http.Request) error {
+	if s.cfg.Servers == nil {
+		return errNoServers
+	}
+	id := r.PathValue("server")
+	requestOf(r).object = id
+	err := s.cfg.Servers.RemoveServer(r.Context(), id)
+	if errors.Is(err, state.ErrPeer) {
+		return api.Errorf(http.StatusConflict, api.CodeConflict, "%s", err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

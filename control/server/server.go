@@ -155,6 +155,7 @@ type Config struct {
 	Rebalance Rebalancer // nil: nothing is planned or moved
 	Watcher   Watcher
 	Backups   Backups // nil: none are made here
+	Servers   Servers // nil: none are shown
 	// Leader and Peers are there where there are several servers. nil: this one is alone.
 	Leader Leader
 	Peers  Peers

@@ -43,12 +43,16 @@ func (s *Server) setLeadership(change func(*Leadership)) {
 	}
 }
 
-// watchLeadership keeps who leads until ctx ends. Raft drops what does not fit into the channel: the newest is read from raft itself.
+// watchLeadership keeps who leads, and whom a leader does not reach, until ctx ends. Raft drops what does not fit into the channel: who leads is read
+// from raft itself, and a silent server is told of again and again.
 func (s *Server) watchLeadership(ctx context.Context) {
-	seen := make(chan raft.Observation, 1)
+	seen := make(chan raft.Observation, 64)
 	o := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
-		_, ok := o.Data.(raft.LeaderObservation)
-		return ok
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.FailedHeartbeatObservation, raft.ResumedHeartbeatObservation:
+			return true
+		}
+		return false
 	})
 	s.raft.RegisterObserver(o)
 	defer s.raft.DeregisterObserver(o)
@@ -58,7 +62,8 @@ func (s *Server) watchLeadership(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-seen:
+		case o := <-seen:
+			s.silent.note(o.Data)
 		}
 	}
 }

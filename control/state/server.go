@@ -26,6 +26,7 @@ type Server struct {
 
 	leader leadership
 	rounds rounds
+	silent silent
 	cancel context.CancelFunc
 	leads  sync.WaitGroup // the goroutines that follow the leadership, and ask the others for it
 

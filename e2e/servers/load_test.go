@@ -276,6 +276,13 @@ func TestAnyServer_takesEverything(t *testing.T) {
 		must.SliceLen(t, 1, h.Values("Access-Control-Allow-Origin"))
 		must.SliceLen(t, 1, h.Values("X-Request-Id"))
 	}
+	// The cluster, as any of them shows it.
+	for _, s := range c.servers {
+		out, err := c.client(t, s).ControlServers(t.Context())
+		must.NoError(t, err)
+		must.Len(t, 3, out.Servers)
+		must.Eq(t, 1, out.FailureTolerance)
+	}
 	// A backup through one, a restore through the next.
 	lead := c.leader(t)
 	at := slices.Index(c.servers, lead)
@@ -376,4 +383,30 @@ func (l *load) more(t *testing.T, n int) {
 		}
 		return nil
 	})
+}
+
+// TestPeers_oneThatWillNotComeBackIsRemoved kills a server that does not lead for good.
+func TestPeers_oneThatWillNotComeBackIsRemoved(t *testing.T) {
+	c := start(t)
+	lead := c.leader(t)
+	at := slices.Index(c.servers, lead)
+	gone, left := c.servers[(at+1)%3], c.servers[(at+2)%3]
+	client := c.client(t, left)
+	must.Eq(t, http.StatusConflict, api.StatusOf(client.RemoveControlServer(t.Context(), lead.name)))
+	must.True(t, api.IsNotFound(client.RemoveControlServer(t.Context(), "nobody")))
+	gone.kill(t)
+	poll(t, "the silence to be seen", func() error {
+		out, err := client.ControlServers(t.Context())
+		if err == nil && out.FailureTolerance != 0 {
+			err = fmt.Errorf("%+v", out)
+		}
+		return err
+	})
+	must.Eq(t, http.StatusConflict, api.StatusOf(client.RemoveControlServer(t.Context(), left.name)), must.Sprint("only two answer"))
+	must.NoError(t, client.RemoveControlServer(t.Context(), gone.name))
+	out, err := client.ControlServers(t.Context())
+	must.NoError(t, err)
+	must.Len(t, 2, out.Servers)
+	_, err = client.CreateSandbox(t.Context(), api.CreateRequest{Template: "base"})
+	must.NoError(t, err)
 }
