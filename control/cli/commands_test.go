@@ -42,7 +42,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"link", "link create",
 		"pool", "pool list", "pool info", "pool create", "pool update", "pool delete",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
-		"operator", "operator snapshot", "operator snapshot save", "operator snapshot inspect", "operator snapshot restore",
+		"operator", "operator snapshot", "operator snapshot save", "operator snapshot inspect", "operator snapshot restore", "operator raft", "operator raft list-peers", "operator raft remove-peer",
 		"quota", "quota get", "quota set", "quota usage",
 		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",
 		"snapshot", "snapshot create", "snapshot list", "snapshot info", "snapshot restore", "snapshot delete",

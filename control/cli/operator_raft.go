@@ -58,7 +58,7 @@ how many more of them may fail.
 func operatorRemoveCommand(*Env) *command {
 	var yes bool
 	return &command{
-		synopsis: "Take a control server that will not come back out of the cluster",
+		synopsis: "Take out a control server that will not come back",
 		usage:    "-yes <id>",
 		about: `
 Takes a server out of the cluster: it has no vote any more. One that leads is
