@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -155,6 +156,38 @@ func (f *fakeNode) remove(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// asked is how many creates came.
+func (f *fakeNode) asked() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.creates
+}
+
+// has are copies of the sandboxes that are there.
+func (f *fakeNode) has() map[api.SandboxID]nodeapi.Sandbox {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[api.SandboxID]nodeapi.Sandbox{}
+	for id, sb := range f.sandboxes {
+		out[id] = *sb
+	}
+	return out
+}
+
+// stopped are the stops that came.
+func (f *fakeNode) stopped() []nodeapi.StopRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.stops)
+}
+
+// forget removes all sandboxes.
+func (f *fakeNode) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.sandboxes)
+}
+
 // configured returns a driver that talks to socket and starts no daemon.
 func driverOn(t *testing.T, socket string) *Driver {
 	t.Helper()
@@ -243,8 +276,8 @@ func TestStart_repeatedFindsTheFirstSandbox(t *testing.T) {
 	// The plugin was killed before its answer reached Nomad, which asks the next one.
 	_, _, err = driverOn(t, socket).StartTask(cfg)
 	must.NoError(t, err)
-	must.Eq(t, 2, node.creates)
-	must.MapLen(t, 1, node.sandboxes)
+	must.Eq(t, 2, node.asked())
+	must.MapLen(t, 1, node.has())
 }
 
 // A deadline counts from each call, so the second request is not the first one's.
@@ -255,7 +288,7 @@ func TestStart_repeatedFindsTheFirstSandboxWithADeadline(t *testing.T) {
 	must.NoError(t, err)
 	_, _, err = driverOn(t, socket).StartTask(cfg)
 	must.NoError(t, err)
-	must.MapLen(t, 1, node.sandboxes)
+	must.MapLen(t, 1, node.has())
 }
 
 // The client was killed before it could note the start: it starts the task again, under another id.
@@ -273,8 +306,8 @@ func TestStart_removesWhatAnEarlierRunLeft(t *testing.T) {
 	again.ID = "alloc-1/main/feedbeef"
 	_, _, err = driverOn(t, socket).StartTask(again)
 	must.NoError(t, err)
-	must.MapLen(t, 2, node.sandboxes)
-	must.MapContainsKeys(t, node.sandboxes, []api.SandboxID{sandboxID(again.ID), sandboxID(other.ID)})
+	must.MapLen(t, 2, node.has())
+	must.MapContainsKeys(t, node.has(), []api.SandboxID{sandboxID(again.ID), sandboxID(other.ID)})
 }
 
 func TestStart_dispatchedAgainReplacesTheSandboxOfTheSameAllocation(t *testing.T) {
@@ -290,14 +323,14 @@ func TestStart_dispatchedAgainReplacesTheSandboxOfTheSameAllocation(t *testing.T
 	writeDispatch(t, again, req)
 	_, _, err = driverOn(t, socket).StartTask(again)
 	must.NoError(t, err)
-	must.Eq(t, again.ID, node.sandboxes[req.ID].Owner.TaskID)
+	must.Eq(t, again.ID, node.has()[req.ID].Owner.TaskID)
 
 	foreign := task(t, TaskConfig{})
 	foreign.ID, foreign.AllocID = "alloc-2/main/feedbeef", "alloc-2"
 	writeDispatch(t, foreign, req)
 	_, _, err = driverOn(t, socket).StartTask(foreign)
 	must.ErrorContains(t, err, "exists and is another")
-	must.Eq(t, again.ID, node.sandboxes[req.ID].Owner.TaskID)
+	must.Eq(t, again.ID, node.has()[req.ID].Owner.TaskID)
 }
 
 func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {
@@ -386,7 +419,7 @@ func TestDestroy_findsATaskThatThePluginDoesNotKnow(t *testing.T) {
 	next := driverOn(t, socket)
 	must.ErrorContains(t, next.DestroyTask(cfg.ID, false), "is running")
 	must.NoError(t, next.DestroyTask(cfg.ID, true))
-	must.MapEmpty(t, node.sandboxes)
+	must.MapEmpty(t, node.has())
 }
 
 func TestRecover_isIdempotentAndChecksTheHandle(t *testing.T) {
@@ -399,7 +432,7 @@ func TestRecover_isIdempotentAndChecksTheHandle(t *testing.T) {
 	must.NoError(t, next.RecoverTask(handle))
 	must.NoError(t, next.RecoverTask(handle))
 	must.NoError(t, next.StopTask(cfg.ID, 7*time.Second, "SIGINT"))
-	must.Eq(t, []nodeapi.StopRequest{{Signal: 2, Timeout: 7 * time.Second}}, node.stops)
+	must.Eq(t, []nodeapi.StopRequest{{Signal: 2, Timeout: 7 * time.Second}}, node.stopped())
 	ch, err := next.WaitTask(t.Context(), cfg.ID)
 	must.NoError(t, err)
 	must.Eq(t, 2, (<-ch).Signal, must.Sprint("a task that ended meanwhile has its real exit"))
@@ -412,9 +445,7 @@ func TestRecover_isIdempotentAndChecksTheHandle(t *testing.T) {
 	newer.Version = 99
 	must.ErrorContains(t, driverOn(t, socket).RecoverTask(newer), "version 99")
 	must.ErrorContains(t, driverOn(t, socket).RecoverTask(nil), "empty")
-	node.mu.Lock()
-	clear(node.sandboxes)
-	node.mu.Unlock()
+	node.forget()
 	must.Error(t, driverOn(t, socket).RecoverTask(handle))
 }
 

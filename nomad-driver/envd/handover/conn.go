@@ -27,6 +27,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, flags, _, err := c.ReadMsgUnix(p, oob)
+	ordered()
 	if oobn > 0 {
 		c.keep(oob[:oobn])
 	}
