@@ -114,7 +114,7 @@ func (n *Node) postPause(w http.ResponseWriter, r *http.Request) {
 	}
 	n.pause(rec.ID, depth)
 	if req.Store != "" && rec.Sandbox.Pause.Snapshot != req.Store {
-		n.snapshots.put(nodeapi.Snapshot{ID: req.Store, Tenant: req.Tenant, Copy: true, Sandbox: rec.ID, Node: n.self.ID, Digest: rec.Digest})
+		n.snapshots.put(nodeapi.Snapshot{ID: req.Store, Tenant: req.Tenant, Copy: true, Sandbox: rec.ID, Node: n.self.ID, Digest: rec.Digest, CreatedAt: time.Now()})
 		p := *rec.Sandbox.Pause
 		p.Depth, p.Snapshot = nodeapi.DepthCheckpointed, req.Store
 		rec.Sandbox.Pause = &p
@@ -191,7 +191,7 @@ func (n *Node) deleteSnapshot(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// postCollect removes the copies that are not to be kept, whatever their age, and counts how often it was asked.
+// postCollect removes the copies that are not to be kept, and counts how often it was asked.
 func (n *Node) postCollect(w http.ResponseWriter, r *http.Request) {
 	var req nodeapi.CollectRequest
 	if !decode(w, r, &req) {
@@ -210,16 +210,19 @@ func (n *Node) Collects() int {
 	return n.collects
 }
 
-// AddCopy puts a copy of a paused sandbox that nobody knows into the store.
+// AddCopy puts an old copy of a paused sandbox that nobody knows into the store.
 func (n *Node) AddCopy(id api.SnapshotID, tenant string) {
 	n.snapshots.put(nodeapi.Snapshot{ID: id, Tenant: tenant, Copy: true})
 }
+
+// collectAge is how old a copy is that may go, as with a real node: its record may be on its way.
+const collectAge = time.Hour
 
 func (s *store) collect(req nodeapi.CollectRequest) (copies int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, sn := range s.m {
-		if sn.Copy && sn.Tenant == req.Tenant && !slices.Contains(req.Keep, id) {
+		if sn.Copy && time.Since(sn.CreatedAt) >= collectAge && sn.Tenant == req.Tenant && !slices.Contains(req.Keep, id) {
 			delete(s.m, id)
 			copies++
 		}
