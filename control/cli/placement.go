@@ -18,7 +18,7 @@ func placementFlags(o *options, to **api.Placement) {
 		}
 		return *to
 	}
-	o.Func("constraint", "<rule>", "Condition on its node, as in 'node.datacenter = dc1', 'label.disk = ssd', 'kernel.idmap = true' or 'attr.kernel.version semver >= 6.1'. May be repeated.", nil,
+	o.Func("constraint", "<rule>", "Condition on its node, as in 'node.datacenter = dc1', 'label.disk = ssd', 'kernel.idmapped_mounts = true' or 'attr.kernel.version semver >= 6.1'. May be repeated.", nil,
 		func(v string) error {
 			r, err := parseRule(v)
 			p().Constraints = append(p().Constraints, r)

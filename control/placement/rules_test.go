@@ -61,7 +61,7 @@ func TestParseRules_areComparable(t *testing.T) {
 }
 
 func TestRules_allowAsTheSchedulerDoes(t *testing.T) {
-	node := map[string]string{"node.name": "a1", "attr.kernel.version": "6.18.5", "attr.cpu.numcores": "16", "label.disks": "ssd,nvme", "kernel.idmap": "true", "label.kernel": "6.18.5-cloud"}
+	node := map[string]string{"node.name": "a1", "attr.kernel.version": "6.18.5", "attr.cpu.numcores": "16", "label.disks": "ssd,nvme", "kernel.idmapped_mounts": "true", "label.kernel": "6.18.5-cloud"}
 	for _, c := range []struct {
 		r    api.PlacementRule
 		want bool
@@ -83,7 +83,7 @@ func TestRules_allowAsTheSchedulerDoes(t *testing.T) {
 		{rule("label.gpu", "is_set", ""), false},
 		{rule("label.gpu", "is_not_set", ""), true},
 		{rule("label.gpu", "=", "a100"), false},
-		{rule("kernel.idmap", "=", "true"), true},
+		{rule("kernel.idmapped_mounts", "=", "true"), true},
 	} {
 		r, err := ParseRules(&api.Placement{Constraints: []api.PlacementRule{c.r}})
 		must.NoError(t, err)

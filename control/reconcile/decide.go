@@ -178,6 +178,9 @@ func (c *Config) stopping(f facts, m marks) action {
 	return action{verb: end, end: f.ended(state.Stopped, f.record.Reason)}
 }
 
+// moveGraces is how many times as long as a delete a move has to finish by itself.
+const moveGraces = 6
+
 // running is as it should be where its node has it as recorded: running with the right deadline, or paused.
 func (c *Config) running(f facts, m marks) action {
 	if f.record.State == state.Paused && f.record.Stored != "" {
@@ -207,7 +210,12 @@ func (c *Config) running(f facts, m marks) action {
 	case here.Sandbox.State == nodeapi.StatePaused && f.record.State == state.Running:
 		// A node pauses by itself at a deadline. A report from before the last resume is of the past.
 		p := here.Sandbox.Pause
-		if (p == nil || !p.At.After(f.record.ResumedAt)) && m.age(f.id, fmt.Sprint("paused ", f.record.ModifyIndex), f.now) < c.StopGrace {
+		age := m.age(f.id, fmt.Sprint("paused ", f.record.ModifyIndex), f.now)
+		if (p == nil || !p.At.After(f.record.ResumedAt)) && age < c.StopGrace {
+			return action{}
+		}
+		// Whoever moves it records the pause with its stored copy, once there is one. Recorded before, it would be stored twice.
+		if f.record.Moving && age < moveGraces*c.StopGrace {
 			return action{}
 		}
 		return action{verb: pause, found: *here}

@@ -64,6 +64,7 @@ func TestDecide(t *testing.T) {
 	small := func(f *fleet.Found) { f.Sandbox.Limits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20} }
 	sharing := nodeFacts{connected: true, store: "shared"}
 	copied := func(s *state.Sandbox) { s.Stored, s.StoredIn = "s1", "shared" }
+	moving := func(s *state.Sandbox) { s.Moving = true }
 	holding := func(run string) func(*state.Sandbox) {
 		return func(s *state.Sandbox) {
 			s.Hold = state.Hold{Active: s.State == state.Paused, Run: run, At: now, Index: 6}
@@ -113,6 +114,7 @@ func TestDecide(t *testing.T) {
 		{"node is gone", facts{record: record(state.Running), node: gone}, leave, end, state.Lost},
 		{"a second copy", facts{record: record(state.Running), node: on, found: list(found("m", running), found("n", running))}, evict, evict, ""},
 
+		{"paused on its way to another node", facts{record: record(state.Running, moving), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("")))}, leave, pause, ""},
 		{"paused on its node", facts{record: record(state.Paused), node: on, found: list(found("n", nodeapi.StatePaused, onDisk("")))}, leave, leave, ""},
 		{"paused, others share the store", facts{record: record(state.Paused), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("")))}, store, leave, ""},
 		{"paused, the copy is not recorded", facts{record: record(state.Paused), node: sharing, found: list(found("n", nodeapi.StatePaused, onDisk("s1")))}, pause, pause, ""},
@@ -142,7 +144,7 @@ func TestDecide(t *testing.T) {
 		{"lost, still placed beyond its deadline", facts{record: record(state.Lost, late), placed: active}, destroy, destroy, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			cfg := &Config{Run: me, OrphanGrace: time.Minute, StopGrace: time.Minute, HoldGrace: time.Minute, LostAfter: time.Minute, StartTimeout: time.Minute}
+			cfg := &Config{Run: me, OrphanGrace: time.Minute, StopGrace: 15 * time.Second, HoldGrace: time.Minute, LostAfter: time.Minute, StartTimeout: time.Minute}
 			m := marks{}
 			c.f.id, c.f.now = box, now
 			must.Eq(t, c.first, cfg.decide(c.f, m).verb, must.Sprint("at once"))

@@ -125,7 +125,7 @@ func rules(t *testing.T, c *cluster) {
 		on   *machine
 	}{
 		{"a label", api.Placement{Constraints: []api.PlacementRule{zone("b")}}, c.nodes[1]},
-		{"a kernel feature and a label", api.Placement{Constraints: []api.PlacementRule{{Attribute: "kernel.idmap", Value: "true"}, zone("a")}}, c.nodes[0]},
+		{"a kernel feature and a label", api.Placement{Constraints: []api.PlacementRule{{Attribute: "kernel.idmapped_mounts", Value: "true"}, zone("a")}}, c.nodes[0]},
 		{"a node", api.Placement{Constraints: []api.PlacementRule{{Attribute: "node.id", Value: string(c.nodes[1].id)}}}, c.nodes[1]},
 		{"rather there", api.Placement{Affinities: []api.PlacementAffinity{{PlacementRule: zone("b"), Weight: 100}}}, c.nodes[1]},
 		{"rather not there", api.Placement{Affinities: []api.PlacementAffinity{{PlacementRule: zone("b"), Weight: -100}}}, c.nodes[0]},

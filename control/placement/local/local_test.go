@@ -62,7 +62,9 @@ func TestPlacer_nodeThatIsDown(t *testing.T) {
 
 func TestPlacer_holdsRulesAgainstItsNode(t *testing.T) {
 	node, placer := start(t)
-	node.Self(func(n *nodeapi.Node) { n.Kernel, n.Probes = "6.18.5", []nodeapi.Probe{{Name: "idmap", OK: true}} })
+	node.Self(func(n *nodeapi.Node) {
+		n.Kernel, n.Probes = "6.18.5", []nodeapi.Probe{{Name: "idmapped_mounts", OK: true}}
+	})
 	place := func(attribute, operator, value string) error {
 		rules, err := placement.ParseRules(&api.Placement{
 			Constraints: []api.PlacementRule{{Attribute: attribute, Operator: operator, Value: value}}, Strategy: api.PlaceSpread,
@@ -70,7 +72,7 @@ func TestPlacer_holdsRulesAgainstItsNode(t *testing.T) {
 		must.NoError(t, err)
 		return placer.Place(t.Context(), placement.Request{Rules: rules, Node: nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}})
 	}
-	must.NoError(t, place("kernel.idmap", "=", "true"))
+	must.NoError(t, place("kernel.idmapped_mounts", "=", "true"))
 	must.NoError(t, place("attr.kernel.version", "version", ">= 6.1"))
 	must.NoError(t, place("attr.cpu.numcores", ">=", "2"))
 	err := place("node.datacenter", "=", "dc1")

@@ -175,7 +175,7 @@ func TestPlacer(t *testing.T) {
 		for _, r := range []api.PlacementRule{
 			{Attribute: "node.datacenter", Value: "dc2"},
 			{Attribute: "label.disk", Value: "ssd"},
-			{Attribute: "kernel.idmap", Value: "true"}, // this client's driver is another
+			{Attribute: "kernel.idmapped_mounts", Value: "true"}, // this client's driver is another
 			{Attribute: "attr.kernel.version", Operator: "semver", Value: ">= 99"},
 		} {
 			_, err := place(api.Placement{Constraints: []api.PlacementRule{r}})
