@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ type server struct {
 	name   string
 	dir    string
 	listen string
+	mu     sync.Mutex // guards what follows
 	cmd    *exec.Cmd
 	done   chan struct{} // closed when it has ended
 }
@@ -110,35 +112,51 @@ func (s *server) config() string { return s.dir + ".hcl" }
 
 func (s *server) start(t *testing.T) {
 	t.Helper()
-	s.cmd, s.done = exec.Command(binaries.Path(t, "soulbox"), "server", "-config", s.config()), make(chan struct{})
+	cmd, done := exec.Command(binaries.Path(t, "soulbox"), "server", "-config", s.config()), make(chan struct{})
 	log, err := os.OpenFile(s.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must.NoError(t, err)
 	defer log.Close()
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	must.NoError(t, s.cmd.Start())
-	cmd, done := s.cmd, s.done
+	cmd.Stdout, cmd.Stderr = log, log
+	must.NoError(t, cmd.Start())
+	s.mu.Lock()
+	s.cmd, s.done = cmd, done
+	s.mu.Unlock()
 	go func() { defer close(done); _ = cmd.Wait() }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
 		<-done
-		if b, _ := os.ReadFile(s.dir + ".log"); t.Failed() && cmd == s.cmd {
+		if b, _ := os.ReadFile(s.dir + ".log"); t.Failed() && cmd == s.running() {
 			t.Logf("server %s:\n%s", s.name, b[max(0, len(b)-3000):])
 		}
 	})
 }
 
+// running is the process that was started last.
+func (s *server) running() *exec.Cmd {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd
+}
+
+// ended is closed when that has ended.
+func (s *server) ended() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
 // kill ends it as a crash would.
 func (s *server) kill(t *testing.T) {
 	t.Helper()
-	must.NoError(t, s.cmd.Process.Kill())
-	<-s.done
+	must.NoError(t, s.running().Process.Kill())
+	<-s.ended()
 }
 
 // stop ends it as an operator would.
 func (s *server) stop(t *testing.T) {
 	t.Helper()
-	must.NoError(t, s.cmd.Process.Signal(os.Interrupt))
-	<-s.done
+	must.NoError(t, s.running().Process.Signal(os.Interrupt))
+	<-s.ended()
 }
 
 func (c *cluster) client(t *testing.T, s *server) *api.Client {
@@ -154,7 +172,7 @@ func (c *cluster) ready(t *testing.T) {
 	for _, s := range c.servers {
 		poll(t, "server "+s.name, func() error {
 			select {
-			case <-s.done:
+			case <-s.ended():
 				b, _ := os.ReadFile(s.dir + ".log")
 				t.Fatalf("server %s ended:\n%s", s.name, b)
 			default:

@@ -154,7 +154,7 @@ func answered(err error) int {
 
 func (s *server) up() bool {
 	select {
-	case <-s.done:
+	case <-s.ended():
 		return false
 	default:
 		return true
