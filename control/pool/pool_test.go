@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"go.uber.org/goleak"
@@ -14,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/core/coretest"
 	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -140,7 +142,12 @@ func TestPool_repeatedCreateFindsItsSandbox(t *testing.T) {
 
 func TestPool_herd(t *testing.T) {
 	const herd, slots = 1000, 10
-	s := world(t, slots, nil)
+	s := world(t, slots, func(s *coretest.Server) {
+		s.Config.Pace = func(c *reconcile.Config) {
+			coretest.Quick(c)
+			c.StartTimeout = time.Minute // the herd's last is started when the others are
+		}
+	})
 	var mu sync.Mutex
 	seen := map[api.SandboxID]bool{}
 	hits := 0
