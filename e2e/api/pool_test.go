@@ -139,6 +139,7 @@ func BenchmarkPool(b *testing.B) {
 	}
 	p, err := s.client.Pool(b.Context(), "quick")
 	must.NoError(b, err)
+	must.NoError(b, s.client.DeletePool(b.Context(), "quick"))
 	report(b, "create-", creates, syncs)
 	report(b, "first-", firsts, nil)
 	report(b, "herd-", herds, nil)
