@@ -195,6 +195,21 @@ func TestServe_anAnswerBeforeTheBodyWasReadLeavesTheConnectionWhole(t *testing.T
 	must.StrNotContains(t, logged.String(), "panic")
 }
 
+// post begins a request to envd through an edge, with a header that says how long its body is, and returns the connection.
+func (w *world) post(t *testing.T, length string) net.Conn {
+	t.Helper()
+	e := New(Config{Sandboxes: w})
+	t.Cleanup(e.Close)
+	out := httptest.NewServer(e.Wrap(http.NotFoundHandler()))
+	t.Cleanup(out.Close)
+	c, err := net.Dial("tcp", out.Listener.Addr().String())
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	_, err = fmt.Fprintf(c, "POST /files HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n%s: %d\r\n%s\r\n\r\n", idHeader, boxID, portHeader, EnvdPort, length)
+	must.NoError(t, err)
+	return c
+}
+
 // A client that looks at the answer only when it has sent everything finds it, however much nobody wanted.
 func TestServe_anAnswerBeforeTheBodyWasReadReachesWhoSendsOn(t *testing.T) {
 	const size = 24 << 20
@@ -213,15 +228,8 @@ func TestServe_anAnswerBeforeTheBodyWasReadReachesWhoSendsOn(t *testing.T) {
 					fmt.Fprint(rec, "full")
 					return rec.Result(), err
 				})
-				e := New(Config{Sandboxes: w})
-				t.Cleanup(e.Close)
-				out := httptest.NewServer(e.Wrap(http.NotFoundHandler()))
-				t.Cleanup(out.Close)
-				c, err := net.Dial("tcp", out.Listener.Addr().String())
-				must.NoError(t, err)
-				defer c.Close()
-				_, err = fmt.Fprintf(c, "POST /files HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n%s: %d\r\n%s\r\n\r\n", idHeader, boxID, portHeader, EnvdPort, coding)
-				must.NoError(t, err)
+				c := w.post(t, coding)
+				var err error
 				block := strings.Repeat("x", 1<<20)
 				for range size / len(block) {
 					if strings.HasPrefix(coding, "T") {
@@ -263,15 +271,7 @@ func TestServe_anAnswerDoesNotWaitForABodyThatDoesNotCome(t *testing.T) {
 		fmt.Fprint(rec, "early")
 		return rec.Result(), nil
 	})
-	e := New(Config{Sandboxes: w})
-	t.Cleanup(e.Close)
-	out := httptest.NewServer(e.Wrap(http.NotFoundHandler()))
-	t.Cleanup(out.Close)
-	c, err := net.Dial("tcp", out.Listener.Addr().String())
-	must.NoError(t, err)
-	defer c.Close()
-	_, err = fmt.Fprintf(c, "POST /files HTTP/1.1\r\nHost: localhost\r\n%s: %s\r\n%s: %d\r\nContent-Length: 100\r\n\r\n", idHeader, boxID, portHeader, EnvdPort)
-	must.NoError(t, err)
+	c := w.post(t, "Content-Length: 100")
 	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
 	must.NoError(t, err)
 	b, err := io.ReadAll(resp.Body)

@@ -28,14 +28,14 @@ func (p *Placer) List(ctx context.Context) ([]placement.Placed, error) {
 	q.Prefix, q.PerPage = p.cfg.Prefix+"-", pageSize
 	again := false
 	for {
-		stubs, meta, err := p.client.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}}, q)
+		page, meta, err := p.client.Jobs().ListOptions(&nomadapi.JobListOptions{Fields: &nomadapi.JobListFields{Meta: true}}, q)
 		if err != nil {
 			return nil, fmt.Errorf("list placements: %w", mapError(err))
 		}
-		for _, s := range stubs {
+		for _, s := range page {
 			again = again || s.Status == nomadJobRunning && allocs[s.ID].newest == nil
 		}
-		jobs = append(jobs, stubs...)
+		jobs = append(jobs, page...)
 		if meta.NextToken == "" {
 			break
 		}
@@ -70,11 +70,11 @@ func (p *Placer) allocations(ctx context.Context) (map[string]allocation, error)
 	q.Filter = fmt.Sprintf("(DesiredStatus == %q or NextAllocation != \"\") and JobID matches %q",
 		nomadapi.AllocDesiredStatusRun, "^"+regexp.QuoteMeta(p.cfg.Prefix)+"-")
 	for {
-		stubs, meta, err := p.client.Allocations().List(q)
+		page, meta, err := p.client.Allocations().List(q)
 		if err != nil {
 			return nil, mapError(err)
 		}
-		for _, s := range stubs {
+		for _, s := range page {
 			a := out[s.JobID]
 			if s.NextAllocation != "" {
 				a.replaced = true

@@ -19,6 +19,8 @@ import (
 	"github.com/shoenig/test/wait"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -227,9 +229,7 @@ func TestUpload_aServerThatHandsNothingOverGetsTheBytes(t *testing.T) {
 }
 
 func TestUpload_aFullDiskIsToldAsOne(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	sandboxtest.RequireRoot(t) // it mounts
 	dir := t.TempDir()
 	must.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=512k"))
 	t.Cleanup(func() { must.NoError(t, unix.Unmount(dir, 0)) })
