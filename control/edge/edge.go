@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 )
 
 // EnvdPort is the port that clients of the contract use for processes and files. Nobody listens on it inside: the node answers.
@@ -243,6 +244,7 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 	_ = rc.SetReadDeadline(time.Time{})
 	_ = rc.SetWriteDeadline(time.Time{})
 	p.body = r.Body
+	ctx := handover.Straight(r)
 	whole := false // else the proxy has broken the answer off
 	w, giveBack := Lend(w, r)
 	defer func() { giveBack(whole) }()
@@ -250,7 +252,7 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 		to := &shared{ResponseWriter: w}
 		w, p.to = to, to
 	}
-	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passageKey{}, p)))
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
 	whole = true
 }
 

@@ -59,7 +59,8 @@ func all(o options) []group {
 				f.row("exec of /bin/true through the SDKs' protocol and the public port", "ms", "exec-", micros, "the same program started on the host", 2.5),
 				f.row("echo of a terminal through the control service", "ms", "echo-", micros, "a byte there and back over loopback", 0.4),
 				f.row("first byte of a followed log", "ms", "log-", micros, "", 0),
-				{Metric: "200 long streams, until each has sent a line", Unit: "ms", P50: f["streams-µs"] * micros},
+				{Metric: "200 long streams, until each has sent a line", Unit: "ms", P50: f["streams-µs"] * micros,
+					Floor: f["streams-floor-µs"] * micros, FloorIs: "the same processes, plain"},
 				{Metric: "upload of 64 MiB, to a loopback copy of the same bytes", Unit: "%", P50: f["up-%"], Target: 50, Rate: true},
 				{Metric: "download of it", Unit: "%", P50: f["down-%"], Target: 70, Rate: true},
 			}
