@@ -81,7 +81,7 @@ func start(t testing.TB) *cluster {
 		if out.Cluster != nil {
 			must.NoError(t, c.Stop(context.Background()))
 		}
-		out.host.NothingLeft(t)
+		out.host.NothingLeftOfNode(t)
 	})
 	out.placer, err = nomad.New(c.NomadConfig())
 	must.NoError(t, err)

@@ -118,7 +118,7 @@ func (c *cluster) addMachine(i int, name, store string) {
 	must.NoError(c.t, keys.WriteFiles(filepath.Join(m.dir, "tls"), cert))
 	m.client = nodeapi.NewUnix(m.socket())
 	c.t.Cleanup(m.client.Close)
-	c.t.Cleanup(func() { m.host().NothingLeft(c.t) })
+	c.t.Cleanup(func() { m.host().NothingLeftOfNode(c.t) })
 	m.startDaemon(i)
 	c.t.Cleanup(func() { must.NoError(c.t, m.daemon.Stop(context.WithoutCancel(c.t.Context()))) })
 

@@ -1,4 +1,4 @@
-// Package host looks at what a node leaves on its machine: mounts, control groups, processes, folders.
+// Package host looks at what a node leaves on its machine: mounts, control groups, processes, folders, and its part of the network.
 //
 // It owns the looking. It never removes anything.
 package host
@@ -70,13 +70,24 @@ func (n Node) processes(t testing.TB) []string {
 	return left
 }
 
-// NothingLeft fails the test where something is there that does not go away by itself: the kernel and a node's background
+// NothingLeft fails the test where something of a sandbox is there that does not go away by itself: the kernel and a node's background
 // work may take a moment.
 func (n Node) NothingLeft(t testing.TB) {
 	t.Helper()
+	nothing(t, func() []string { return n.Left(t) })
+}
+
+// NothingLeftOfNode is NothingLeft for a node that has ended: it looks at the network too.
+func (n Node) NothingLeftOfNode(t testing.TB) {
+	t.Helper()
+	nothing(t, func() []string { return append(n.Left(t), n.LeftOfNetwork(t)...) })
+}
+
+func nothing(t testing.TB, look func() []string) {
+	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if left = n.Left(t); len(left) == 0 {
+		if left = look(); len(left) == 0 {
 			return
 		}
 	}

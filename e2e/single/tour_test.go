@@ -95,7 +95,7 @@ func TestDev_isAMinutesTour(t *testing.T) {
 		}
 	})
 	dev.stop(t)
-	m.devHost(state).NothingLeft(t)
+	m.devHost(state).NothingLeftOfNode(t)
 }
 
 func (m *machine) devHost(state string) host.Node {
