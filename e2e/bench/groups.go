@@ -190,7 +190,7 @@ func all(o options) []group {
 		}},
 		{"sampling", "./nomad-driver/node", "BenchmarkSample", o.sampling, func(f figures) []Row {
 			return []Row{
-				{Metric: "sampling 500 sandboxes every 5 s (100 real ones, scaled)", Unit: "% of a core", P50: f["p50-%"], P99: f["p99-%"], Target: 2},
+				{Metric: fmt.Sprintf("sampling 500 sandboxes every 5 s (measured with %.0f)", f["sandboxes"]), Unit: "% of a core", P50: f["p50-%"], P99: f["p99-%"], Target: 2},
 				{Metric: "  of which looks at disks that no limiter counts", Unit: "% of a core", P50: f["disk-p50-%"]},
 			}
 		}},

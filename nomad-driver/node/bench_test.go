@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -350,19 +351,12 @@ func BenchmarkSample(b *testing.B) {
 	})
 	_, err = n.templates.Import(b.Context(), "base", lowerTar(b), store.ImportOptions{})
 	must.NoError(b, err)
-	const count = 100
-	for range count {
-		req := createRequest()
-		req.Main = &guest.Start{Argv: []string{"bash", "-c", "for i in $(seq 50); do echo $i > ~/$i; done; read"}, Stdin: true}
-		sb, _, err := n.Create(b.Context(), req)
-		must.NoError(b, err)
-		b.Cleanup(func() { must.NoError(b, n.Delete(context.Background(), sb.ID)) })
-	}
-	time.Sleep(500 * time.Millisecond)           // their files are written
+	const wanted, patience = 500, time.Minute // fewer on a machine that is too slow, and the figure is scaled
+	count := manyIdle(b, n, wanted, patience)
 	n.cfg.SampleInterval = DefaultSampleInterval // for the share of looks at disks
 	n.sampler.Sample()
 	// A round is the readings, which grow with the sandboxes, and the looks at disks, which stop at their share of the time.
-	const scale = 500 / count
+	scale := float64(wanted) / float64(count)
 	var rounds, looks []time.Duration
 	for b.Loop() {
 		before := ownTime(b)
@@ -371,15 +365,48 @@ func BenchmarkSample(b *testing.B) {
 		before = ownTime(b)
 		n.sampler.Sample()
 		reading := max(ownTime(b)-before-look, 0)
-		look = min(scale*look, DefaultSampleInterval/diskShare+diskLookTime)
-		rounds, looks = append(rounds, scale*reading+look), append(looks, look)
+		look = min(time.Duration(scale*float64(look)), DefaultSampleInterval/diskShare+diskLookTime)
+		rounds, looks = append(rounds, time.Duration(scale*float64(reading))+look), append(looks, look)
 	}
+	b.ReportMetric(float64(count), "sandboxes")
 	share := 100 / float64(DefaultSampleInterval.Microseconds())
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(quantile(rounds, .5)*share, "p50-%")
 	b.ReportMetric(quantile(rounds, .99)*share, "p99-%")
 	b.ReportMetric(quantile(looks, .5)*share, "disk-p50-%")
 	b.ReportMetric(float64(n.cfg.SampleWindow/DefaultSampleInterval)*float64(unsafe.Sizeof(prommetrics.Sample{}))/1024, "window-KiB")
+}
+
+// manyIdle makes sandboxes with a few files each, in which a shell waits, and returns how many there are after patience at most.
+func manyIdle(b *testing.B, n *Node, wanted int, patience time.Duration) int {
+	b.Helper()
+	ctx, cancel := context.WithTimeout(b.Context(), patience)
+	defer cancel()
+	var begun, made atomic.Int64
+	var wg sync.WaitGroup
+	for range 2 * goruntime.NumCPU() {
+		wg.Go(func() {
+			for ctx.Err() == nil && begun.Add(1) <= int64(wanted) {
+				req := createRequest()
+				req.Main = &guest.Start{Argv: []string{"bash", "-c", "for i in $(seq 50); do echo $i > ~/$i; done; read"}, Stdin: true}
+				sb, _, err := n.Create(b.Context(), req)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				made.Add(1)
+				b.Cleanup(func() { must.NoError(b, n.Delete(context.Background(), sb.ID)) })
+			}
+		})
+	}
+	wg.Wait()
+	written := func() int {
+		last, err := filepath.Glob(n.cfg.StateDir + "/sandboxes/*/upper/*/50")
+		must.NoError(b, err)
+		return len(last)
+	}
+	waitUntil(b, "files of the sandboxes", func() bool { return written() == int(made.Load()) })
+	return int(made.Load())
 }
 
 // ownTime is the processor time of this process.

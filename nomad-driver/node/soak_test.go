@@ -2,8 +2,12 @@ package node
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -11,11 +15,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"text/tabwriter"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -35,26 +44,20 @@ func TestSoak(t *testing.T) {
 	const warm = 100 // pools, caches and connections are there afterwards
 	d.lives(t, warm)
 	before := d.holdings(t)
-	t.Logf("after %6d: %s", warm, before)
 	begin := time.Now()
 	for done := warm; done < *soak; {
 		n := min(1000, *soak-done)
 		d.lives(t, n)
 		done += n
 		d.noLeftovers()
-		t.Logf("after %6d: %s, %.0f a second", done, d.holdings(t), float64(done-warm)/time.Since(begin).Seconds())
+		t.Logf("after %6d, %.0f a second:%s", done, float64(done-warm)/time.Since(begin).Seconds(), compared(before, d.holdings(t)))
 	}
-	var after holdings
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		after = d.holdings(t)
-		if !after.more(before) || time.Now().After(deadline) {
-			break
-		}
+	after := d.holdings(t)
+	for deadline := time.Now().Add(30 * time.Second); len(grown(before, after)) > 0 && time.Now().Before(deadline); after = d.holdings(t) {
 		time.Sleep(100 * time.Millisecond) // what the kernel ends in the background
 	}
-	t.Logf("at the end:   %s", after)
-	must.False(t, after.more(before), must.Sprintf("before: %s\nafter:  %s", before, after))
+	t.Logf("at the end:%s", compared(before, after))
+	must.SliceEmpty(t, grown(before, after))
 }
 
 // lives makes n sandboxes, 2 a core at a time, and ends each in another way.
@@ -119,33 +122,28 @@ func (d *daemon) life(ctx context.Context, i int) error {
 	return d.client.Delete(ctx, sb.ID)
 }
 
-// holdings are what a daemon and its machine hold.
-type holdings struct {
-	files, threads, privateKiB            int // of the daemon
-	cgroups, memcgs, mounts, procs, slabs int // of the machine; memcgs counts dying ones too, slabs are MiB
+// A holding is one thing that a daemon or its machine has a number of.
+type holding struct {
+	name string
+	n    int
+	// leeway is how much more of it is no leak: a pool's, the runtime's, the collector's. Others work on the machine: where a figure is all of
+	// theirs too, it is for the reader, and has none.
+	leeway int
+	others bool
 }
 
-func (h holdings) String() string {
-	return fmt.Sprintf("daemon %d files, %d threads, %d KiB; machine %d groups (%d of memory, dying ones too), %d mounts, %d processes, %d MiB of slabs",
-		h.files, h.threads, h.privateKiB, h.cgroups, h.memcgs, h.mounts, h.procs, h.slabs)
-}
-
-// more reports whether h holds more of what must not grow. Others work on the machine: its own figures are for the reader,
-// except those that belong to this test.
-func (h holdings) more(before holdings) bool {
-	const files, threads, kib = 8, 8, 16 << 10 // a pool's, the runtime's, the collector's leeway
-	return h.files > before.files+files || h.threads > before.threads+threads || h.privateKiB > before.privateKiB+kib ||
-		h.cgroups > before.cgroups || h.mounts > before.mounts
-}
-
-func (d *daemon) holdings(t *testing.T) holdings {
+func (d *daemon) holdings(t *testing.T) []holding {
 	t.Helper()
 	pid := d.cmd.Process.Pid
-	glob := func(pattern string) []string {
+	proc := "/proc/" + strconv.Itoa(pid)
+	glob := func(patterns ...string) (n int) {
 		t.Helper()
-		paths, err := filepath.Glob(pattern)
-		must.NoError(t, err)
-		return paths
+		for _, pattern := range patterns {
+			paths, err := filepath.Glob(pattern)
+			must.NoError(t, err)
+			n += len(paths)
+		}
+		return n
 	}
 	read := func(path string) string {
 		t.Helper()
@@ -166,12 +164,116 @@ func (d *daemon) holdings(t *testing.T) holdings {
 	}
 	private, err := sandboxtest.PrivateKiB(pid)
 	must.NoError(t, err)
-	proc := "/proc/" + strconv.Itoa(pid)
-	return holdings{
-		files: len(glob(proc + "/fd/*")), threads: len(glob(proc + "/task/*")), privateKiB: private,
-		cgroups: len(glob("/sys/fs/cgroup/*/"+d.parent+"/*/cgroup.procs")) + len(glob("/sys/fs/cgroup/"+d.parent+"/*/cgroup.procs")),
-		memcgs:  column(read("/proc/cgroups"), "memory", 2),
-		mounts:  strings.Count(read("/proc/self/mountinfo"), d.dir),
-		procs:   len(glob("/proc/[0-9]*")), slabs: column(read("/proc/meminfo"), "Slab:", 1) >> 10,
+	owner := network.OwnerOf(d.dir + "/s")
+	return []holding{
+		{"files of the daemon", glob(proc + "/fd/*"), 8, false},
+		{"  of which network namespaces", namespacesOpen(t, proc), 8, false},
+		{"threads of the daemon", glob(proc + "/task/*"), 8, false},
+		{"goroutines of the daemon", column(d.prometheus(t), "soulbox_node_runtime_num_goroutines", 1), 16, false},
+		{"private memory of the daemon, KiB", private, 16 << 10, false},
+		{"resident memory of the daemon, KiB", column(read(proc+"/status"), "VmRSS:", 1), 16 << 10, false},
+		{"folders of sandboxes", glob(d.dir+"/s/sandboxes/*", d.dir+"/r/sandboxes/*"), 0, false},
+		{"control groups", glob("/sys/fs/cgroup/*/"+d.parent+"/*/cgroup.procs", "/sys/fs/cgroup/"+d.parent+"/*/cgroup.procs"), 0, false},
+		{"mounts", strings.Count(read("/proc/self/mountinfo"), d.dir), 0, false},
+		{"links", linksOf(t, "sb"+owner), 8, false},
+		{"addresses of lo", addressesOfLo(t), 0, true},
+		{"nftables tables", tablesOf(t, "soulbox-"+owner), 0, false},
+		{"control groups of memory, dying ones too", column(read("/proc/cgroups"), "memory", 2), 0, true},
+		{"processes", glob("/proc/[0-9]*"), 0, true},
+		{"slabs of the kernel, MiB", column(read("/proc/meminfo"), "Slab:", 1) >> 10, 0, true},
 	}
+}
+
+// grown lists what there is more of than before.
+func grown(before, after []holding) (names []string) {
+	for i, h := range after {
+		if !h.others && h.n > before[i].n+h.leeway {
+			names = append(names, strings.TrimSpace(h.name))
+		}
+	}
+	return names
+}
+
+// compared shows two looks beside each other.
+func compared(before, after []holding) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\n\tbefore\tafter\tmore is a leak from")
+	for i, h := range after {
+		bound := strconv.Itoa(h.leeway + 1)
+		if h.others {
+			bound = "- (others' too)"
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\n", h.name, before[i].n, h.n, bound)
+	}
+	_ = w.Flush() // into memory
+	return b.String()
+}
+
+// prometheus returns what a Prometheus server would scrape.
+func (d *daemon) prometheus(t *testing.T) string {
+	t.Helper()
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", d.dir+"/r/node.sock")
+	}}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: transport}).Get("http://node/v1/metrics")
+	must.NoError(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	must.NoError(t, err)
+	return string(b)
+}
+
+// namespacesOpen counts the namespaces among a process's descriptors.
+func namespacesOpen(t *testing.T, proc string) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir(proc + "/fd")
+	must.NoError(t, err)
+	for _, e := range entries {
+		if link, err := os.Readlink(proc + "/fd/" + e.Name()); err == nil && strings.HasPrefix(link, "net:") {
+			n++
+		}
+	}
+	return n
+}
+
+func linksOf(t *testing.T, prefix string) (n int) {
+	t.Helper()
+	links, err := netlink.LinkList()
+	if !errors.Is(err, netlink.ErrDumpInterrupted) { // others make links meanwhile
+		must.NoError(t, err)
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+func addressesOfLo(t *testing.T) int {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	must.NoError(t, err)
+	list, err := netlink.AddrList(lo, unix.AF_INET)
+	must.NoError(t, err)
+	return len(list)
+}
+
+func tablesOf(t *testing.T, name string) (n int) {
+	t.Helper()
+	c, err := nftables.New()
+	must.NoError(t, err)
+	list, err := c.ListTables()
+	if err != nil {
+		t.Log("tables are not looked at: ", err)
+		return 0
+	}
+	for _, table := range list {
+		if table.Name == name {
+			n++
+		}
+	}
+	return n
 }
