@@ -46,7 +46,7 @@ func TestSoak(t *testing.T) {
 	before := d.holdings(t)
 	begin := time.Now()
 	for done := warm; done < *soak; {
-		n := min(1000, *soak-done)
+		n := min(250, *soak-done)
 		d.lives(t, n)
 		done += n
 		d.noLeftovers()
