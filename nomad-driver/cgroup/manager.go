@@ -52,7 +52,8 @@ type hierarchy interface {
 	freezerDir(group string) string
 	stats(group string) (Stats, error)
 	oomKills(group string) (uint64, error)
-	usage(group string) (Usage, error)
+	// dir returns the group's directory in the hierarchy of a controller.
+	dir(controller, group string) (string, error)
 	forksDenied(group string) (uint64, error)
 }
 

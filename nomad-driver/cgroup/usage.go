@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,92 +23,135 @@ type Usage struct {
 	DiskRead, DiskWritten uint64
 }
 
-// Usage reads the counters of Usage.
+// Usage reads the counters of Usage once. Who reads them again and again has a Meter.
 func (g *Group) Usage() (Usage, error) {
-	u, err := g.m.h.usage(g.rel)
+	m, err := g.Meter()
 	if err != nil {
-		return Usage{}, fmt.Errorf("usage of control group %s: %w", g.name, err)
+		return Usage{}, err
 	}
-	return u, nil
+	u, err := m.Usage()
+	return u, errors.Join(err, m.Close())
 }
 
-func (h *v1) usage(group string) (Usage, error) {
-	var u Usage
-	r := scanner{}
-	if dir, err := h.dir("cpuacct", group); err == nil {
-		u.CPUNanos = r.number(dir, "cpuacct.usage")
-	}
-	if dir, err := h.dir("memory", group); err == nil {
-		u.MemoryBytes = r.number(dir, "memory.usage_in_bytes")
-		stat := r.file(dir, "memory.stat")
-		u.MemoryCache = field(stat, "total_cache")
-		u.MemoryBytes -= min(u.MemoryBytes, field(stat, "total_inactive_file"))
-	}
-	if dir, err := h.dir("pids", group); err == nil {
-		u.PIDs = r.number(dir, "pids.current")
-	}
-	if dir, err := h.dir("blkio", group); err == nil {
-		u.DiskRead, u.DiskWritten = parseV1IO(r.file(dir, "blkio.throttle.io_service_bytes"))
-	}
-	return u, r.err
+// A Meter reads a group's Usage from files that stay open: to find and open a control file costs the kernel five times as much as to
+// read it. It does not keep the group from being removed. It is not safe for concurrent use.
+type Meter struct {
+	group string
+	files []meterFile
 }
 
-func (h *v2) usage(group string) (Usage, error) {
-	var u Usage
-	r := scanner{}
-	dir := filepath.Join(h.root, group)
-	u.CPUNanos = field(r.file(dir, "cpu.stat"), "usage_usec") * 1000
-	u.MemoryBytes = r.number(dir, "memory.current")
-	stat := r.file(dir, "memory.stat")
-	u.MemoryCache = field(stat, "file")
-	u.MemoryBytes -= min(u.MemoryBytes, field(stat, "inactive_file"))
-	u.PIDs = r.number(dir, "pids.current")
-	u.DiskRead, u.DiskWritten = parseV2IO(r.file(dir, "io.stat"))
-	return u, r.err
+type meterFile struct {
+	fd   int
+	path string
+	add  func(*Usage, []byte)
 }
 
-// scanner reads control files with as few system calls as there can be, one after the other into one buffer. A file that the
-// kernel does not have is empty; the first error about a group that is gone is kept.
-type scanner struct {
-	buf [8192]byte // memory.stat, the longest, has about 2000
-	err error
+// A counter is a file of Usage, and what is read from it.
+type counter struct {
+	controller string // whose hierarchy of v1 has it
+	file       string
+	add        func(*Usage, []byte)
 }
 
-func (r *scanner) file(dir, name string) []byte {
-	if r.err != nil {
-		return nil
+// What of memory is cache that can be dropped is in a file of its own, which is read after that of all.
+var (
+	v1Counters = []counter{
+		{"cpuacct", "cpuacct.usage", func(u *Usage, b []byte) { u.CPUNanos = number(b) }},
+		{"memory", "memory.usage_in_bytes", func(u *Usage, b []byte) { u.MemoryBytes = number(b) }},
+		{"memory", "memory.stat", func(u *Usage, b []byte) {
+			u.MemoryCache = field(b, "total_cache")
+			u.MemoryBytes -= min(u.MemoryBytes, field(b, "total_inactive_file"))
+		}},
+		{"pids", "pids.current", func(u *Usage, b []byte) { u.PIDs = number(b) }},
+		{"blkio", "blkio.throttle.io_service_bytes", func(u *Usage, b []byte) { u.DiskRead, u.DiskWritten = parseV1IO(b) }},
 	}
-	fd, err := openFile(dir + "/" + name)
-	if errors.Is(err, fs.ErrNotExist) {
-		if _, serr := os.Stat(dir); errors.Is(serr, fs.ErrNotExist) {
-			r.err = fmt.Errorf("%s: %w", dir, ErrNotExist)
+	v2Counters = []counter{
+		{"cpu", "cpu.stat", func(u *Usage, b []byte) { u.CPUNanos = field(b, "usage_usec") * 1000 }},
+		{"memory", "memory.current", func(u *Usage, b []byte) { u.MemoryBytes = number(b) }},
+		{"memory", "memory.stat", func(u *Usage, b []byte) {
+			u.MemoryCache = field(b, "file")
+			u.MemoryBytes -= min(u.MemoryBytes, field(b, "inactive_file"))
+		}},
+		{"pids", "pids.current", func(u *Usage, b []byte) { u.PIDs = number(b) }},
+		{"io", "io.stat", func(u *Usage, b []byte) { u.DiskRead, u.DiskWritten = parseV2IO(b) }},
+	}
+)
+
+// Meter opens the files of Usage, five at most. The caller closes it.
+func (g *Group) Meter() (*Meter, error) {
+	m := &Meter{group: g.name}
+	counters := v2Counters
+	if g.m.h.version() == 1 {
+		counters = v1Counters
+	}
+	m.files = make([]meterFile, 0, len(counters))
+	for _, c := range counters {
+		dir, err := g.m.h.dir(c.controller, g.rel)
+		if err != nil {
+			continue // a kernel without the controller
 		}
-		return nil
-	}
-	if err != nil {
-		r.err = fmt.Errorf("open %s/%s: %w", dir, name, err)
-		return nil
-	}
-	n := 0
-	for n < len(r.buf) {
-		var k int
-		k, err = unix.Read(fd, r.buf[n:])
-		if errors.Is(err, unix.EINTR) {
-			continue
+		f := meterFile{path: dir + "/" + c.file, add: c.add}
+		f.fd, err = openFile(f.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			if _, serr := os.Stat(dir); !errors.Is(serr, fs.ErrNotExist) {
+				continue // a kernel without the file
+			}
+			err = ErrNotExist
 		}
-		if err != nil || k <= 0 {
-			break
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("usage of control group %s: %s: %w", g.name, f.path, err), m.Close())
 		}
-		n += k
+		m.files = append(m.files, f)
 	}
-	if errors.Is(err, unix.ENODEV) {
-		err = ErrNotExist
+	return m, nil
+}
+
+// reading is what a reading needs, taken again by the next one.
+type reading struct {
+	usage Usage
+	buf   [8192]byte // memory.stat, the longest, has about 2000
+}
+
+var readings = sync.Pool{New: func() any { return new(reading) }}
+
+// Usage reads the counters now. Those of a group that is gone are ErrNotExist.
+func (m *Meter) Usage() (Usage, error) {
+	r := readings.Get().(*reading)
+	defer readings.Put(r)
+	r.usage = Usage{}
+	for _, f := range m.files {
+		n, err := pread(f.fd, r.buf[:])
+		if errors.Is(err, unix.ENODEV) {
+			err = ErrNotExist
+		}
+		if err != nil {
+			return Usage{}, fmt.Errorf("usage of control group %s: read %s: %w", m.group, f.path, err)
+		}
+		f.add(&r.usage, r.buf[:n])
 	}
-	if err = errors.Join(err, unix.Close(fd)); err != nil {
-		r.err = fmt.Errorf("read %s/%s: %w", dir, name, err)
-		return nil
+	return r.usage, nil
+}
+
+// Close closes the files.
+func (m *Meter) Close() error {
+	var errs []error
+	for _, f := range m.files {
+		if err := unix.Close(f.fd); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", f.path, err))
+		}
 	}
-	return r.buf[:n]
+	m.files = nil
+	return errors.Join(errs...)
+}
+
+// pread reads a control file from its beginning. The kernel writes one as a whole into a buffer that has room for it.
+func pread(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Pread(fd, buf, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return max(n, 0), err
+		}
+	}
 }
 
 // openFile is os.Open without what makes a file fit for polling, which for a control file costs more than reading it.
@@ -122,23 +164,27 @@ func openFile(path string) (int, error) {
 	}
 }
 
-func (r *scanner) number(dir, name string) uint64 {
-	n, err := parseUint(r.file(dir, name))
+// number returns what a file of one number holds, 0 where it holds none.
+func number(b []byte) uint64 {
+	n, err := parseUint(b)
 	if err != nil {
-		return 0 // an empty file, of a kernel without it
+		return 0
 	}
 	return n
 }
 
 // field returns the value of a line "key value", 0 where there is none.
 func field(b []byte, key string) uint64 {
-	for line := range bytes.Lines(b) {
-		if len(line) > len(key) && line[len(key)] == ' ' && string(line[:len(key)]) == key {
-			n, err := strconv.ParseUint(string(bytes.TrimSpace(line[len(key):])), 10, 64)
-			if err != nil {
-				return 0
-			}
-			return n
+	for len(b) > 0 {
+		at := bytes.Index(b, []byte(key))
+		if at < 0 {
+			return 0
+		}
+		begins := at == 0 || b[at-1] == '\n'
+		b = b[at+len(key):]
+		if begins && len(b) > 0 && b[0] == ' ' {
+			value, _, _ := bytes.Cut(b[1:], []byte("\n"))
+			return number(value)
 		}
 	}
 	return 0
@@ -147,19 +193,13 @@ func field(b []byte, key string) uint64 {
 // parseV1IO adds up lines "8:0 Read 4096" and "8:0 Write 4096"; the other operations are part of none or of both.
 func parseV1IO(b []byte) (in, out uint64) {
 	for line := range bytes.Lines(b) {
-		f := bytes.Fields(line)
-		if len(f) != 3 {
-			continue
-		}
-		n, err := strconv.ParseUint(string(f[2]), 10, 64)
-		if err != nil {
-			continue
-		}
-		switch string(f[1]) {
+		_, rest, _ := bytes.Cut(line, []byte(" "))
+		operation, value, _ := bytes.Cut(rest, []byte(" "))
+		switch string(operation) {
 		case "Read":
-			in += n
+			in += number(value)
 		case "Write":
-			out += n
+			out += number(value)
 		}
 	}
 	return in, out
@@ -168,19 +208,12 @@ func parseV1IO(b []byte) (in, out uint64) {
 // parseV2IO adds up lines "8:0 rbytes=4096 wbytes=0 rios=1 …".
 func parseV2IO(b []byte) (in, out uint64) {
 	for pair := range bytes.FieldsSeq(b) {
-		key, value, ok := bytes.Cut(pair, []byte("="))
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseUint(string(value), 10, 64)
-		if err != nil {
-			continue
-		}
+		key, value, _ := bytes.Cut(pair, []byte("="))
 		switch string(key) {
 		case "rbytes":
-			in += n
+			in += number(value)
 		case "wbytes":
-			out += n
+			out += number(value)
 		}
 	}
 	return in, out

@@ -80,3 +80,62 @@ func TestGroup_usageIsWhatStatsSay(t *testing.T) {
 	must.Eq(t, s.MemoryBytes, u.MemoryBytes)
 	must.Eq(t, s.MemoryCache, u.MemoryCache)
 }
+
+func TestMeter_readsAGroupUntilItIsGone(t *testing.T) {
+	m := newKernel(t)
+	g, err := m.Create("metered", Limits{})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, g.Remove(context.Background())) })
+	meter, err := g.Meter()
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, meter.Close()) })
+	_, err = meter.Usage()
+	must.NoError(t, err)
+	must.NoError(t, g.Remove(t.Context()))
+	_, err = meter.Usage()
+	must.ErrorIs(t, err, ErrNotExist)
+	_, err = g.Meter()
+	must.ErrorIs(t, err, ErrNotExist)
+}
+
+func TestField_isThatOfAWholeKey(t *testing.T) {
+	for _, tc := range []struct {
+		name, file string
+		want       uint64
+	}{
+		{"first", "file 7\nanon 1\n", 7},
+		{"last", "anon 1\nfile 7\n", 7},
+		{"behind longer and shorter ones", "inactive_file 1\nfile_mapped 2\nfi 3\nfile 7\n", 7},
+		{"without an end", "file 7", 7},
+		{"missing", "inactive_file 1\nfile_mapped 2\n", 0},
+		{"no number", "file x\n", 0},
+		{"empty", "", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) { must.Eq(t, tc.want, field([]byte(tc.file), "file")) })
+	}
+}
+
+// BenchmarkMeter reads a group's usage from open files, and, as the floor's counterpart, from files that it opens each time.
+func BenchmarkMeter(b *testing.B) {
+	m, err := Detect("/sys/fs/cgroup", "soulbox-cgbench")
+	must.NoError(b, err)
+	b.Cleanup(func() { must.NoError(b, m.Close()) })
+	g, err := m.Create("g", Limits{})
+	must.NoError(b, err)
+	b.Cleanup(func() { must.NoError(b, g.Remove(context.Background())) })
+	meter, err := g.Meter()
+	must.NoError(b, err)
+	b.Cleanup(func() { must.NoError(b, meter.Close()) })
+	b.Run("kept", func(b *testing.B) {
+		for b.Loop() {
+			_, err := meter.Usage()
+			must.NoError(b, err)
+		}
+	})
+	b.Run("opened", func(b *testing.B) {
+		for b.Loop() {
+			_, err := g.Usage()
+			must.NoError(b, err)
+		}
+	})
+}

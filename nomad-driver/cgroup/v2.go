@@ -60,6 +60,8 @@ func (h *v2) prepareParent(parent string) error {
 	return nil
 }
 
+func (h *v2) dir(_, group string) (string, error) { return filepath.Join(h.root, group), nil }
+
 func (h *v2) guardDevices(string) error { return nil }
 
 func (h *v2) devices() (string, error) { return h.guard, h.noGuard }

@@ -54,6 +54,7 @@ func (s *Sandbox) ended() {
 	if u, err := s.diskCounted(); err == nil && u != nil {
 		s.exit.DiskFull = u.Full()
 	}
+	_ = s.meter.end() // of files that were only read
 	close(s.done)
 }
 
@@ -172,7 +173,7 @@ func (s *Sandbox) Release(ctx context.Context) error {
 // Detach lets go of the sandbox without touching it: it goes on, Done will not be closed any more by its end, and it can
 // be opened again by its Ref. A daemon calls it when it stops.
 func (s *Sandbox) Detach() error {
-	err := s.oom.stop()
+	err := errors.Join(s.oom.stop(), s.meter.end())
 	if s.pidfd == nil {
 		return err
 	}

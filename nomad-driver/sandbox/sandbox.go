@@ -141,6 +141,7 @@ type Sandbox struct {
 	frozen  atomic.Bool
 	disk    disk.Limiter // nil where none bounds the writable layer
 	oom     *oomWatch    // nil where the kernel ends all of it by itself
+	meter   meter
 
 	releasing sync.Mutex
 	released  bool

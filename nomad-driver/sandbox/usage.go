@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 
@@ -25,20 +24,13 @@ type Usage struct {
 
 // Usage reads it. It never waits for the sandbox: it reads a few files of the kernel.
 func (s *Sandbox) Usage() (Usage, error) {
-	group, err := s.group.Usage()
-	if err != nil {
+	var u Usage
+	var err error
+	if u.Usage, u.NetIn, u.NetOut, err = s.meter.read(s); err != nil {
 		return Usage{}, err
-	}
-	u := Usage{Usage: group}
-	if u.NetIn, u.NetOut, err = readNetwork(s.ref.PID); err != nil {
-		return Usage{}, fmt.Errorf("network usage of sandbox %s: %w", s.ref.ID, err)
 	}
 	if u.Disk, err = s.diskCounted(); err != nil {
 		return Usage{}, fmt.Errorf("disk usage of sandbox %s: %w", s.ref.ID, err)
-	}
-	// The pid was its own while it was read where its process has not ended since.
-	if s.gone() {
-		return Usage{}, fmt.Errorf("usage of sandbox %s: it has ended", s.ref.ID)
 	}
 	return u, nil
 }
@@ -83,25 +75,6 @@ func (s *Sandbox) DiskUsed(b disk.Budget) (u disk.Usage, exact bool, err error) 
 	return disk.Walk(s.at.upper, b)
 }
 
-// maxNetworkFile bounds what is read of /proc/PID/net/dev: a sandbox may make interfaces, and a line is about 120 bytes.
-const maxNetworkFile = 64 << 10
-
-// readNetwork adds up the interfaces of the network namespace that a process is in.
-func readNetwork(pid int) (in, out uint64, err error) {
-	// Without what makes a file fit for polling, which costs more than reading it.
-	fd, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/net/dev", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, 0, err
-	}
-	f := os.NewFile(uintptr(fd), "net/dev")
-	b, err := io.ReadAll(io.LimitReader(f, maxNetworkFile))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return 0, 0, err
-	}
-	in, out = parseNetwork(b)
-	return in, out, nil
-}
-
 // parseNetwork reads lines "  eth0: bytes packets errs drop fifo frame compressed multicast bytes packets …" after two of
 // heading. The first eight columns are what came in.
 func parseNetwork(b []byte) (in, out uint64) {
@@ -110,15 +83,22 @@ func parseNetwork(b []byte) (in, out uint64) {
 		if !ok || string(bytes.TrimSpace(name)) == "lo" {
 			continue
 		}
-		f := bytes.Fields(rest)
-		if len(f) < 16 {
-			continue
-		}
-		r, rerr := strconv.ParseUint(string(f[0]), 10, 64)
-		w, werr := strconv.ParseUint(string(f[8]), 10, 64)
+		r, rerr := column(rest, 0)
+		w, werr := column(rest, 8)
 		if rerr == nil && werr == nil {
 			in, out = in+r, out+w
 		}
 	}
 	return in, out
+}
+
+// column returns the i-th number of a line.
+func column(line []byte, i int) (uint64, error) {
+	for f := range bytes.FieldsSeq(line) {
+		if i == 0 {
+			return strconv.ParseUint(string(f), 10, 64)
+		}
+		i--
+	}
+	return 0, errors.New("the line is short")
 }
