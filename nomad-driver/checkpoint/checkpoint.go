@@ -26,7 +26,7 @@ var ErrUnsupported = errors.New("checkpoints are not supported on this machine")
 
 // Engine is a CRIU that was found to work. Its methods may be called from any goroutine.
 type Engine struct {
-	path    string
+	program program
 	version int
 }
 
@@ -39,8 +39,9 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	e := &Engine{path: found}
-	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION})
+	e := &Engine{program: program{path: found}}
+	var direct program
+	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION, answered: func(pid int) { direct = running(pid) }})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnsupported, found, err)
 	}
@@ -48,6 +49,13 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	e.version = int(v.GetMajorNumber())*10000 + int(v.GetMinorNumber())*100 + int(v.GetSublevel())
 	if e.version < MinVersion {
 		return nil, fmt.Errorf("%w: %s is version %s, at least %s is needed", ErrUnsupported, found, e.Version(), versionText(MinVersion))
+	}
+	if direct.path != "" {
+		// Where it works, as it does but in the midst of an update, no wrapper is started again and again.
+		d := &Engine{program: direct, version: e.version}
+		if resp, err := d.call(ctx, request{typ: rpc.CriuReqType_VERSION}); err == nil && resp.GetVersion().GetMajorNumber() == v.GetMajorNumber() {
+			return d, nil
+		}
 	}
 	return e, nil
 }

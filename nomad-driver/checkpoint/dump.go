@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 const (
@@ -112,6 +114,7 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
 		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
 		Timeout:           proto.Uint32(stopTimeout),
+		NotifyScripts:     proto.Bool(failpoint.On),
 	}
 	for _, m := range d.Mounts {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key()))

@@ -16,6 +16,7 @@ import (
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
@@ -33,6 +34,8 @@ type request struct {
 	notify func(script string, pid int) error
 	// started is called with CRIU's process once it runs.
 	started func(p *os.Process) error
+	// answered is called with CRIU's pid when it has answered, and has not ended.
+	answered func(pid int)
 }
 
 const (
@@ -40,6 +43,8 @@ const (
 	maxMessage = 1 << 20
 	// criuEnd bounds how long CRIU may take to end once it has answered, and how long a killed one may.
 	criuEnd = 30 * time.Second
+	// lastWords is how long what CRIU has said before its end may take to be read.
+	lastWords = time.Second
 )
 
 // Error is CRIU's answer that something did not work. Log holds the last errors of its log.
@@ -85,8 +90,7 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	if nerr != nil {
 		return nil, errors.Join(nerr, theirs.Close())
 	}
-	cmd := exec.Command(e.path, "swrk", strconv.Itoa(firstFile+len(r.files)))
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd := e.program.command(strconv.Itoa(firstFile + len(r.files)))
 	cmd.Dir = "/"
 	cmd.ExtraFiles = append(append([]*os.File(nil), r.files...), theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -94,6 +98,13 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // after its answer the exit status says nothing more
+		// Where it was killed in a restore, processes that it has made have the socket yet: it would never end.
+		_ = ours.SetReadDeadline(time.Now().Add(lastWords))
+	}()
 	defer func() {
 		if err != nil {
 			_ = cmd.Process.Kill() // it may have ended
@@ -102,7 +113,7 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 			defer kill.Stop()
 			_ = ours.Close()
 		}
-		_ = cmd.Wait() // after its answer the exit status says nothing more
+		<-ended
 	}()
 	// In the middle of its work it must not be what the kernel ends for want of memory.
 	_ = os.WriteFile("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/oom_score_adj", []byte("-1000"), 0)
@@ -116,9 +127,12 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 		_ = ours.SetDeadline(time.Unix(1, 0))
 	})
 	defer stop()
-	resp, err := converse(ours, r)
+	resp, err := converse(ours, cmd.Process.Pid, r)
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
+	}
+	if err == nil && r.answered != nil {
+		r.answered(cmd.Process.Pid)
 	}
 	return resp, err
 }
@@ -147,8 +161,8 @@ func start(cmd *exec.Cmd, prepare func() error) error {
 	return <-done
 }
 
-// converse sends the request and answers notifications until the answer comes.
-func converse(sk *os.File, r request) (*rpc.CriuResp, error) {
+// converse sends the request to the process criu and answers notifications until the answer comes.
+func converse(sk *os.File, criu int, r request) (*rpc.CriuResp, error) {
 	if r.notify != nil {
 		r.opts.NotifyScripts = proto.Bool(true)
 	}
@@ -166,7 +180,7 @@ func converse(sk *os.File, r request) (*rpc.CriuResp, error) {
 		if err == nil && n == 0 {
 			err = io.EOF
 		}
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, &Error{Op: opName(r.typ), Msg: "it ended without an answer"}
 		}
 		if err != nil {
@@ -182,7 +196,12 @@ func converse(sk *os.File, r request) (*rpc.CriuResp, error) {
 			}
 			return resp, nil
 		}
-		nerr := r.notify(resp.GetNotify().GetScript(), int(resp.GetNotify().GetPid()))
+		script := resp.GetNotify().GetScript()
+		failpoint.AtOther("criu "+opName(r.typ)+" "+script, criu)
+		var nerr error
+		if r.notify != nil {
+			nerr = r.notify(script, int(resp.GetNotify().GetPid()))
+		}
 		req = &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(nerr == nil)}
 		if nerr != nil {
 			// CRIU is told, so that it cleans up; its answer is that it failed.

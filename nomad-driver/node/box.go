@@ -58,6 +58,8 @@ type box struct {
 	published  published
 	turn       sync.Mutex // held over a pause, a resume, a checkpoint; before mu
 
+	fetched []guest.Step // of a creation from a snapshot, before the sandbox's own steps
+
 	activation sync.Mutex // held while a server of the template's is looked for and started
 
 	mu       sync.Mutex

@@ -16,6 +16,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -123,19 +124,19 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 	if err != nil {
 		return err
 	}
-	failpoint("checkpoint.dumped")
+	failpoint.At("checkpoint.dumped")
 	// One call makes images and writable layer durable: they are in one file system. Where they are not it is two.
 	if err := errors.Join(inst.SyncLayer(), syncFS(temp)); err != nil {
 		return err
 	}
-	failpoint("checkpoint.synced")
+	failpoint.At("checkpoint.synced")
 	if err := os.Rename(temp, done); err != nil {
 		return err
 	}
 	if err := syncDir(home); err != nil {
 		return err
 	}
-	failpoint("checkpoint.renamed")
+	failpoint.At("checkpoint.renamed")
 	if err := n.leaveMemory(b, inst, pauseRecord{Goal: nodeapi.DepthCheckpointed, Dump: &d}, d.Stats.Bytes); err != nil {
 		return err
 	}
@@ -165,7 +166,7 @@ func (n *Node) leaveMemory(b *box, inst pausable, rec pauseRecord, bytes int64) 
 	b.inst = nil // whoever watches it sees that its end is none of the sandbox
 	b.mu.Unlock()
 	n.sync.flush()
-	failpoint("checkpoint.recorded")
+	failpoint.At("checkpoint.recorded")
 	// From here on what is on disk is the sandbox. Its processes, which have not run since, must go.
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 10*time.Second) {
 		ectx, cancel := context.WithTimeout(n.ctx, undoTimeout)
@@ -177,7 +178,7 @@ func (n *Node) leaveMemory(b *box, inst pausable, rec pauseRecord, bytes int64) 
 		n.log.Error("processes of a paused sandbox cannot be ended yet", "sandbox", b.id, "error", err)
 		sleep(n.ctx, wait)
 	}
-	failpoint("checkpoint.ended")
+	failpoint.At("checkpoint.ended")
 	n.giveSlot(b)
 	n.mu.Lock()
 	n.live--
@@ -202,9 +203,9 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
-	failpoint("restore.recorded")
+	failpoint.At("restore.recorded")
 	n.wake(context.WithoutCancel(ctx), b, inst, nil)
-	failpoint("restore.woken")
+	failpoint.At("restore.woken")
 	b.mu.Lock()
 	n.tell(b, nodeapi.EventResumed)
 	b.mu.Unlock()
@@ -247,7 +248,7 @@ func (n *Node) comeBack(ctx context.Context, b *box, deadline time.Time, waking 
 	if err != nil {
 		return nil, failed(err)
 	}
-	failpoint("restore.restored")
+	failpoint.At("restore.restored")
 	b.mu.Lock()
 	old := b.rec
 	n.markRunning(b, deadline)

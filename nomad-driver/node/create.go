@@ -15,6 +15,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/scope"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -182,6 +183,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
+	failpoint.At("create.made")
 	b.mu.Lock()
 	if err := ctx.Err(); err != nil {
 		b.mu.Unlock()
@@ -198,7 +200,8 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		b.mu.Unlock()
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, inst, err)
 	}
-	s.Steps = append(slices.Clip(inst.Steps()), guest.Step{Name: "record", Nanos: time.Since(recordStart).Nanoseconds()})
+	failpoint.At("create.recorded")
+	s.Steps = append(slices.Concat(b.fetched, inst.Steps()), guest.Step{Name: "record", Nanos: time.Since(recordStart).Nanoseconds()})
 	n.adopt(b)
 	n.note(b, logbook.Info, "sandbox started", map[string]string{"template": b.rec.Sandbox.Digest})
 	if main := b.rec.Sandbox.Main; main != 0 {
@@ -207,6 +210,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if req.Restore != nil {
 		b.mu.Unlock()
 		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
+		failpoint.At("fork.woken")
 		if req.Restore.Consume {
 			n.forgetStored(req.Restore.Tenant, req.Restore.Snapshot)
 		}

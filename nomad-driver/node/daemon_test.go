@@ -27,14 +27,16 @@ import (
 
 func TestMain(m *testing.M) { sandboxtest.Main(m) }
 
-// daemonBinary builds the daemon, once.
-var daemonOnce sync.Once
+// daemonOnce and killedOnce are the builds of the daemon: as it is released, and as it can be killed at its steps.
+var daemonOnce, killedOnce sync.Once
 
-func daemonBinary(t testing.TB) string {
+func daemonBinary(t testing.TB) string { return built(t, &daemonOnce, "nomad-driver-soulbox") }
+
+func built(t testing.TB, once *sync.Once, name string, tags ...string) string {
 	t.Helper()
-	path := filepath.Join(filepath.Dir(sandboxtest.Init(t)), "nomad-driver-soulbox") // removed with it
-	daemonOnce.Do(func() {
-		must.NoError(t, sandboxtest.Build(path, "github.com/soulbox-dev/soulbox/nomad-driver/cmd/nomad-driver-soulbox"))
+	path := filepath.Join(filepath.Dir(sandboxtest.Init(t)), name) // removed with it
+	once.Do(func() {
+		must.NoError(t, sandboxtest.Build(path, "github.com/soulbox-dev/soulbox/nomad-driver/cmd/nomad-driver-soulbox", tags...))
 	})
 	return path
 }
@@ -44,6 +46,7 @@ type daemon struct {
 	t      testing.TB
 	dir    string
 	parent string
+	binary string
 	args   []string
 	netns  *os.File // network namespace that it runs in; nil: the machine's
 	cmd    *exec.Cmd
@@ -77,9 +80,14 @@ func startDaemon(t testing.TB, args ...string) *daemon {
 // startDaemonIn starts one in a network namespace.
 func startDaemonIn(t testing.TB, netns *os.File, args ...string) *daemon {
 	t.Helper()
+	return startDaemonOf(t, daemonBinary(t), netns, args...)
+}
+
+func startDaemonOf(t testing.TB, binary string, netns *os.File, args ...string) *daemon {
+	t.Helper()
 	sandboxtest.RequireRoot(t)
 	dir := shortDir(t)
-	d := &daemon{t: t, dir: dir, parent: "soulbox-test-" + filepath.Base(dir), args: args, netns: netns, log: &logBuffer{}}
+	d := &daemon{t: t, dir: dir, parent: "soulbox-test-" + filepath.Base(dir), binary: binary, args: args, netns: netns, log: &logBuffer{}}
 	d.client = nodeapi.NewUnix(dir + "/r/node.sock")
 	t.Cleanup(d.cleanup)
 	d.start()
@@ -90,7 +98,7 @@ func startDaemonIn(t testing.TB, netns *os.File, args ...string) *daemon {
 
 func (d *daemon) start() {
 	d.t.Helper()
-	d.cmd = exec.Command(daemonBinary(d.t), append([]string{"node",
+	d.cmd = exec.Command(d.binary, append([]string{"node",
 		"-state-dir", d.dir + "/s", "-run-dir", d.dir + "/r", "-init", sandboxtest.Init(d.t), "-cgroup-parent", d.parent,
 	}, d.args...)...)
 	d.cmd.Stderr = d.log

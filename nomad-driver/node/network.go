@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
@@ -174,7 +175,11 @@ func (n *Node) adoptSlot(ctx context.Context, b *box, want *nodeapi.Network) fun
 		if err != nil {
 			return err
 		}
-		return n.holdSlot(b, s, netns, want)
+		if err := n.holdSlot(b, s, netns, want); err != nil {
+			return err
+		}
+		failpoint.At("network.wired")
+		return nil
 	}
 }
 

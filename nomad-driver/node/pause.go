@@ -11,6 +11,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
@@ -212,13 +213,13 @@ func (n *Node) freeze(ctx context.Context, b *box, goal nodeapi.Depth) error {
 		terr := inst.Thaw(context.WithoutCancel(ctx))
 		return errors.Join(fmt.Errorf("sandbox %s does not park: %w", b.id, err), terr)
 	}
-	failpoint("pause.parked")
+	failpoint.At("pause.parked")
 	fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
 	defer cancel()
 	if err := inst.Freeze(fctx); err != nil {
 		return errors.Join(fmt.Errorf("freeze sandbox %s: %w", b.id, err), inst.Thaw(fctx))
 	}
-	failpoint("pause.frozen")
+	failpoint.At("pause.frozen")
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s := b.rec.Sandbox.State; s != nodeapi.StateRunning {
@@ -236,7 +237,7 @@ func (n *Node) freeze(ctx context.Context, b *box, goal nodeapi.Depth) error {
 	n.deadlines.set(b.id, time.Time{})
 	n.tell(b, nodeapi.EventPaused)
 	n.note(b, logbook.Info, "sandbox paused", nil)
-	failpoint("pause.recorded")
+	failpoint.At("pause.recorded")
 	return nil
 }
 
@@ -260,13 +261,13 @@ func (n *Node) thaw(ctx context.Context, b *box, deadline time.Time) error {
 		b.rec = old
 		return err
 	}
-	failpoint("resume.recorded")
+	failpoint.At("resume.recorded")
 	tctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), freezeTimeout)
 	defer cancel()
 	if err := inst.Thaw(tctx); err != nil {
 		return fmt.Errorf("thaw sandbox %s: %w", b.id, err) // it is tried again with the next start at the latest
 	}
-	failpoint("resume.thawed")
+	failpoint.At("resume.thawed")
 	n.deadlines.set(b.id, deadline)
 	n.tell(b, nodeapi.EventResumed)
 	n.note(b, logbook.Info, "sandbox resumed", nil)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -24,7 +25,7 @@ func (n *Node) keepFiles(b *box) error {
 		if err := inst.SyncLayer(); err != nil {
 			return err
 		}
-		failpoint("files.synced")
+		failpoint.At("files.synced")
 		if err := n.leaveMemory(b, inst, pauseRecord{Goal: nodeapi.DepthFiles}, 0); err != nil {
 			return err
 		}

@@ -64,7 +64,7 @@ func TestReal_pauseOfFilesBootsAnew(t *testing.T) {
 		files(string(depth))
 	}
 
-	// A checkpoint can be given up for the files, and a daemon that is killed in the middle of that goes on with it.
+	// A checkpoint can be given up for the files.
 	write("deeper")
 	_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
 	must.NoError(t, err)
@@ -72,23 +72,6 @@ func TestReal_pauseOfFilesBootsAnew(t *testing.T) {
 	must.NoError(t, err)
 	resume(nodeapi.ResumeRequest{})
 	files("deeper")
-	write("killed")
-	d.kill()
-	t.Setenv("SOULBOX_FAILPOINT", "files.synced")
-	d.start()
-	_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthFiles))
-	must.ErrorIs(t, err, nodeapi.ErrUnreachable)
-	_ = d.cmd.Wait()
-	d.client.Close()
-	t.Setenv("SOULBOX_FAILPOINT", "")
-	d.start()
-	waitUntil(t, "the pause of the files", func() bool {
-		got, err := d.client.Get(t.Context(), sb.ID)
-		must.NoError(t, err)
-		return got.State == nodeapi.StatePaused && got.Pause.Depth == nodeapi.DepthFiles
-	})
-	resume(nodeapi.ResumeRequest{})
-	files("killed")
 
 	// A running one goes the same way at its deadline, where it was made so.
 	due := d.create(func(r *nodeapi.CreateRequest) {

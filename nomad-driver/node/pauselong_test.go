@@ -2,17 +2,23 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"io"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	rpc "connectrpc.com/connect"
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	wire "github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/filesystem"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/wire/filesystem/filesystemconnect"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
@@ -89,6 +95,15 @@ func TestReal_forksAreMachinesOfTheirOwn(t *testing.T) {
 	d.counts(sb)
 }
 
+// filesystem is a client of envd's service of files.
+func (d *daemon) filesystem(sb nodeapi.Sandbox) filesystemconnect.FilesystemClient {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", d.dir+"/r/node.sock")
+	}}
+	d.t.Cleanup(transport.CloseIdleConnections)
+	return filesystemconnect.NewFilesystemClient(&http.Client{Transport: transport}, "http://node/v1/sandboxes/"+string(sb.ID)+"/envd")
+}
+
 // A pause in the middle of everything: what the node was doing for a client ends, what was doing inside goes on.
 func TestReal_pauseInTheMiddle(t *testing.T) {
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
@@ -102,6 +117,13 @@ func TestReal_pauseInTheMiddle(t *testing.T) {
 	must.NoError(t, err)
 	defer terminal.Close()
 	say(t, terminal, "x=$((40+2)); echo is-$x", "is-42")
+	files := d.filesystem(sb)
+	watch, err := files.WatchDir(t.Context(), rpc.NewRequest(&wire.WatchDirRequest{Path: "/home/user"}))
+	must.NoError(t, err)
+	defer watch.Close()
+	must.True(t, watch.Receive(), must.Sprint(watch.Err()))
+	polled, err := files.CreateWatcher(t.Context(), rpc.NewRequest(&wire.CreateWatcherRequest{Path: "/home/user"}))
+	must.NoError(t, err)
 	pr, pw := io.Pipe()
 	uploaded := make(chan error, 1)
 	go func() {
@@ -121,6 +143,9 @@ func TestReal_pauseInTheMiddle(t *testing.T) {
 		t.Fatal("the upload hangs")
 	}
 	whole := err == nil
+	for watch.Receive() { // what was seen before the pause
+	}
+	must.Error(t, watch.Err(), must.Sprint("a client is told that its watch has ended"))
 	for what, s := range map[string]*nodeapi.Stream{"exec": exec, "terminal": terminal} {
 		ended := make(chan struct{})
 		go func() {
@@ -141,6 +166,13 @@ func TestReal_pauseInTheMiddle(t *testing.T) {
 	_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
 	must.NoError(t, err)
 	d.counts(sb)
+	_, err = files.GetWatcherEvents(t.Context(), rpc.NewRequest(&wire.GetWatcherEventsRequest{WatcherId: polled.Msg.GetWatcherId()}))
+	must.Eq(t, rpc.CodeNotFound, rpc.CodeOf(err), must.Sprint("a watcher that saw nothing of the pause tells of nothing"))
+	seen, err := files.WatchDir(t.Context(), rpc.NewRequest(&wire.WatchDirRequest{Path: "/home/user"}))
+	must.NoError(t, err)
+	must.True(t, seen.Receive(), must.Sprint(seen.Err()))
+	must.True(t, seen.Receive(), must.Sprint("the counter writes"))
+	must.NoError(t, seen.Close())
 	again, err := d.client.Attach(t.Context(), sb.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: exec.Process.PID}})
 	must.NoError(t, err)
 	defer again.Close()

@@ -123,7 +123,8 @@ func (n *Node) takeOver(b *box) {
 		})
 	case b.rec.Sandbox.State == nodeapi.StatePaused:
 	case b.rec.Waking && ok:
-		n.wg.Go(func() { n.wake(n.ctx, b, inst, nil) })
+		env := environ(b.rec.Env) // of a copy it is not the original's
+		n.wg.Go(func() { n.wake(n.ctx, b, inst, env) })
 	default:
 		n.logAgain(b, b.inst.Guest())
 	}

@@ -10,10 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
@@ -91,10 +94,13 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 			return nil, undo(err)
 		}
 	}
+	begin := time.Now()
 	upper := filepath.Join(state, "upper")
 	if err := n.snapshots.Get(ctx, m, rootLayer, upper, b.rec.IDBase); err != nil {
 		return nil, undo(err)
 	}
+	files := time.Now()
+	failpoint.At("fork.files")
 	if err := n.snapshots.Get(ctx, m, rootImages, filepath.Join(home, "c", "images"), 0); err != nil {
 		return nil, undo(err)
 	}
@@ -103,6 +109,8 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 			return nil, undo(err)
 		}
 	}
+	images := time.Now()
+	failpoint.At("fork.fetched")
 	c := n.sandboxConfig(b, req)
 	inst, err := rt.Restore(ctx, sandbox.RestoreConfig{
 		Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
@@ -111,6 +119,7 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	if err != nil {
 		return nil, undo(err)
 	}
+	b.fetched = []guest.Step{{Name: "files", Nanos: files.Sub(begin).Nanoseconds()}, {Name: "images", Nanos: images.Sub(files).Nanoseconds()}}
 	return inst, nil
 }
 
@@ -148,12 +157,15 @@ func (n *Node) wakeNew(ctx context.Context, b *box, inst instance, env map[strin
 	if !ok {
 		return
 	}
-	var list []string
+	n.wake(ctx, b, p, environ(env))
+}
+
+func environ(env map[string]string) (list []string) {
 	for k, v := range env {
 		list = append(list, k+"="+v)
 	}
 	slices.Sort(list)
-	n.wake(ctx, b, p, list)
+	return list
 }
 
 // ownIdentity gives a copy a machine id and a host name of its own. No link in the layer leads out of it.

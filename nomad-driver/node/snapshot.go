@@ -18,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
@@ -112,8 +113,10 @@ func (n *Node) storePaused(ctx context.Context, b *box, req nodeapi.PauseRequest
 	p, rec := *b.rec.Sandbox.Pause, *b.rec.Pause
 	p.Snapshot, rec.Tenant = req.Store, req.Tenant
 	b.rec.Sandbox.Pause, b.rec.Pause = &p, &rec
+	failpoint.At("store.unrecorded")
 	err := n.records.put(&b.rec)
 	n.tell(b, nodeapi.EventPaused)
+	failpoint.At("store.recorded")
 	return err
 }
 
@@ -154,12 +157,14 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 	if err != nil {
 		return nodeapi.Snapshot{}, err
 	}
+	failpoint.At("snapshot.thawed")
 	meta := n.describe(b, req, dump, frozen)
 	m, err := n.snapshots.Put(ctx, req.Tenant, string(req.ID), meta,
 		chunk.Root{Name: rootImages, Dir: images}, chunk.Root{Name: rootLayer, Dir: layer, Base: b.rec.IDBase})
 	if err != nil {
 		return nodeapi.Snapshot{}, err
 	}
+	failpoint.At("snapshot.stored")
 	b.mu.Lock()
 	n.tell(b, nodeapi.EventSnapshotted)
 	b.mu.Unlock()
@@ -196,17 +201,20 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 		if err != nil {
 			return d, 0, fmt.Errorf("freeze sandbox %s: %w", b.id, err)
 		}
+		failpoint.At("snapshot.frozen")
 	}
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
 	if d, err = inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(filepath.Join(home, "c")), n.noteCRIU(home)); err != nil {
 		return d, 0, err
 	}
+	failpoint.At("snapshot.dumped")
 	// cp keeps owners, attributes, hard links, holes and whiteouts, and shares blocks where the file system can.
 	cp := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", filepath.Join(n.path("sandboxes"), string(b.id), "upper"), filepath.Join(home, rootLayer))
 	if out, err := cp.CombinedOutput(); err != nil {
 		return d, 0, fmt.Errorf("copy files of sandbox %s: %w: %.300s", b.id, err, out)
 	}
+	failpoint.At("snapshot.copied")
 	return d, 0, nil
 }
 

@@ -18,6 +18,8 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 // Root is a folder whose tree goes into a snapshot, below Name.
@@ -78,6 +80,7 @@ func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots 
 		return nil, err
 	}
 	w.resolve()
+	failpoint.At("store.packed")
 	if err := w.m.check(); err != nil {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
@@ -341,6 +344,7 @@ func (w *writer) store(ctx context.Context, id string, pages, index []byte) erro
 	}
 	sum := w.t.hash(pages)
 	p := Pack{ID: id, Hash: fmt.Sprintf("%x", sum), Pages: len(pages) / Page}
+	failpoint.At("store.pack")
 	if err := w.s.putIndex(ctx, w.t, p, index); err != nil {
 		return err
 	}

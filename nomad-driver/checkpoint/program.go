@@ -1,0 +1,64 @@
+package checkpoint
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// program is how CRIU is started.
+type program struct {
+	path string
+	args []string // from argv[0] to the one before "swrk"; nil: the path alone
+	env  []string // nil: the usual one
+}
+
+// usualEnv has what CRIU needs. Its library for TLS, which it speaks between machines only, would test itself at each start.
+var usualEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GNUTLS_NO_IMPLICIT_INIT=1"}
+
+// command starts CRIU as the worker of whoever has the other end of a socket.
+func (p program) command(socket string) *exec.Cmd {
+	cmd := exec.Command(p.path)
+	if p.args != nil {
+		cmd.Args = slices.Clone(p.args)
+	}
+	cmd.Args = append(cmd.Args, "swrk", socket)
+	if cmd.Env = p.env; cmd.Env == nil {
+		cmd.Env = usualEnv
+	}
+	return cmd
+}
+
+// running tells how a worker that runs could be started without what has led to it: CRIU that does not fit into its distribution comes with a
+// script that starts it through a dynamic linker of its own, and the script takes longer than CRIU. Empty: it cannot be told.
+func running(pid int) program {
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	path, err := os.Readlink(proc + "exe")
+	if err != nil || strings.HasSuffix(path, " (deleted)") {
+		return program{}
+	}
+	args, err := words(proc + "cmdline")
+	if err != nil || len(args) < 3 || args[len(args)-2] != "swrk" {
+		return program{}
+	}
+	env, err := words(proc + "environ")
+	if err != nil {
+		return program{}
+	}
+	return program{path: path, args: args[:len(args)-2], env: env}
+}
+
+func words(path string) ([]string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	out := []string{}
+	for w := range bytes.SplitSeq(bytes.TrimSuffix(b, []byte{0}), []byte{0}) {
+		out = append(out, string(w))
+	}
+	return out, nil
+}

@@ -1,0 +1,386 @@
+package node
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+var (
+	faults = flag.Int("faults", 1, "how often the tests of kills kill at each step (make faults: 100)")
+	steps  = flag.String("steps", "", "kill at the steps only whose name has this in it")
+)
+
+// Who is killed.
+const (
+	theDaemon = "daemon"
+	theCRIU   = "criu"
+)
+
+// ways are what leads through steps, and who is killed at which of them.
+var ways = []struct {
+	name   string
+	do     func(f *fault) error
+	settle func(f *fault) // checks what the kill has left, and lets the sandbox run
+	victim string
+	steps  []string
+}{
+	{"pause", (*fault).pause, (*fault).runOn, theDaemon, []string{
+		"pause.parked", "pause.frozen", "pause.recorded", "checkpoint.dumped", "checkpoint.synced", "checkpoint.renamed", "checkpoint.recorded", "checkpoint.ended",
+	}},
+	{"pause", (*fault).pause, (*fault).runOn, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
+	{"pause to the files", (*fault).pauseFiles, (*fault).bootOn, theDaemon, []string{"pause.frozen", "pause.recorded", "files.synced", "checkpoint.recorded", "checkpoint.ended"}},
+	{"pause into the store", (*fault).store, (*fault).runOn, theDaemon, []string{"store.pack", "store.packed", "store.unrecorded", "store.recorded"}},
+	{"thaw", (*fault).thaw, (*fault).runOn, theDaemon, []string{"resume.recorded", "resume.thawed"}},
+	{"restore", (*fault).restore, (*fault).runOn, theDaemon, []string{"network.wired", "restore.restored", "restore.recorded", "restore.woken"}},
+	{"restore", (*fault).restore, (*fault).runOn, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-setup-namespaces", "criu restore post-restore", "criu restore pre-resume", "criu restore post-resume"}},
+	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theDaemon, []string{
+		"snapshot.frozen", "snapshot.dumped", "snapshot.copied", "snapshot.thawed", "store.pack", "store.packed", "snapshot.stored",
+	}},
+	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
+	{"fork", (*fault).fork, (*fault).forked, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
+	{"fork", (*fault).fork, (*fault).forked, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-restore", "criu restore pre-resume"}},
+	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
+}
+
+// fault is a sandbox whose node is killed again and again.
+type fault struct {
+	*daemon
+	there *daemon // the node that it moves to
+	arm   string  // the file that arms a step
+	sb    nodeapi.Sandbox
+	sum   [sha256.Size]byte // of a file in it
+
+	kill     func()         // arms the step
+	killed   *daemon        // which is killed, if it is a daemon
+	id       api.SnapshotID // of the snapshot under way
+	copied   nodeapi.CreateRequest
+	outcomes map[string]int
+}
+
+// TestFaults_aKillAtEveryStep kills the daemon, or CRIU, at each step of each way. The sandbox is running, or paused and whole, after each: it
+// has counted without a gap, runs once, is not frozen, has its file, and nothing is on the machine that belongs to nobody.
+func TestFaults_aKillAtEveryStep(t *testing.T) {
+	dir := t.TempDir()
+	f := &fault{arm: filepath.Join(dir, "step"), outcomes: map[string]int{}}
+	t.Setenv("SOULBOX_FAILPOINT", f.arm)
+	binary := built(t, &killedOnce, "nomad-driver-soulbox-killed", "failpoints")
+	args := []string{"-criu", sandboxtest.CRIU(t), "-network", "on", "-snapshot-dir", dir + "/store", "-snapshot-key", dir + "/key"}
+	f.daemon = startDaemonOf(t, binary, networktest.New(t).Host, args...)
+	f.there = startDaemonOf(t, binary, networktest.New(t).Host, append(args, "-id-range-base", "500000000")...)
+	f.begin()
+
+	var out strings.Builder
+	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "way\tstep\tkilled\trounds\tand then\tlost, frozen or twice")
+	for _, way := range ways {
+		for _, step := range way.steps {
+			if !strings.Contains(way.name+": "+step, *steps) {
+				continue
+			}
+			clear(f.outcomes)
+			for range *faults {
+				f.round(step, way.victim == theDaemon, way.do)
+				way.settle(f)
+				f.whole(f.daemon, f.sb)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t0\n", way.name, strings.TrimPrefix(step, "criu "), way.victim, *faults, words(f.outcomes))
+		}
+	}
+	must.NoError(t, w.Flush())
+	t.Logf("after kill -9:\n%s", out.String())
+}
+
+func words(outcomes map[string]int) string {
+	var out []string
+	for _, what := range []string{"running", "frozen", "on disk", "files", "not there", "there"} {
+		if n := outcomes[what]; n > 0 {
+			out = append(out, fmt.Sprintf("%d %s", n, what))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// begin makes the sandbox.
+func (f *fault) begin() {
+	f.t.Helper()
+	f.sb = f.create()
+	file := make([]byte, 300_000)
+	_, _ = rand.Read(file)
+	f.sum = sha256.Sum256(file)
+	_, err := f.client.WriteFile(f.t.Context(), f.sb.ID, "/home/user/file", bytes.NewReader(file), nodeapi.FileOptions{User: "user"})
+	must.NoError(f.t, err)
+	f.startCounter(f.sb)
+}
+
+// round has one kill happen on the way that do goes.
+func (f *fault) round(step string, daemonDies bool, do func(*fault) error) {
+	f.t.Helper()
+	f.killed = f.daemon
+	f.kill = func() { must.NoError(f.t, os.WriteFile(f.arm, []byte(step), 0o600)) }
+	// One that hangs says where.
+	hangs := time.AfterFunc(time.Minute, func() { _ = f.killed.cmd.Process.Signal(unix.SIGQUIT) })
+	err := do(f)
+	hangs.Stop()
+	_, serr := os.Stat(f.arm)
+	must.ErrorIs(f.t, serr, os.ErrNotExist, must.Sprintf("nothing was killed at %s: %v", step, err))
+	if !daemonDies {
+		return
+	}
+	must.ErrorIs(f.t, err, nodeapi.ErrUnreachable, must.Sprintf("the daemon was not killed at %s", step))
+	_ = f.killed.cmd.Wait()
+	f.killed.client.Close()
+	f.killed.start()
+}
+
+func (f *fault) pauseFirst(depth nodeapi.Depth) {
+	f.t.Helper()
+	_, err := f.client.Pause(f.t.Context(), f.sb.ID, pauseTo(depth))
+	must.NoError(f.t, err)
+}
+
+func (f *fault) pause() error {
+	f.kill()
+	_, err := f.client.Pause(f.t.Context(), f.sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+	return err
+}
+
+func (f *fault) pauseFiles() error {
+	f.kill()
+	_, err := f.client.Pause(f.t.Context(), f.sb.ID, pauseTo(nodeapi.DepthFiles))
+	return err
+}
+
+func (f *fault) store() error {
+	f.kill()
+	_, err := f.client.Pause(f.t.Context(), f.sb.ID, nodeapi.PauseRequest{Wait: true, Store: api.NewSnapshotID(), Tenant: "a"})
+	return err
+}
+
+func (f *fault) thaw() error {
+	f.pauseFirst(nodeapi.DepthFrozen)
+	f.kill()
+	_, err := f.client.Resume(f.t.Context(), f.sb.ID, nodeapi.ResumeRequest{})
+	return err
+}
+
+func (f *fault) restore() error {
+	f.pauseFirst(nodeapi.DepthCheckpointed)
+	f.kill()
+	_, err := f.client.Resume(f.t.Context(), f.sb.ID, nodeapi.ResumeRequest{})
+	return err
+}
+
+func (f *fault) snapshot() error {
+	f.id = api.NewSnapshotID()
+	f.kill()
+	return f.snapshotAgain()
+}
+
+func (f *fault) snapshotAgain() error {
+	_, err := f.client.Snapshot(f.t.Context(), f.sb.ID, nodeapi.SnapshotRequest{ID: f.id, Tenant: "a"})
+	return err
+}
+
+func (f *fault) fork() error {
+	f.id = api.NewSnapshotID()
+	must.NoError(f.t, f.snapshotAgain())
+	f.copied = restoreRequest(f.id, "a")
+	f.copied.Env = map[string]string{"OWN": "its own"}
+	f.kill()
+	_, err := f.client.Create(f.t.Context(), f.copied)
+	return err
+}
+
+// move does what the control service does: into the store, an end here, a create there.
+func (f *fault) move() error {
+	f.id = api.NewSnapshotID()
+	_, err := f.client.Pause(f.t.Context(), f.sb.ID, nodeapi.PauseRequest{Wait: true, Store: f.id, Tenant: "a"})
+	must.NoError(f.t, err)
+	must.NoError(f.t, f.client.Delete(f.t.Context(), f.sb.ID))
+	f.copied = restoreRequest(f.id, "a")
+	f.copied.ID, f.copied.Restore.Same, f.copied.Restore.Consume = f.sb.ID, true, true
+	f.killed = f.there
+	f.kill()
+	_, err = f.there.client.Create(f.t.Context(), f.copied)
+	return err
+}
+
+// runOn finds a sandbox that runs or is paused, and lets it go on.
+func (f *fault) runOn() {
+	f.t.Helper()
+	got, err := f.client.Get(f.t.Context(), f.sb.ID)
+	must.NoError(f.t, err)
+	switch {
+	case got.State == nodeapi.StateRunning:
+		f.outcomes["running"]++
+		return
+	case got.Pause.Depth == nodeapi.DepthFrozen:
+		f.outcomes["frozen"]++
+	default:
+		f.outcomes["on disk"]++
+		must.Eq(f.t, 0, f.processes(f.daemon, f.sb), must.Sprint("what is on disk runs too"))
+	}
+	must.Eq(f.t, nodeapi.StatePaused, got.State)
+	_, err = f.client.Resume(f.t.Context(), f.sb.ID, nodeapi.ResumeRequest{})
+	must.NoError(f.t, err)
+}
+
+// bootOn waits for the pause to have gone on, or finds the sandbox running as before, and begins the counting anew where it was to end.
+func (f *fault) bootOn() {
+	f.t.Helper()
+	depth := nodeapi.DepthFrozen
+	waitUntil(f.t, "the pause to the files", func() bool {
+		got, err := f.client.Get(f.t.Context(), f.sb.ID)
+		must.NoError(f.t, err)
+		if got.State == nodeapi.StateRunning {
+			return true
+		}
+		depth = got.Pause.Depth
+		return depth == nodeapi.DepthFiles
+	})
+	if depth != nodeapi.DepthFiles {
+		f.outcomes["running"]++
+		return
+	}
+	f.outcomes["files"]++
+	must.Eq(f.t, 0, f.processes(f.daemon, f.sb), must.Sprint("what was to end runs"))
+	_, err := f.client.Resume(f.t.Context(), f.sb.ID, nodeapi.ResumeRequest{})
+	must.NoError(f.t, err)
+	must.Eq(f.t, 0, f.counters(f.daemon, f.sb))
+	_, code := f.exec(f.sb, "rm", "/home/user/count")
+	must.Eq(f.t, 0, code)
+	f.startCounter(f.sb)
+	waitUntil(f.t, "the counter to begin", func() bool {
+		_, code := f.exec(f.sb, "bash", "-c", "[ -s /home/user/count ]")
+		return code == 0
+	})
+}
+
+// snapshotted finds the sandbox running. Its snapshot is there as a whole or not at all, and can be made under the same id.
+func (f *fault) snapshotted() {
+	f.t.Helper()
+	f.runOn()
+	if _, err := f.client.GetSnapshot(f.t.Context(), "a", f.id); err == nil {
+		f.outcomes["there"]++
+	} else {
+		must.True(f.t, api.IsNotFound(err), must.Sprintf("%v", err))
+		f.outcomes["not there"]++
+	}
+	must.NoError(f.t, f.snapshotAgain())
+	copied, err := f.client.Create(f.t.Context(), restoreRequest(f.id, "a"))
+	must.NoError(f.t, err)
+	f.whole(f.daemon, copied)
+	must.NoError(f.t, f.client.Delete(f.t.Context(), copied.ID))
+	must.NoError(f.t, f.client.DeleteSnapshot(f.t.Context(), "a", f.id))
+}
+
+// forked finds the copy running or not there, and then it can be made by the same request.
+func (f *fault) forked() {
+	f.t.Helper()
+	copied := f.madeOnce(f.daemon)
+	out, code := f.exec(copied, "bash", "-c", "echo $OWN; hostname")
+	must.Eq(f.t, 0, code)
+	must.Eq(f.t, "its own\n"+string(copied.ID)+"\n", out)
+	must.NoError(f.t, f.client.Delete(f.t.Context(), copied.ID))
+	must.NoError(f.t, f.client.DeleteSnapshot(f.t.Context(), "a", f.id))
+}
+
+// moved finds the sandbox there, or only in the store, from where it comes with the same request; and has it come back by another move.
+func (f *fault) moved() {
+	f.t.Helper()
+	moved := f.madeOnce(f.there)
+	must.Eq(f.t, f.sb.Hostname, moved.Hostname)
+	f.daemon, f.there = f.there, f.daemon
+}
+
+func (f *fault) madeOnce(on *daemon) nodeapi.Sandbox {
+	f.t.Helper()
+	got, err := on.client.Get(f.t.Context(), f.copied.ID)
+	if err == nil {
+		f.outcomes["running"]++
+	} else {
+		must.True(f.t, api.IsNotFound(err), must.Sprintf("%v", err))
+		f.outcomes["not there"]++
+		got, err = on.client.Create(f.t.Context(), f.copied)
+		must.NoError(f.t, err)
+	}
+	must.Eq(f.t, nodeapi.StateRunning, got.State)
+	f.whole(on, got)
+	return got
+}
+
+// whole checks that a sandbox runs, once, with all that it had.
+func (f *fault) whole(on *daemon, sb nodeapi.Sandbox) {
+	f.t.Helper()
+	on.counts(sb)
+	must.Eq(f.t, 1, f.counters(on, sb), must.Sprint("processes that count"))
+	r, _, err := on.client.ReadFile(f.t.Context(), sb.ID, "/home/user/file", nodeapi.FileOptions{})
+	must.NoError(f.t, err)
+	sum := sha256.New()
+	_, err = io.Copy(sum, r)
+	must.NoError(f.t, err)
+	must.NoError(f.t, r.Close())
+	must.Eq(f.t, f.sum[:], sum.Sum(nil))
+	left, err := filepath.Glob(filepath.Join(on.dir, "s/checkpoints/*", "[nc][eu]*")) // new, current
+	must.NoError(f.t, err)
+	more, err := filepath.Glob(filepath.Join(on.dir, "s/checkpoints", ".snapshot-*"))
+	must.NoError(f.t, err)
+	must.SliceEmpty(f.t, append(left, more...), must.Sprint("half a checkpoint is left"))
+	list, err := on.client.List(f.t.Context())
+	must.NoError(f.t, err)
+	folders, err := filepath.Glob(filepath.Join(on.dir, "s/sandboxes", "*"))
+	must.NoError(f.t, err)
+	must.Len(f.t, len(list), folders, must.Sprint("writable layers"))
+}
+
+// processes counts those in a sandbox's control group.
+func (f *fault) processes(on *daemon, sb nodeapi.Sandbox) int {
+	f.t.Helper()
+	return len(commands(f.t, on, sb))
+}
+
+// counters counts the processes that count.
+func (f *fault) counters(on *daemon, sb nodeapi.Sandbox) (n int) {
+	f.t.Helper()
+	for _, c := range commands(f.t, on, sb) {
+		if strings.Contains(c, counter) {
+			n++
+		}
+	}
+	return n
+}
+
+// commands are the command lines of the processes in a sandbox's control group, wherever they come from.
+func commands(t testing.TB, on *daemon, sb nodeapi.Sandbox) (out []string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	must.NoError(t, err)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(b), "/"+on.parent+"/"+string(sb.ID)) {
+			continue
+		}
+		if b, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline")); err == nil {
+			out = append(out, string(b))
+		}
+	}
+	return out
+}
