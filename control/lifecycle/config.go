@@ -11,6 +11,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -103,7 +104,10 @@ func (c *Config) check() error {
 		c.Quiet = func(context.Context, api.SandboxID) {}
 	}
 	if c.Crash == nil {
-		c.Crash = func(string) error { return nil }
+		c.Crash = func(point string) error {
+			failpoint.At("create." + point)
+			return nil
+		}
 	}
 	orDefault(&c.DefaultTimeout, 5*time.Minute)
 	orDefault(&c.MaxLifetime, 24*time.Hour)

@@ -14,6 +14,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -151,9 +152,11 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	if err := s.cfg.Placer.Stop(within, sb.ID); err != nil {
 		return fail(fmt.Errorf("%w: %w", errGivenUp, ContextCause(within, err))) // the placer may do it yet
 	}
+	failpoint.At("move.stopped")
 	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
 	defer waiter.Close()
 	err = s.cfg.Placer.Place(within, placement.Request{Tenant: sb.Tenant, Dedicated: owner.Isolation.Compute == state.Dedicated, Node: want, On: on, Rules: placement.Rules(sb.Where)})
+	failpoint.At("move.placed")
 	if err == nil {
 		var found fleet.Found
 		if found, err = Report(within, s.cfg.Placer, sb.ID, waiter); err == nil && found.Sandbox.State != nodeapi.StateRunning {

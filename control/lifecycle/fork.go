@@ -9,6 +9,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 // MaxForks is how many copies one call makes.
@@ -36,7 +37,7 @@ func (s *Service) Fork(ctx context.Context, caller auth.Identity, id api.Sandbox
 	if err != nil {
 		return nil, err
 	}
-	sn, err := s.TakeSnapshot(ctx, SnapshotParams{Caller: caller, Sandbox: id, Description: "fork of " + string(id)})
+	sn, err := s.TakeSnapshot(ctx, SnapshotParams{Caller: caller, Sandbox: id, Description: "fork of " + string(id), passing: true})
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +55,7 @@ func (s *Service) Fork(ctx context.Context, caller auth.Identity, id api.Sandbox
 		})
 	}
 	_ = g.Wait() // each copy has its own error
+	failpoint.At("fork.copied")
 	// Copies hold all that they need: nothing but them was made from this snapshot.
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CleanTimeout)
 	defer cancel()

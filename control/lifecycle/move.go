@@ -12,6 +12,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -107,6 +108,7 @@ func (s *Service) Move(ctx context.Context, id api.SandboxID, left []api.NodeID)
 	case sb.State != state.Paused || !sb.Moving:
 		return nil // it changed meanwhile
 	}
+	failpoint.At("move.recorded")
 	on, err := s.elsewhere(ctx, sb, sb.EndAt, KeepMemory, append([]api.NodeID{sb.Node}, left...)...)
 	if err != nil && !errors.Is(err, errGivenUp) {
 		// Its node has it yet.
@@ -119,6 +121,7 @@ func (s *Service) Move(ctx context.Context, id api.SandboxID, left []api.NodeID)
 	if err != nil {
 		return err
 	}
+	failpoint.At("move.unrecorded")
 	s.cfg.Logger.Info("sandbox moved", "sandbox", id, "was", sb.Node, "node", on, "packed", packed.Sub(begin), "unpacked", s.cfg.Now().Sub(packed))
 	return s.resumed(ctx, sb, on)
 }
@@ -152,6 +155,7 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 		return sb, stateError(sb.ID, err)
 	}
 	sb = r.Sandbox
+	failpoint.At("move.told")
 	quiet, enough := context.WithTimeout(ctx, quietTime)
 	s.cfg.Quiet(quiet, sb.ID)
 	enough()
@@ -169,6 +173,7 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 		}
 		return sb, err
 	}
+	failpoint.At("move.packed")
 	at := s.cfg.Now().UTC()
 	if got.Pause != nil && !got.Pause.At.IsZero() {
 		at = got.Pause.At.UTC()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -57,7 +58,10 @@ func (s *Service) Pause(ctx context.Context, tenant string, id api.SandboxID, ke
 	if err != nil {
 		return state.Sandbox{}, fmt.Errorf("pause sandbox %s: %w", id, err)
 	}
-	return s.paused(ctx, sb.Node, got)
+	failpoint.At("pause.unrecorded")
+	sb, err = s.paused(ctx, sb.Node, got)
+	failpoint.At("pause.told")
+	return sb, err
 }
 
 // paused records a node's report that a sandbox is paused.
@@ -137,6 +141,7 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 	if err != nil {
 		return state.Sandbox{}, err
 	}
+	failpoint.At("resume.held")
 	now := s.cfg.Now().UTC()
 	end := now.Add(d)
 	on, end, err := s.resumeOn(ctx, sb, end, keep)
@@ -144,12 +149,14 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 		drop()
 		return state.Sandbox{}, err
 	}
+	failpoint.At("resume.unrecorded")
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxResumed{
 		ID: sb.ID, Node: on, At: now, EndAt: end, MaxEnd: now.Add(s.cfg.MaxLifetime), Timeout: d,
 	})
 	if errors.Is(err, state.ErrState) && r.Sandbox.State == state.Running {
 		err = nil // the reconciler has seen it run first
 	}
+	failpoint.At("resume.told")
 	return r.Sandbox, stateError(sb.ID, err)
 }
 

@@ -236,6 +236,37 @@ func TestSnapshot_ofAServiceThatDiedIsSettled(t *testing.T) {
 	})
 }
 
+func TestFork_ofAServiceThatDiedLeavesNoSnapshot(t *testing.T) {
+	s := coretest.New(t, nil)
+	sb := running(t, s, nil)
+	client := nodeapi.NewUnix(s.Node.Socket)
+	defer client.Close()
+	put := func(passing bool) api.SnapshotID {
+		sn := state.Snapshot{
+			ID: api.NewSnapshotID(), Tenant: sb.Tenant, Sandbox: sb.ID, Node: sb.Node, State: state.SnapshotMaking, Template: sb.Template,
+			Digest: sb.Digest, CreatedAt: time.Now().UTC(), Creator: "a service that died", Passing: passing,
+		}
+		_, err := client.Snapshot(t.Context(), sb.ID, nodeapi.SnapshotRequest{ID: sn.ID, Tenant: sb.Tenant})
+		must.NoError(t, err)
+		_, err = s.State.Apply(t.Context(), &state.SnapshotPut{Snapshot: sn})
+		must.NoError(t, err)
+		return sn.ID
+	}
+	kept, passing := put(false), put(true)
+	coretest.Until(t, "the end of the fork's", func() bool {
+		_, err := s.Sandboxes.Snapshot(t.Context(), sb.Tenant, string(passing))
+		return api.IsNotFound(err)
+	})
+	_, err := client.GetSnapshot(t.Context(), sb.Tenant, passing)
+	must.True(t, api.IsNotFound(err), must.Sprintf("%v", err))
+	coretest.Until(t, "the other one to be ready", func() bool {
+		sn, err := s.Sandboxes.Snapshot(t.Context(), sb.Tenant, string(kept))
+		return err == nil && sn.State == state.SnapshotReady
+	})
+	_, err = client.GetSnapshot(t.Context(), sb.Tenant, kept)
+	must.NoError(t, err)
+}
+
 func TestFork_makesCopiesAndForgetsTheSnapshot(t *testing.T) {
 	s := coretest.New(t, nil)
 	sb := running(t, s, func(p *lifecycle.CreateParams) { p.Metadata = map[string]string{"k": "v"} })

@@ -10,6 +10,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/state"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -23,6 +24,8 @@ type SnapshotParams struct {
 	Name        string // "name" or "name:tag"; empty: none
 	Description string
 	Labels      map[string]string
+
+	passing bool // a fork's
 }
 
 // TakeSnapshot implements API. The record comes first, so that no snapshot is on a node that nobody knows of.
@@ -47,20 +50,23 @@ func (s *Service) TakeSnapshot(ctx context.Context, p SnapshotParams) (state.Sna
 		Sandbox: sb.ID, Parent: sb.Origin, Node: sb.Node, Store: s.storeOf(sb.Node), Memory: true, State: state.SnapshotMaking,
 		Template: sb.Template, Digest: sb.Digest, CPUMillis: sb.CPUMillis, MemoryMB: sb.MemoryMB, DiskMB: sb.DiskMB, EnvVars: sb.EnvVars,
 		TemplateNetwork: sb.TemplateNetwork,
-		CreatedAt:       s.cfg.Now().UTC(), CreatedBy: p.Caller.KeyID, Creator: s.cfg.Run,
+		CreatedAt:       s.cfg.Now().UTC(), CreatedBy: p.Caller.KeyID, Creator: s.cfg.Run, Passing: p.passing,
 	}
 	if _, err := s.cfg.State.Apply(ctx, &state.SnapshotPut{Snapshot: sn}); err != nil {
 		return state.Snapshot{}, stateError(sb.ID, err)
 	}
+	failpoint.At("snapshot.intended")
 	made, err := node.Snapshot(ctx, sb.ID, nodeapi.SnapshotRequest{
 		ID: sn.ID, Tenant: sn.Tenant, Parent: sn.Parent, Metadata: map[string]string{"sandbox": string(sb.ID)},
 	})
 	if err != nil {
 		return state.Snapshot{}, s.dropSnapshot(ctx, sn, node, fmt.Errorf("snapshot of sandbox %s: %w", sb.ID, err))
 	}
+	failpoint.At("snapshot.unrecorded")
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SnapshotEnd{
 		ID: sn.ID, State: state.SnapshotReady, At: s.cfg.Now().UTC(), Bytes: made.Bytes, Stored: made.StoredBytes,
 	})
+	failpoint.At("snapshot.recorded")
 	return r.Snapshot, snapshotError(sn.ID, err)
 }
 

@@ -166,9 +166,9 @@ func (r *Reconciler) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-full.C:
 			r.full(ctx)
+			r.snapshots(ctx)
 		case <-purge.C:
 			r.purge(ctx)
-			r.snapshots(ctx)
 		case <-r.wake:
 			r.pass(ctx, r.takeDirty(), nil)
 		}

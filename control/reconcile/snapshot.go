@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
@@ -10,7 +11,7 @@ import (
 )
 
 // snapshots finishes or forgets the snapshots that a service was making which has died: what its node has stored is ready, and what it
-// has not, once no call can be at it any more, is forgotten.
+// has not, once no call can be at it any more, is forgotten. Those that it was making copies from go.
 func (r *Reconciler) snapshots(ctx context.Context) {
 	all, err := r.cfg.State.Snapshots("")
 	if err != nil {
@@ -21,13 +22,43 @@ func (r *Reconciler) snapshots(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if sn.State != state.SnapshotMaking || sn.Creator == r.cfg.Run || r.cfg.Now().Sub(sn.CreatedAt) < r.cfg.StopGrace {
+		if sn.Creator == r.cfg.Run || r.cfg.Now().Sub(sn.CreatedAt) < r.cfg.StopGrace {
 			continue // its call is alive, or may be just about to end
 		}
-		if err := r.snapshot(ctx, sn); err != nil && ctx.Err() == nil {
+		settle := r.snapshot
+		switch {
+		case sn.State == state.SnapshotMaking:
+		case sn.Passing:
+			settle = r.endFork
+		default:
+			continue
+		}
+		if err := settle(ctx, sn); err != nil && ctx.Err() == nil {
 			r.log.Warn("snapshot of an earlier service is not settled yet", "snapshot", sn.ID, "error", err)
 		}
 	}
+}
+
+// endFork removes the snapshot of a fork whose service has died, once nothing is being made from it.
+func (r *Reconciler) endFork(ctx context.Context, sn state.Snapshot) error {
+	live, err := r.cfg.State.Live()
+	if err != nil || slices.ContainsFunc(live, func(sb state.Sandbox) bool { return sb.Origin == sn.ID && sb.State == state.Starting }) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	defer cancel()
+	node, err := r.cfg.Fleet.Client(sn.Node)
+	if err != nil {
+		return err
+	}
+	if err := node.DeleteSnapshot(ctx, sn.Tenant, sn.ID); err != nil && !api.IsNotFound(err) {
+		return err
+	}
+	_, err = r.cfg.State.Apply(ctx, &state.SnapshotDelete{Tenant: sn.Tenant, ID: sn.ID, Force: true})
+	if err == nil {
+		r.log.Info("snapshot of a fork that an earlier service did not end is removed", "snapshot", sn.ID)
+	}
+	return err
 }
 
 func (r *Reconciler) snapshot(ctx context.Context, sn state.Snapshot) error {

@@ -58,6 +58,8 @@ type Snapshot struct {
 
 	// Creator is the run of a control service that is making it, as Sandbox.Creator.
 	Creator string `codec:"creator"`
+	// Passing is that of a fork: it goes when the copies run, or when the run that makes them has died.
+	Passing bool `codec:"passing"`
 
 	CreateIndex uint64 `codec:"create_index"`
 	ModifyIndex uint64 `codec:"modify_index"`
