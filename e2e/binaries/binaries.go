@@ -40,17 +40,31 @@ func Path(t testing.TB, name string) string {
 	return path
 }
 
+// Killed returns the path of a program that can be killed at its steps (package failpoint), built once per test process.
+func Killed(t testing.TB, name string) string {
+	t.Helper()
+	path, err := build(name, "failpoints")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func find(name string) (string, error) {
+	if dir := os.Getenv(Env); dir != "" && programs[name] != "" {
+		return filepath.Abs(filepath.Join(dir, name))
+	}
+	return build(name, "")
+}
+
+func build(name, tag string) (string, error) {
 	pkg, ok := programs[name]
 	if !ok {
 		return "", fmt.Errorf("%q is no program of this module", name)
 	}
-	if dir := os.Getenv(Env); dir != "" {
-		return filepath.Abs(filepath.Join(dir, name))
-	}
 	built.Lock()
 	defer built.Unlock()
-	if path, ok := built.paths[name]; ok {
+	if path, ok := built.paths[name+tag]; ok {
 		return path, nil
 	}
 	if built.dir == "" {
@@ -60,14 +74,14 @@ func find(name string) (string, error) {
 		}
 		built.dir, built.paths = dir, map[string]string{}
 	}
-	path := filepath.Join(built.dir, name)
-	cmd := exec.Command("go", "build", "-trimpath", "-tags=hashicorpmetrics", "-ldflags=-s -w", "-o", path, pkg)
+	path := filepath.Join(built.dir, tag, name)
+	cmd := exec.Command("go", "build", "-trimpath", "-tags=hashicorpmetrics,"+tag, "-ldflags=-s -w", "-o", path, pkg)
 	cmd.Dir = Root()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w: %s", name, err, out)
 	}
-	built.paths[name] = path
+	built.paths[name+tag] = path
 	return path, nil
 }
 

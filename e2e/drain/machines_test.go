@@ -51,6 +51,7 @@ type cluster struct {
 	address string // of the API and the edge, host:port
 	key     string
 	client  *api.Client
+	arm     string // file that arms the step at which the control service is killed; empty: it is as it is released
 }
 
 // machine is a node daemon and the Nomad client that places on it.
@@ -70,6 +71,11 @@ type machine struct {
 // folder that they share where it is empty.
 func start(t *testing.T, store string) *cluster {
 	t.Helper()
+	return startWith(t, store, false)
+}
+
+func startWith(t *testing.T, store string, killed bool) *cluster {
+	t.Helper()
 	sandboxtest.RequireRoot(t)
 	sandboxtest.CRIU(t)
 	// The path of a unix socket has to be short: the test's own folder may be too deep.
@@ -77,6 +83,9 @@ func start(t *testing.T, store string) *cluster {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	c := &cluster{t: t, dir: dir}
+	if killed {
+		c.arm = filepath.Join(dir, "step")
+	}
 	if store == "" {
 		store = fmt.Sprintf("snapshot_dir = %q", filepath.Join(dir, "snapshots"))
 	}
@@ -272,8 +281,14 @@ func (c *cluster) runControl() {
 	probe, err := api.New(api.Config{Address: "http://" + c.address})
 	must.NoError(c.t, err)
 	defer probe.Close()
+	path, env := "", []string(nil)
+	if c.arm == "" {
+		path = binaries.Path(c.t, "soulbox")
+	} else {
+		path, env = binaries.Killed(c.t, "soulbox"), []string{"SOULBOX_FAILPOINT=" + c.arm}
+	}
 	c.control, err = agent.Start(c.t.Context(), agent.Spec{
-		Name: "soulbox server", Path: binaries.Path(c.t, "soulbox"), Args: []string{"server", "-config", filepath.Join(c.dir, "server.hcl")},
+		Name: "soulbox server", Path: path, Env: env, Args: []string{"server", "-config", filepath.Join(c.dir, "server.hcl")},
 		Dir: c.dir, Log: filepath.Join(c.dir, "server.log"),
 		Ready: func(ctx context.Context) error {
 			_, err := probe.Health(ctx)
