@@ -41,7 +41,10 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	}
 	e := &Engine{program: program{path: found}}
 	var direct program
-	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION, answered: func(pid int) { direct = running(pid) }})
+	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION, started: func(p *os.Process) error {
+		direct = waiting(ctx, p.Pid)
+		return nil
+	}})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnsupported, found, err)
 	}

@@ -2,11 +2,15 @@ package checkpoint
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // program is how CRIU is started.
@@ -30,6 +34,37 @@ func (p program) command(socket string) *exec.Cmd {
 		cmd.Env = usualEnv
 	}
 	return cmd
+}
+
+const (
+	// upTimeout bounds the wait for a CRIU that has been started to be asked.
+	upTimeout = 5 * time.Second
+	upEvery   = 2 * time.Millisecond
+)
+
+// waiting returns how a worker that has been started, and asked nothing yet, could be started directly, once it waits to be asked. Empty: it
+// cannot be told.
+func waiting(ctx context.Context, pid int) program {
+	ctx, cancel := context.WithTimeout(ctx, upTimeout)
+	defer cancel()
+	tick := time.NewTicker(upEvery)
+	defer tick.Stop()
+	for {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+		if err != nil {
+			return program{}
+		}
+		var call int
+		var fd uint64
+		if _, err := fmt.Sscanf(string(b), "%d 0x%x", &call, &fd); err == nil && fd == 3 && (call == unix.SYS_RECVMSG || call == unix.SYS_RECVFROM) {
+			return running(pid)
+		}
+		select {
+		case <-ctx.Done():
+			return program{}
+		case <-tick.C:
+		}
+	}
 }
 
 // running tells how a worker that runs could be started without what has led to it: CRIU that does not fit into its distribution comes with a

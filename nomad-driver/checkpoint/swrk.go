@@ -34,8 +34,6 @@ type request struct {
 	notify func(script string, pid int) error
 	// started is called with CRIU's process once it runs.
 	started func(p *os.Process) error
-	// answered is called with CRIU's pid when it has answered, and has not ended.
-	answered func(pid int)
 }
 
 const (
@@ -130,9 +128,6 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	resp, err := converse(ours, cmd.Process.Pid, r)
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
-	}
-	if err == nil && r.answered != nil {
-		r.answered(cmd.Process.Pid)
 	}
 	return resp, err
 }
