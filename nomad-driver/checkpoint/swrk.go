@@ -202,8 +202,10 @@ func converse(sk *os.File, criu int, r request) (*rpc.CriuResp, error) {
 			// CRIU is told, so that it cleans up; its answer is that it failed.
 			if b, err := proto.Marshal(req); err == nil {
 				if _, err := sk.Write(b); err == nil {
-					_ = sk.SetReadDeadline(time.Now().Add(criuEnd))
+					// Of one that has ended meanwhile less is waited for.
+					late := time.AfterFunc(criuEnd, func() { _ = sk.SetReadDeadline(time.Unix(1, 0)) })
 					_, _ = sk.Read(buf)
+					late.Stop()
 				}
 			}
 			return nil, nerr
