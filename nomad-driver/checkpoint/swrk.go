@@ -96,13 +96,6 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = cmd.Wait() // after its answer the exit status says nothing more
-		// Where it was killed in a restore, processes that it has made have the socket yet: it would never end.
-		_ = ours.SetReadDeadline(time.Now().Add(lastWords))
-	}()
 	defer func() {
 		if err != nil {
 			_ = cmd.Process.Kill() // it may have ended
@@ -111,8 +104,14 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 			defer kill.Stop()
 			_ = ours.Close()
 		}
-		<-ended
+		_ = cmd.Wait() // after its answer the exit status says nothing more
 	}()
+	// Where it is killed in a restore, processes that it has made have the socket yet, which would never end.
+	unwatch, err := onEnd(cmd.Process.Pid, func() { _ = ours.SetReadDeadline(time.Now().Add(lastWords)) })
+	if err != nil {
+		return nil, err
+	}
+	defer unwatch()
 	// In the middle of its work it must not be what the kernel ends for want of memory.
 	_ = os.WriteFile("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/oom_score_adj", []byte("-1000"), 0)
 	if r.started != nil {
@@ -130,6 +129,34 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 		err = ctx.Err()
 	}
 	return resp, err
+}
+
+// onEnd calls f when a child has ended, until stop, which waits for f. The child is not waited for: that would take the stops from a thread that traces it.
+func onEnd(pid int, f func()) (stop func(), err error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch process %d: %w", pid, err)
+	}
+	process := os.NewFile(uintptr(fd), "pidfd") // which waits in the runtime's poller
+	raw, err := process.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, process.Close())
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := raw.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+		if err == nil {
+			f()
+		}
+	}()
+	return func() {
+		_ = process.Close()
+		<-done
+	}, nil
 }
 
 // start starts cmd; with prepare, from a thread with a new mount namespace that prepare has been run on. The thread does not come back.
