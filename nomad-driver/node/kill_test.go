@@ -64,6 +64,7 @@ var ways = []struct {
 type fault struct {
 	*daemon
 	there *daemon // the node that it moves to
+	at    string  // where a failure is
 	arm   string  // the file that arms a step
 	sb    nodeapi.Sandbox
 	sum   [sha256.Size]byte // of a file in it
@@ -89,23 +90,30 @@ func TestFaults_aKillAtEveryStep(t *testing.T) {
 
 	var out strings.Builder
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "way\tstep\tkilled\trounds\tand then\tlost, frozen or twice")
+	fmt.Fprintln(w, "way\tstep\tkilled\trounds\tand then\tslowest\tlost, frozen or twice")
+	defer func() { // also where a step fails: which ones went well before it
+		_ = w.Flush()
+		t.Logf("after kill -9:\n%s%s", out.String(), f.at)
+	}()
 	for _, way := range ways {
 		for _, step := range way.steps {
 			if !strings.Contains(way.name+": "+step, *steps) {
 				continue
 			}
 			clear(f.outcomes)
+			f.at = "failed in: " + way.name + ", kill of " + way.victim + " at " + strings.TrimPrefix(step, "criu ")
+			var slowest time.Duration
 			for range *faults {
+				begin := time.Now()
 				f.round(step, way.victim == theDaemon, way.do)
 				way.settle(f)
 				f.whole(f.daemon, f.sb)
+				slowest = max(slowest, time.Since(begin))
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t0\n", way.name, strings.TrimPrefix(step, "criu "), way.victim, *faults, words(f.outcomes))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%.1f s\t0\n", way.name, strings.TrimPrefix(step, "criu "), way.victim, *faults, words(f.outcomes), slowest.Seconds())
 		}
 	}
-	must.NoError(t, w.Flush())
-	t.Logf("after kill -9:\n%s", out.String())
+	f.at = ""
 }
 
 func words(outcomes map[string]int) string {
