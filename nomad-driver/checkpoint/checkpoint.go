@@ -13,7 +13,6 @@ import (
 	"os/exec"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 )
@@ -28,6 +27,8 @@ var ErrUnsupported = errors.New("checkpoints are not supported on this machine")
 type Engine struct {
 	program program
 	version int
+	kerndat []byte // what CRIU knows of the kernel; nil: it asks each time
+	slow    error  // why so
 }
 
 // Open looks for CRIU: at path, or where that is empty on PATH.
@@ -56,26 +57,21 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	if direct.path != "" {
 		// Where it works, as it does but in the midst of an update, no wrapper is started again and again.
 		d := &Engine{program: direct, version: e.version}
-		if resp, err := d.call(ctx, request{typ: rpc.CriuReqType_VERSION}); err == nil && resp.GetVersion().GetMajorNumber() == v.GetMajorNumber() {
+		if d.learn(ctx) == nil {
 			return d, nil
 		}
 	}
+	e.slow = e.learn(ctx)
 	return e, nil
 }
+
+// Slow says why CRIU has to find out at each start what the kernel can do; nil: it has not.
+func (e *Engine) Slow() error { return e.slow }
 
 // Version returns CRIU's version, as "4.1.1".
 func (e *Engine) Version() string { return versionText(e.version) }
 
 func versionText(v int) string { return fmt.Sprintf("%d.%d.%d", v/10000, v/100%100, v%100) }
-
-// TracksDirty reports whether the kernel tells which pages have changed, so that a dump can build on an earlier one.
-func (e *Engine) TracksDirty(ctx context.Context) (bool, error) {
-	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_FEATURE_CHECK, features: &rpc.CriuFeatures{MemTrack: proto.Bool(true)}})
-	if err != nil {
-		return false, err
-	}
-	return resp.GetFeatures().GetMemTrack(), nil
-}
 
 // openDir opens a folder for CRIU, which finds it through this process's descriptors.
 func openDir(path string) (*os.File, error) {

@@ -92,7 +92,7 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	cmd.Dir = "/"
 	cmd.ExtraFiles = append(append([]*os.File(nil), r.files...), theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(cmd, r.thread)
+	err = start(cmd, e.prepare(r.thread))
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", err)
 	}
@@ -129,6 +129,19 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 		err = ctx.Err()
 	}
 	return resp, err
+}
+
+// prepare is what the thread does that CRIU is started from: with what is known of the kernel it has a /run of its own. Nil: any thread will do.
+func (e *Engine) prepare(thread func() error) func() error {
+	if e.kerndat == nil {
+		return thread
+	}
+	return func() error {
+		if err := mountRun(e.kerndat); err != nil || thread == nil {
+			return err
+		}
+		return thread()
+	}
 }
 
 // onEnd calls f when a child has ended, until stop, which waits for f. The child is not waited for: that would take the stops from a thread that traces it.

@@ -29,6 +29,8 @@ const (
 	restoreTimeout = 5 * time.Minute
 	// criuWait bounds how long a new daemon waits for the CRIU of one that was killed.
 	criuWait = 30 * time.Second
+	// engineTimeout bounds the look for CRIU, which is started twice.
+	engineTimeout = 30 * time.Second
 
 	checkpointTemp = "new"     // being made
 	checkpointDone = "current" // whole
@@ -461,13 +463,16 @@ func syncDir(path string) error {
 
 // openEngine looks for CRIU. A node without one pauses by freezing only.
 func (n *Node) openEngine() {
-	ctx, cancel := context.WithTimeout(n.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(n.ctx, engineTimeout)
 	defer cancel()
 	n.engine, n.noEngine = checkpoint.Open(ctx, n.cfg.CRIUPath)
-	if n.noEngine != nil {
+	switch {
+	case n.noEngine != nil:
 		n.engine = nil
 		if n.cfg.CRIUPath != "" {
 			n.log.Warn("no checkpoints", "error", n.noEngine)
 		}
+	case n.engine.Slow() != nil:
+		n.log.Warn("checkpoints are slower than they could be", "error", n.engine.Slow())
 	}
 }
