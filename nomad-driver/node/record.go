@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -90,7 +92,7 @@ func decodeRecord(b []byte) (*record, error) {
 	return &r, nil
 }
 
-// records is the folder of records, one file each. A write is atomic (temporary file and rename), so that a daemon that is
+// records is the folder of records, one file each. A write is atomic (another file takes the place), so that a daemon that is
 // killed leaves the old or the new record; syncer makes it durable against a power cut soon after. See DESIGN.md.
 type records struct {
 	dir  string
@@ -101,6 +103,11 @@ func (r *records) path(id api.SandboxID) string {
 	return filepath.Join(r.dir, string(id)+recordSuffix)
 }
 
+// temp is where a record is written before it takes its place, and where exchange keeps the one of before.
+func (r *records) temp(id api.SandboxID) string {
+	return filepath.Join(r.dir, tempPrefix+string(id))
+}
+
 // put writes a record. The caller sees to it that no other put or remove of the same id runs at the same time.
 func (r *records) put(rec *record) error {
 	rec.Version = recordVersion
@@ -108,13 +115,13 @@ func (r *records) put(rec *record) error {
 	if err != nil {
 		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
 	}
-	path := r.path(rec.Sandbox.ID)
-	temp := filepath.Join(r.dir, tempPrefix+string(rec.Sandbox.ID))
-	if err := os.WriteFile(temp, append(b, '\n'), 0o600); err != nil {
-		_ = os.Remove(temp)
-		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
+	path, temp := r.path(rec.Sandbox.ID), r.temp(rec.Sandbox.ID)
+	if rec.endsWithMachine() {
+		err = exchange(path, temp, append(b, '\n'))
+	} else {
+		err = replace(path, temp, append(b, '\n'))
 	}
-	if err := os.Rename(temp, path); err != nil {
+	if err != nil {
 		_ = os.Remove(temp)
 		return fmt.Errorf("record of %s: %w", rec.Sandbox.ID, err)
 	}
@@ -122,10 +129,55 @@ func (r *records) put(rec *record) error {
 	return nil
 }
 
+// endsWithMachine reports whether a record is of nothing that is there after the machine has gone down: a sandbox that runs, and whose processes are
+// nowhere else.
+func (r *record) endsWithMachine() bool {
+	return r.Sandbox.State == nodeapi.StateRunning && r.Pause == nil && !r.Waking
+}
+
+// replace puts a new file in the place of path. A power cut leaves the old bytes or the new ones.
+func replace(path, temp string, b []byte) error {
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// exchange has path and temp change places, and keeps the older of the two for the next time. A kill leaves the old bytes or the new ones; a power cut may
+// leave neither. Nothing is made or freed and no block is allocated then, so it takes a tenth of the time of replace, and does not wait for what others
+// sync on the same file system.
+func exchange(path, temp string, b []byte) error {
+	fd, err := unix.Open(temp, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: temp, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), temp)
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Truncate(int64(len(b))) // not to nothing first: ext4 would take that for a file that must be on disk when it is closed
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	switch err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err {
+	case nil:
+		return nil
+	case unix.ENOENT, unix.EINVAL, unix.ENOSYS: // it is the first one, or the file system cannot
+		return os.Rename(temp, path)
+	default:
+		return &os.LinkError{Op: "exchange", Old: temp, New: path, Err: err}
+	}
+}
+
 // remove removes a record. One that is not there is no error.
 func (r *records) remove(id api.SandboxID) error {
-	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("record of %s: %w", id, err)
+	for _, path := range []string{r.path(id), r.temp(id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("record of %s: %w", id, err)
+		}
 	}
 	r.sync.changed(r.dir)
 	return nil

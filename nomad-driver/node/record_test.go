@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -67,6 +69,50 @@ func TestRecords_removeIsIdempotent(t *testing.T) {
 	must.MapEmpty(t, bad)
 	r.sync.flush()
 	must.MapEmpty(t, r.sync.dirty)
+}
+
+// A record that takes the place of a longer one ends where it ends, and whichever way it was written, it is the last one that is read.
+func TestRecords_theLastOneIsRead(t *testing.T) {
+	r := &records{dir: t.TempDir(), sync: newSyncer(hclog.NewNullLogger())}
+	id := api.NewSandboxID()
+	rec := record{Sandbox: nodeapi.Sandbox{ID: id, State: nodeapi.StateRunning}}
+	rec.Ref.ID = id
+	pause := record{Sandbox: nodeapi.Sandbox{ID: id, State: nodeapi.StatePaused, Pause: &nodeapi.Pause{}}, Pause: &pauseRecord{}}
+	pause.Ref.ID = id
+	for i, step := range []record{rec, rec, rec, pause, rec, pause, pause, rec, rec} {
+		step.Env = map[string]string{"STEP": strconv.Itoa(i), "LONG": strings.Repeat("x", 5000*((i+1)%3))}
+		must.NoError(t, r.put(&step))
+		got, err := readRecord(r.path(id))
+		must.NoError(t, err)
+		must.Eq(t, step.Env, got.Env)
+		must.Eq(t, step.Sandbox.State, got.Sandbox.State)
+		files, err := os.ReadDir(r.dir)
+		must.NoError(t, err)
+		must.LessEq(t, 2, len(files))
+	}
+	must.NoError(t, r.remove(id))
+	files, err := os.ReadDir(r.dir)
+	must.NoError(t, err)
+	must.SliceEmpty(t, files)
+}
+
+// BenchmarkRecords_put writes the record of a sandbox that runs, and as a floor the same bytes as a new file that is renamed over the old one.
+func BenchmarkRecords_put(b *testing.B) {
+	r := &records{dir: b.TempDir(), sync: newSyncer(hclog.NewNullLogger())}
+	rec := record{Sandbox: nodeapi.Sandbox{ID: api.NewSandboxID(), State: nodeapi.StateRunning}, Env: map[string]string{"A": strings.Repeat("x", 1500)}}
+	must.NoError(b, r.put(&rec))
+	bytes, err := json.Marshal(rec)
+	must.NoError(b, err)
+	b.Run("exchange", func(b *testing.B) {
+		for b.Loop() {
+			must.NoError(b, r.put(&rec))
+		}
+	})
+	b.Run("replace", func(b *testing.B) {
+		for b.Loop() {
+			must.NoError(b, replace(filepath.Join(r.dir, "x"), filepath.Join(r.dir, "y"), bytes))
+		}
+	})
 }
 
 func FuzzDecodeRecord(f *testing.F) {

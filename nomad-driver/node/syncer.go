@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -18,7 +19,13 @@ type syncer struct {
 	mu    sync.Mutex
 	dirty map[string]struct{} // paths of files and directories
 	wake  chan struct{}       // capacity 1
+
+	turn sync.Mutex // held by a flush, so that one that finds nothing to do returns when what was to do is done
 }
+
+// syncPace is the least time between two flushes. Each holds up whoever syncs something on the same file system meanwhile, such as a log that somebody
+// waits for.
+const syncPace = 500 * time.Millisecond
 
 func newSyncer(log hclog.Logger) *syncer {
 	return &syncer{log: log, dirty: map[string]struct{}{}, wake: make(chan struct{}, 1)}
@@ -40,6 +47,10 @@ func (s *syncer) run(ctx context.Context) {
 	for {
 		select {
 		case <-s.wake:
+			select {
+			case <-time.After(syncPace):
+			case <-ctx.Done():
+			}
 			s.flush()
 		case <-ctx.Done():
 			s.flush()
@@ -50,6 +61,8 @@ func (s *syncer) run(ctx context.Context) {
 
 // flush syncs what has changed: the files, then their directories.
 func (s *syncer) flush() {
+	s.turn.Lock()
+	defer s.turn.Unlock()
 	s.mu.Lock()
 	dirty := s.dirty
 	s.dirty = make(map[string]struct{})
