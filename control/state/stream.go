@@ -49,7 +49,7 @@ const (
 	// lastRaftByte is the greatest first byte that is taken for Raft's. Its calls are numbered from 0; methods of HTTP are letters.
 	lastRaftByte = 0x1f
 	// silence is how long another server may leave what was sent to it without a sign, before a request to it has failed.
-	silence = 2 * time.Second
+	silence = 1500 * time.Millisecond
 )
 
 // trackedConn tells its layer when it is closed.

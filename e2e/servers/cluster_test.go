@@ -43,33 +43,46 @@ type server struct {
 	name   string
 	dir    string
 	listen string
-	mu     sync.Mutex // guards what follows
+	raft   string       // where the others reach it
+	net    *island      // where it runs; nil: in the test's own network
+	http   *http.Client // that reaches it
+	mu     sync.Mutex   // guards what follows
 	cmd    *exec.Cmd
 	done   chan struct{} // closed when it has ended
 }
 
 func start(t *testing.T) *cluster {
 	t.Helper()
+	return startIn(t, nil)
+}
+
+// startIn starts each server on an island of its own; nil: all in the test's network.
+func startIn(t *testing.T, sea *sea) *cluster {
+	t.Helper()
 	c := &cluster{dir: t.TempDir(), node: fleettest.New(t)}
 	c.node.Self(func(n *nodeapi.Node) { n.MaxSandbox = 100_000 })
 	ca, err := local.Open(filepath.Join(c.dir, "ca"))
 	must.NoError(t, err)
 	var peers strings.Builder
-	var raft []string
-	for _, name := range []string{"a", "b", "c"} {
-		s := &server{name: name, dir: filepath.Join(c.dir, name), listen: address(t)}
-		raft = append(raft, address(t))
-		fmt.Fprintf(&peers, "  peer %q { address = %q }\n", name, raft[len(raft)-1])
+	for i, name := range []string{"a", "b", "c"} {
+		s := &server{name: name, dir: filepath.Join(c.dir, name), http: http.DefaultClient}
+		if sea == nil {
+			s.listen, s.raft = address(t), address(t)
+		} else {
+			s.net = sea.islands[i]
+			s.listen, s.raft, s.http = "127.0.0.1:7300", s.net.addr+":7301", s.net.client()
+		}
+		fmt.Fprintf(&peers, "  peer %q { address = %q }\n", name, s.raft)
 		c.servers = append(c.servers, s)
 	}
-	for i, s := range c.servers {
+	for _, s := range c.servers {
 		cert, err := ca.Issue(t.Context(), keys.Request{Identity: keys.Server(s.name)})
 		must.NoError(t, err)
 		must.NoError(t, os.MkdirAll(s.dir, 0o700))
 		must.NoError(t, keys.WriteFiles(s.dir, cert))
 		config := fmt.Sprintf("listen = %q\ndata_dir = %q\nnode \"here\" {\n  socket = %q\n}\nnode_tls {\n  ca_file = %q\n  cert_file = %q\n  key_file = %q\n}\n"+
 			"raft {\n  listen = %q\n  server_id = %q\n%s}\n", s.listen, s.dir, c.node.Socket,
-			filepath.Join(s.dir, keys.CAFile), filepath.Join(s.dir, keys.CertFile), filepath.Join(s.dir, keys.KeyFile), raft[i], s.name, peers.String())
+			filepath.Join(s.dir, keys.CAFile), filepath.Join(s.dir, keys.CertFile), filepath.Join(s.dir, keys.KeyFile), s.raft, s.name, peers.String())
 		must.NoError(t, os.WriteFile(s.config(), []byte(config), 0o600))
 	}
 	for _, s := range c.servers {
@@ -117,7 +130,7 @@ func (s *server) start(t *testing.T) {
 	must.NoError(t, err)
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	must.NoError(t, cmd.Start())
+	must.NoError(t, s.net.do(cmd.Start))
 	s.mu.Lock()
 	s.cmd, s.done = cmd, done
 	s.mu.Unlock()
@@ -161,7 +174,7 @@ func (s *server) stop(t *testing.T) {
 
 func (c *cluster) client(t *testing.T, s *server) *api.Client {
 	t.Helper()
-	client, err := api.New(api.Config{Address: "http://" + s.listen, APIKey: c.key})
+	client, err := api.New(api.Config{Address: "http://" + s.listen, APIKey: c.key, HTTPClient: s.http})
 	must.NoError(t, err)
 	return client
 }
@@ -207,7 +220,7 @@ func (c *cluster) ask(s *server, method, path string) (http.Header, error) {
 		return nil, err
 	}
 	req.Header.Set("X-API-Key", c.key)
-	res, err := http.DefaultClient.Do(req)
+	res, err := s.http.Do(req)
 	if err != nil {
 		return nil, err
 	}

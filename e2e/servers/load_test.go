@@ -313,16 +313,7 @@ func TestLeaderKill_losesNothing(t *testing.T) {
 func leaderKills(t *testing.T, warm bool) {
 	c := start(t)
 	if warm {
-		base, size := "base", 30
-		_, err := c.client(t, c.servers[0]).CreatePool(t.Context(), api.NewPool{Name: "warm", PoolSpec: api.PoolSpec{Template: &base, Min: &size, Max: &size}})
-		must.NoError(t, err)
-		poll(t, "the pool to be full", func() error {
-			p, err := c.client(t, c.servers[1]).Pool(t.Context(), "warm")
-			if err == nil && p.Status.Ready < size {
-				err = fmt.Errorf("%d ready", p.Status.Ready)
-			}
-			return err
-		})
+		c.fillPool(t, 30)
 	}
 	l := c.load(t, 6, "base")
 	for range 3 {
