@@ -204,11 +204,13 @@ func (c *Client) send(ctx context.Context, req *http.Request) (*http.Response, e
 		defer resp.Body.Close()
 		return nil, c.answerError(resp)
 	}
+	noteAge(ctx, resp)
 	return resp, nil
 }
 
 func (c *Client) request(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Request, error) {
 	u := c.base.String() + path // path is escaped
+	q = allowStale(ctx, method, q)
 	if len(q) > 0 {
 		u += "?" + q.Encode()
 	}

@@ -61,7 +61,8 @@ func (c *command) Run(args []string) int {
 		defer stop()
 		defer conn.close()
 		conn.release = stop
-		err = c.run(ctx, conn, args)
+		err = c.run(conn.reads(ctx), conn, args)
+		conn.sayAge()
 		if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			return 130 // as a shell does; who interrupted it knows why it ended
 		}

@@ -21,6 +21,8 @@ type connection struct {
 	env     *Env
 	address string
 	apiKey  string
+	stale   bool
+	ages    api.Stale // of what was read, where stale
 
 	once    sync.Once
 	sources settings.Sources
@@ -35,6 +37,22 @@ func (c *connection) options(o *options) {
 		settings.EnvAddress+" and the setting address. Default = "+settings.DefaultAddress+".", complete.PredictAnything)
 	o.String(&c.apiKey, "api-key", "<key>", "API key. Overrides the environment variable "+settings.EnvAPIKey+
 		" and the setting api_key. Other users of this machine can see it in the list of processes: prefer the variable.", complete.PredictAnything)
+	o.Switch(&c.stale, "stale", "Read from whichever control server the address is of, also while none leads. How old that may be is said on stderr.")
+}
+
+// reads returns the context of a command's calls.
+func (c *connection) reads(ctx context.Context) context.Context {
+	if !c.stale {
+		return ctx
+	}
+	return api.AllowStale(ctx, &c.ages)
+}
+
+// sayAge tells how old may be what a command has shown.
+func (c *connection) sayAge() {
+	if age, ok := c.ages.Age(); ok && c.stale {
+		fmt.Fprintf(c.env.Stderr, "This may be %s old.\n", age)
+	}
 }
 
 // settings loads what is set where, once.

@@ -67,6 +67,20 @@ func (r *Reconciler) adopt(ctx context.Context, f facts, found fleet.Found) erro
 	return err
 }
 
+// missing asks the node of a record whether it has the sandbox. Where it does, the fleet will hear of it.
+func (r *Reconciler) missing(ctx context.Context, f facts) bool {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.CallTimeout)
+	defer cancel()
+	node, err := r.cfg.Fleet.Client(f.record.Node)
+	if err == nil {
+		_, err = node.Get(ctx, f.id)
+	}
+	if err != nil && !api.IsNotFound(err) && ctx.Err() == nil {
+		r.log.Warn("not reconciled yet", "sandbox", f.id, "error", err)
+	}
+	return api.IsNotFound(err)
+}
+
 // destroy ends a sandbox through the placer, which may need a moment. Where that did not help, its node is told directly.
 func (r *Reconciler) destroy(ctx context.Context, f facts, tries int) error {
 	if err := r.cfg.Placer.Stop(ctx, f.id); err != nil {

@@ -43,6 +43,7 @@ const (
 	leave    verb = iota
 	adopt         // record that it runs where it was found
 	end           // record that it ended, then let the placer forget it
+	missing       // ask its node, and end it as lost where that has not got it
 	destroy       // end it on the nodes
 	evict         // end copies on nodes where it does not belong
 	deadline      // tell the node its deadline
@@ -67,7 +68,7 @@ const deadlineSlack = 10 * time.Millisecond
 // action is a decision.
 type action struct {
 	verb  verb
-	end   state.End   // of end
+	end   state.End   // of end and missing
 	found fleet.Found // of adopt, evict, deadline, limits, network and release
 }
 
@@ -204,7 +205,8 @@ func (c *Config) running(f facts, m marks) action {
 	case here == nil && f.last != nil:
 		return action{verb: end, end: f.stopped(*f.last)}
 	case here == nil:
-		return action{verb: end, end: f.ended(state.Lost, fmt.Sprintf("node %s no longer has it", f.record.Node))}
+		// What this server has heard of the node may be older than the record, which another one wrote: only the node knows.
+		return action{verb: missing, end: f.ended(state.Lost, fmt.Sprintf("node %s no longer has it", f.record.Node))}
 	case here.Sandbox.State == nodeapi.StateStopped:
 		return action{verb: end, end: f.stopped(here.Sandbox)}
 	case here.Sandbox.State == nodeapi.StatePaused && f.record.State == state.Running:

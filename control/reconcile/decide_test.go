@@ -108,7 +108,7 @@ func TestDecide(t *testing.T) {
 		{"less memory than is recorded", facts{record: record(state.Running, sized), node: on, found: list(found("n", running, small))}, leave, limits, ""},
 		{"limits of a node of an older version", facts{record: record(state.Running, sized), node: on, found: list(found("n", running))}, leave, leave, ""},
 		{"stopped by itself", facts{record: record(state.Running), node: on, found: list(found("n", stopped))}, end, end, state.Stopped},
-		{"node forgot it", facts{record: record(state.Running), node: on}, end, end, state.Lost},
+		{"node forgot it", facts{record: record(state.Running), node: on}, missing, missing, state.Lost},
 		{"node is silent", facts{record: record(state.Running), node: silent, found: list(found("n", running, away))}, leave, leave, ""},
 		{"node is silent beyond the deadline", facts{record: record(state.Running, late), node: silent}, end, end, state.Lost},
 		{"node is gone", facts{record: record(state.Running), node: gone}, leave, end, state.Lost},
@@ -151,7 +151,7 @@ func TestDecide(t *testing.T) {
 			c.f.now = now.Add(2 * time.Minute)
 			a := cfg.decide(c.f, m)
 			must.Eq(t, c.later, a.verb, must.Sprint("after the graces"))
-			if a.verb == end {
+			if a.verb == end || a.verb == missing {
 				must.Eq(t, c.ends, a.end.State)
 				must.NotEq(t, "", a.end.Reason)
 				must.Eq(t, uint64(7), a.end.IfIndex)

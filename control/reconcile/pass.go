@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -66,6 +67,8 @@ func (r *Reconciler) pass(ctx context.Context, ids []api.SandboxID, placed map[a
 	all := !slices.ContainsFunc(known, func(n fleet.Node) bool { return !n.Connected })
 	stale := !r.cfg.Fleet.Stale().IsZero()
 	var ends []state.End
+	var asked sync.Mutex // guards missed
+	var missed []state.End
 	calls, _ := errgroup.WithContext(ctx)
 	calls.SetLimit(parallel)
 	for _, id := range ids {
@@ -86,6 +89,17 @@ func (r *Reconciler) pass(ctx context.Context, ids []api.SandboxID, placed map[a
 			ends = append(ends, a.end)
 			continue
 		}
+		if a.verb == missing {
+			calls.Go(func() error {
+				if r.missing(ctx, f) {
+					asked.Lock()
+					defer asked.Unlock()
+					missed = append(missed, a.end)
+				}
+				return nil
+			})
+			continue
+		}
 		tries := r.try(id)
 		calls.Go(func() error {
 			r.do(ctx, f, a, tries)
@@ -93,7 +107,7 @@ func (r *Reconciler) pass(ctx context.Context, ids []api.SandboxID, placed map[a
 		})
 	}
 	_ = calls.Wait() // each call logs its own failure, and the next pass repeats it
-	for chunk := range slices.Chunk(ends, state.MaxBatch) {
+	for chunk := range slices.Chunk(append(ends, missed...), state.MaxBatch) {
 		r.endAll(ctx, chunk)
 	}
 }

@@ -411,7 +411,7 @@ func newHarness(t *testing.T, change ...func(*Config)) *harness {
 	t.Cleanup(func() {
 		srv.close()
 		h.http.Close()
-		srv.streams.Wait()
+		srv.streams.wait(10 * time.Second)
 	})
 	return h
 }

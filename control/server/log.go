@@ -106,6 +106,8 @@ func (s *Server) logStream(w http.ResponseWriter, r *http.Request) error {
 
 // logSocket is logStream on a WebSocket. It reads nothing but the client's close.
 func (s *Server) logSocket(ctx context.Context, w http.ResponseWriter, r *http.Request, node *nodeapi.Client, id api.SandboxID, q nodeapi.LogQuery) error {
+	s.streams.begin()
+	defer s.streams.end()
 	c, err := acceptSocket(w, r)
 	if err != nil {
 		return nil //nolint:nilerr // it has answered

@@ -70,6 +70,6 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		}
 	}
 	wg.Wait()
-	s.streams.Wait()
+	s.streams.wait(s.cfg.DrainTimeout)
 	return err
 }

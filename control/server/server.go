@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -195,8 +194,8 @@ type Server struct {
 	terminals terminals
 	tickets   *tickets
 
-	here    calls          // that this server answers because it leads
-	streams sync.WaitGroup // connections that were taken over from net/http
+	here    calls // that this server answers because it leads
+	streams calls // on connections that were taken over from net/http, for whose end it does not wait
 }
 
 // New returns a server that is ready to be asked for its Handler or to Run.

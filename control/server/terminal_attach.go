@@ -77,6 +77,8 @@ func (s *Server) attachTerminal(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
+	s.streams.begin()
+	defer s.streams.end()
 	c, err := acceptSocket(w, r)
 	if err != nil {
 		return nil //nolint:nilerr // it has answered

@@ -55,7 +55,10 @@ const (
 	applyTimeout           = 5 * time.Second // until a command enters the log's queue
 	// aloneTimeout is the election timeout of a cluster of one: there is nobody whose heartbeats could be late.
 	aloneTimeout = 20 * time.Millisecond
-	fastTimeout  = 100 * time.Millisecond
+	// severalTimeout is after how much silence of the one that leads, at least, another server wants to: up to twice that, and an election of about that. It is
+	// longer than raft's lease (500 ms), after which one that leads and hears nobody steps down.
+	severalTimeout = 750 * time.Millisecond
+	fastTimeout    = 100 * time.Millisecond
 )
 
 func (c *Config) check() error {
@@ -101,6 +104,8 @@ func (c *Config) raftConfig(servers int, notify chan<- bool) *raft.Config {
 		rc.Logger = aloneLogger{rc.Logger}
 	case c.fast:
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = fastTimeout, fastTimeout, fastTimeout
+	default:
+		rc.HeartbeatTimeout, rc.ElectionTimeout = severalTimeout, severalTimeout
 	}
 	return rc
 }

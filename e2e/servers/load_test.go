@@ -2,12 +2,14 @@ package servers
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -245,8 +247,25 @@ func (l *load) nothingLost(t *testing.T) {
 		}
 		return nil
 	})
-	result, _ := porcupine.CheckOperationsVerbose(model, l.history, time.Minute)
-	must.Eq(t, porcupine.Ok, result)
+	for _, life := range model.Partition(l.history) {
+		if result := porcupine.CheckOperationsTimeout(model, life, time.Minute); result != porcupine.Ok {
+			t.Errorf("the history of %s is %s:\n%s", life[0].Input.(operation).id, result, l.story(life))
+		}
+	}
+}
+
+// story is the history of a sandbox in words, with what its record says.
+func (l *load) story(life []porcupine.Operation) string {
+	var out strings.Builder
+	slices.SortFunc(life, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+	for _, op := range life {
+		end := "never answered"
+		if op.Return != math.MaxInt64 {
+			end = time.Duration(op.Return).Round(time.Millisecond).String()
+		}
+		fmt.Fprintf(&out, "%s to %s: %s: %v\n", time.Duration(op.Call).Round(time.Millisecond), end, []string{"created", "read", "deleted", "maybe deleted"}[op.Input.(operation).kind], op.Output)
+	}
+	return out.String()
 }
 
 // TestAnyServer_takesEverything asks each server for everything, the leader or not.
