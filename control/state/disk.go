@@ -13,6 +13,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	wal "github.com/hashicorp/raft-wal"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 // Names in the state folder. Changing one breaks every installation.
@@ -69,6 +71,20 @@ func openStores(cfg *Config) (*stores, error) {
 		return nil, fmt.Errorf("open log %s: %w", dir, err)
 	}
 	return &stores{log: w, stable: w, snaps: snaps, closer: w}, nil
+}
+
+// killedStore is a log in which a claim may be the last thing that this server writes: no other has it then.
+type killedStore struct{ raft.LogStore }
+
+// StoreLogs implements raft.LogStore.
+func (k killedStore) StoreLogs(logs []*raft.Log) error {
+	err := k.LogStore.StoreLogs(logs)
+	for _, l := range logs {
+		if l.Type == raft.LogCommand && len(l.Data) > 0 && commandType(l.Data[0]) == typeSlotClaim {
+			failpoint.At("claim.stored")
+		}
+	}
+	return err
 }
 
 // serverID returns the id that dir keeps, and makes one in a fresh folder.

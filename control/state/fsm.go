@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 // fsm applies the log to the tables. Raft calls it from one goroutine at a time.
@@ -28,6 +30,9 @@ func (f *fsm) Apply(entry *raft.Log) any {
 		panic(fmt.Sprintf("state: entry %d of the log: %v; a newer version of SoulBox wrote it: start that version", entry.Index, err))
 	}
 	r, err := f.store.apply(entry.Index, c)
+	if commandType(entry.Data[0]) == typeSlotClaim {
+		failpoint.At("claim.applied")
+	}
 	return outcome{result: r, err: err}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 // Server is one control server's part of the cluster: the tables, and Raft to change them.
@@ -95,7 +97,11 @@ func (s *Server) openTransport() (err error) {
 
 // startRaft starts raft, as a new cluster where there is no state yet.
 func (s *Server) startRaft() error {
-	cache, err := raft.NewLogCache(logCacheEntries, s.stores.log)
+	log := s.stores.log
+	if failpoint.On {
+		log = killedStore{log}
+	}
+	cache, err := raft.NewLogCache(logCacheEntries, log)
 	if err != nil {
 		return fmt.Errorf("make log cache: %w", err)
 	}

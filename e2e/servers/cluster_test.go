@@ -44,6 +44,7 @@ type server struct {
 	dir    string
 	listen string
 	raft   string       // where the others reach it
+	arm    string       // file that arms the step at which it is killed; empty: it is as it is released
 	net    *island      // where it runs; nil: in the test's own network
 	http   *http.Client // that reaches it
 	mu     sync.Mutex   // guards what follows
@@ -53,11 +54,11 @@ type server struct {
 
 func start(t *testing.T) *cluster {
 	t.Helper()
-	return startIn(t, nil)
+	return startWith(t, nil, false)
 }
 
-// startIn starts each server on an island of its own; nil: all in the test's network.
-func startIn(t *testing.T, sea *sea) *cluster {
+// startWith starts each server on an island of its own; nil: all in the test's network. Those that may be killed can be armed for a step.
+func startWith(t *testing.T, sea *sea, killed bool) *cluster {
 	t.Helper()
 	c := &cluster{dir: t.TempDir(), node: fleettest.New(t)}
 	c.node.Self(func(n *nodeapi.Node) { n.MaxSandbox = 100_000 })
@@ -66,6 +67,9 @@ func startIn(t *testing.T, sea *sea) *cluster {
 	var peers strings.Builder
 	for i, name := range []string{"a", "b", "c"} {
 		s := &server{name: name, dir: filepath.Join(c.dir, name), http: http.DefaultClient}
+		if killed {
+			s.arm = s.dir + ".step"
+		}
 		if sea == nil {
 			s.listen, s.raft = address(t), address(t)
 		} else {
@@ -125,7 +129,14 @@ func (s *server) config() string { return s.dir + ".hcl" }
 
 func (s *server) start(t *testing.T) {
 	t.Helper()
-	cmd, done := exec.Command(binaries.Path(t, "soulbox"), "server", "-config", s.config()), make(chan struct{})
+	path := binaries.Path
+	if s.arm != "" {
+		path = binaries.Killed
+	}
+	cmd, done := exec.Command(path(t, "soulbox"), "server", "-config", s.config()), make(chan struct{})
+	if s.arm != "" {
+		cmd.Env = append(os.Environ(), "SOULBOX_FAILPOINT="+s.arm)
+	}
 	log, err := os.OpenFile(s.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	must.NoError(t, err)
 	defer log.Close()

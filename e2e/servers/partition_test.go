@@ -21,7 +21,7 @@ func TestPartition_minorityStepsDownAndNothingIsGivenTwice(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for network namespaces")
 	}
-	c := startIn(t, newSea(t, 3))
+	c := startWith(t, newSea(t, 3), false)
 	c.fillPool(t, 30)
 	l := c.load(t, 6, "base")
 	for range 2 {
