@@ -73,6 +73,21 @@ func all(o options) []group {
 				{Metric: "  until a slot is made and warm", Unit: "ms", P50: f["refill-µs"] * micros},
 			}
 		}},
+		{"scale", "./control/core", "BenchmarkScale", o.scale, func(f figures) []Row {
+			synced := "4 KiB written and synced"
+			claim := func(metric, prefix string) Row {
+				return Row{Metric: metric, Unit: "ms", P50: f[prefix+"p50-µs"] * micros, P99: f[prefix+"p99-µs"] * micros, Floor: f["floor-p50-µs"] * micros, FloorIs: synced}
+			}
+			return []Row{
+				{Metric: "10,000 sandboxes on 200 nodes (simulated): the control service's memory", Unit: "MiB", P50: f["heap-MiB"]},
+				{Metric: "  of it for each sandbox", Unit: "KiB", P50: f["sandbox-KiB"]},
+				{Metric: "  of it for each node", Unit: "KiB", P50: f["node-KiB"]},
+				{Metric: "  creates without a pool, 64 at once", Unit: "/s", P50: f["creates/s"], Rate: true},
+				{Metric: "  reports of sandboxes that it takes from its nodes", Unit: "/s", P50: f["events/s"], Rate: true},
+				claim("  create that finds a warm sandbox", "claim-"),
+				claim("  fifty at once", "herd-"),
+			}
+		}},
 		{"link", "./e2e/vault", "BenchmarkLink", o.nomad, func(f figures) []Row {
 			return []Row{
 				{Metric: "check of a signed link, with the key in memory", Unit: "µs", P50: f["local-µs"], Floor: f["floor-µs"], FloorIs: "HMAC-SHA256 of the same bytes", Target: 5},

@@ -25,8 +25,8 @@ func main() {
 
 // options are how often each benchmark runs. 0 leaves a benchmark out.
 type options struct {
-	n, hardening, nomad, service, hundred, memory, sampling, neighbours, pauses, network int
-	only                                                                                 string
+	n, hardening, nomad, service, hundred, memory, sampling, neighbours, pauses, network, scale int
+	only                                                                                        string
 }
 
 func run() error {
@@ -42,6 +42,7 @@ func run() error {
 	flag.IntVar(&o.sampling, "sampling", 100, "rounds of samples")
 	flag.IntVar(&o.neighbours, "neighbours", 1, "times each attack of one sandbox on another")
 	flag.IntVar(&o.pauses, "pauses", 3, "rounds of pauses, of 100 forks and of 10 snapshots")
+	flag.IntVar(&o.scale, "scale", 50, "claims beside 10,000 sandboxes on 200 simulated nodes")
 	flag.StringVar(&o.only, "only", "", "run these groups only, separated by commas: "+groupNames())
 	flag.StringVar(&jsonPath, "json", "", "also write the result to this file; - is stdout, in place of the table")
 	flag.Parse()
@@ -51,7 +52,7 @@ func run() error {
 	for _, c := range []struct {
 		name string
 		n    int
-	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"service", o.service}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}, {"network", o.network}} {
+	}{{"n", o.n}, {"hardening", o.hardening}, {"nomad", o.nomad}, {"service", o.service}, {"hundred", o.hundred}, {"memory", o.memory}, {"sampling", o.sampling}, {"neighbours", o.neighbours}, {"pauses", o.pauses}, {"network", o.network}, {"scale", o.scale}} {
 		if c.n < 0 {
 			return fmt.Errorf("-%s %d is negative", c.name, c.n)
 		}

@@ -51,3 +51,15 @@ func (n *Node) claim(w http.ResponseWriter, r *http.Request) {
 	n.emitSandbox(nodeapi.EventUpdated, rec)
 	answer(w, rec.Sandbox)
 }
+
+// Touch changes every sandbox that runs and says so, each in an event of its own.
+func (n *Node) Touch(change func(*nodeapi.Sandbox)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.sandboxes {
+		if r.State == nodeapi.StateRunning {
+			change(&r.Sandbox)
+			n.emitSandbox(nodeapi.EventUpdated, r)
+		}
+	}
+}
