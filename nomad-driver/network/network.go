@@ -22,6 +22,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 )
 
 // What every sandbox sees, on every node: its own address and the one that is its gateway and its name server. So a restored
@@ -65,6 +66,7 @@ type Config struct {
 	Deny   []netip.Prefix // policy.Base.Deny
 	Open   []netip.Prefix // policy.Base.Open
 	Limits firewall.Limits
+	Uplink Uplink
 	Logger hclog.Logger // discards where nil
 }
 
@@ -89,6 +91,9 @@ func (c *Config) setDefaults() error {
 		if *d.v < 1 || *d.v > d.max {
 			return fmt.Errorf("%s is %d, must be between 1 and %d", d.name, *d.v, d.max)
 		}
+	}
+	if c.Max > shape.MaxMembers {
+		c.Max = shape.MaxMembers
 	}
 	if c.Quiet == 0 {
 		c.Quiet = DefaultQuiet

@@ -15,6 +15,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 )
 
 // ErrExhausted tells that as many slots are in use as there may be.
@@ -43,6 +44,7 @@ type Pool struct {
 	resting map[int]resting // given back, not yet free
 	live    int             // numbers in use, ready, or worked on
 	private private
+	uplink  uplink                 // set by Open
 	meters  map[int]firewall.Meter // by number, of slots that have one
 	fault   error                  // why the maker failed last
 }
@@ -117,6 +119,7 @@ func (p *Pool) take() error {
 	p.fw, err = firewall.Open(firewall.Config{
 		Host: p.cfg.Host, Table: "soulbox-" + p.cfg.Owner, LinkPrefix: p.cfg.linkPrefix(), Range: p.prefix,
 		Hardware: linkAddress, Inner: Inner, Gateway: Gateway, Self: p.self, Proxy: ProxyPort, Base: p.cfg.base(nil), Limits: p.cfg.Limits,
+		Sorted: p.cfg.Uplink.In > 0 || p.cfg.Uplink.Out > 0,
 	})
 	if err != nil {
 		return err
@@ -127,6 +130,9 @@ func (p *Pool) take() error {
 	}
 	if err := p.host.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(p.self)}); err != nil {
 		return fmt.Errorf("own address %s: %w", p.self, err)
+	}
+	if err := p.openUplink(); err != nil {
+		return err
 	}
 	// Only now: before, what the kernel forwards would meet no rules of ours.
 	if err := p.inHost(func() error { return sysctl("ipv4/ip_forward", "1") }); err != nil {
@@ -195,6 +201,10 @@ func (p *Pool) Remove() error {
 		if hasPrefix(l.Attrs().Name, p.cfg.linkPrefix()) {
 			errs = append(errs, deleteLink(h, l.Attrs().Name))
 		}
+	}
+	errs = append(errs, deleteLink(h, p.cfg.gatherName()))
+	if u := p.uplink; u.out != nil {
+		errs = append(errs, shape.Free(h, u.link.Attrs().Index))
 	}
 	if p.fw != nil {
 		errs = append(errs, p.fw.Remove())
@@ -282,7 +292,7 @@ func (p *Pool) Give(s *Slot) error {
 	p.resting[s.Number] = resting{s, time.Now()}
 	delete(p.meters, s.Number)
 	p.mu.Unlock()
-	err := p.fw.Detach(s.Firewall())
+	err := errors.Join(p.fw.Detach(s.Firewall()), p.declassify(s))
 	if s.netns != nil {
 		err = errors.Join(err, s.netns.Close())
 	}

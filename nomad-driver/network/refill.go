@@ -124,6 +124,11 @@ func (p *Pool) Recover(r Ref) (*Slot, error) {
 		return nil, fmt.Errorf("network slot %d: its interface has index %d, the sandbox's had %d", r.Number, link.Attrs().Index, r.Index)
 	}
 	s := &Slot{Number: r.Number, Index: r.Index, Link: link.Attrs().Name, Addr: p.address(r.Number)}
+	if p.uplink.in == nil { // or it was led to an ifb that is no more
+		if err := p.scatter(s.Index); err != nil {
+			return nil, fmt.Errorf("network slot %d: %w", r.Number, err)
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.held[r.Number] != nil {

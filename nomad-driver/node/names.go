@@ -53,7 +53,8 @@ func (n *Node) attach(b *box, st proxy.Settings) {
 		Lookup: func(ctx context.Context, name string) ([]netip.Addr, error) {
 			return n.resolver.Lookup(ctx, asker, name)
 		},
-		Names: func(a netip.Addr) []string { return n.network.Firewall().Names(fw, a) },
+		Names:    func(a netip.Addr) []string { return n.network.Firewall().Names(fw, a) },
+		Priority: n.network.Priority(slot),
 	})
 }
 

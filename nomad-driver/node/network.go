@@ -20,6 +20,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/proxy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -41,6 +42,7 @@ type Network struct {
 	// Resolvers are the name servers that know names for sandboxes; none: those of the machine's resolv.conf.
 	Resolvers []netip.AddrPort
 	Publish   Publish         // ports of sandboxes
+	Uplink    network.Uplink  // that sandboxes share out by their classes
 	Names     resolver.Limits // of each sandbox's questions; zero values are package resolver's defaults
 }
 
@@ -55,7 +57,7 @@ func (n *Node) openNetwork() error {
 	p, err := network.Open(network.Config{
 		Owner: network.OwnerOf(n.cfg.StateDir), Dir: n.cfg.StateDir, Range: n.cfg.Network.Range, Ahead: n.cfg.Network.Ahead,
 		Max: n.cfg.MaxSandboxes + max(n.cfg.Network.Ahead, network.DefaultAhead), Open: n.cfg.Network.Open, Limits: n.cfg.Network.Limits,
-		Logger: n.log.Named("network"),
+		Uplink: n.cfg.Network.Uplink, Logger: n.log.Named("network"),
 	})
 	if err == nil {
 		n.network = p
@@ -210,6 +212,9 @@ func (n *Node) holdSlot(b *box, s *network.Slot, netns *os.File, want *nodeapi.N
 		return errors.Join(err, n.network.Give(s))
 	}
 	ref := s.Ref()
+	if err := n.network.Classify(s, shape.Class(b.rec.Sandbox.QoS)); err != nil {
+		return errors.Join(err, n.network.Give(s))
+	}
 	if _, err := n.network.Join(s, memberships(want)); err != nil {
 		return errors.Join(err, n.network.Give(s))
 	}
@@ -261,6 +266,9 @@ func (n *Node) recoverSlot(b *box) {
 		return
 	}
 	b.slot, b.rec.Sandbox.Policy = s, digestOf(b.rec.Network)
+	if err := n.network.Classify(s, shape.Class(b.rec.Sandbox.QoS)); err != nil {
+		n.log.Error("sandbox has the share of the host's own packets", "sandbox", b.id, "error", err)
+	}
 	st, err := n.settings(b.rec.Network)
 	if err == nil {
 		_, jerr := n.network.Join(s, memberships(b.rec.Network)) // before: what is a peer's is not cut

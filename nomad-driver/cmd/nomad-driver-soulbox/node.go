@@ -17,9 +17,11 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/firewall"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/resolver"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/shape"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -106,6 +108,31 @@ type networkBlock struct {
 	NameBytes      int      `hcl:"name_bytes_per_second,optional"`
 	PublishPorts   string   `hcl:"publish_ports,optional"` // as 20000-29999; none: no ports are published through the API
 	PublishAddress string   `hcl:"publish_address,optional"`
+
+	Uplink *uplinkBlock `hcl:"uplink,block"`
+}
+
+// uplinkBlock is the link that sandboxes share out by their classes.
+type uplinkBlock struct {
+	Link string `hcl:"link,optional"`
+	In   uint64 `hcl:"in_bytes_per_second,optional"`
+	Out  uint64 `hcl:"out_bytes_per_second,optional"`
+}
+
+func (b *uplinkBlock) config() (network.Uplink, error) {
+	u := network.Uplink{Link: b.Link, In: b.In, Out: b.Out}
+	for _, d := range []struct {
+		name string
+		rate uint64
+	}{{"in", u.In}, {"out", u.Out}} {
+		if d.rate != 0 && (d.rate < shape.MinRate || d.rate > shape.MaxRate) {
+			return u, fmt.Errorf("network uplink %s_bytes_per_second is %d, must be between %d and %d", d.name, d.rate, shape.MinRate, uint64(shape.MaxRate))
+		}
+	}
+	if u.In == 0 && u.Out == 0 {
+		return u, errors.New("network uplink: neither in_bytes_per_second nor out_bytes_per_second is set")
+	}
+	return u, nil
 }
 
 func (b *networkBlock) config() (node.Network, error) {
@@ -144,6 +171,13 @@ func (b *networkBlock) config() (node.Network, error) {
 			return n, fmt.Errorf("network range: %w", err)
 		}
 		n.Range = p
+	}
+	if b.Uplink != nil {
+		u, err := b.Uplink.config()
+		if err != nil {
+			return n, err
+		}
+		n.Uplink = u
 	}
 	for _, s := range b.Open {
 		p, err := policy.ParsePrefix(s)

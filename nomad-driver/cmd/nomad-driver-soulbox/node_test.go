@@ -9,6 +9,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk/s3"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 )
 
@@ -35,6 +36,13 @@ snapshot_s3 {
   access_key      = "a"
   secret_key_file = "/secret"
 }
+network {
+  mode = "on"
+  uplink {
+    link                = "eth1"
+    in_bytes_per_second = 125000000
+  }
+}
 consul {
   address   = "127.0.0.1:8500"
   advertise = "10.0.0.1:7302"
@@ -48,6 +56,7 @@ consul {
 	must.Eq(t, "/flag/criu", cfg.CRIUPath)
 	must.Eq(t, s3.Config{Endpoint: "https://s3.example.org", Bucket: "snapshots", AccessKey: "a", SecretKeyFile: "/secret"}, *cfg.SnapshotS3)
 	must.Eq(t, 7, cfg.MaxSandboxes)
+	must.Eq(t, network.Uplink{Link: "eth1", In: 125_000_000}, cfg.Network.Uplink)
 	must.Eq(t, "10.0.0.1:7302", registration.Advertise)
 	must.Eq(t, 2*time.Hour, cfg.KeepStopped)
 	must.Eq(t, 128<<20, cfg.Defaults.MemoryBytes)
@@ -70,6 +79,8 @@ func TestNodeConfig_badInput(t *testing.T) {
 		{"bad level", []string{"-log-level", "loud"}, "log_level"},
 		{"bad duration", []string{"-config", file("b.hcl", `keep_stopped = "soon"`)}, "keep_stopped"},
 		{"two snapshot stores", []string{"-snapshot-dir", "/x", "-config", file("c.hcl", "snapshot_s3 {\n endpoint = \"http://h\"\n bucket = \"b\"\n}")}, "snapshot_s3"},
+		{"an uplink without rates", []string{"-config", file("d.hcl", "network {\n uplink {\n }\n}")}, "in_bytes_per_second"},
+		{"an uplink that is too slow", []string{"-config", file("e.hcl", "network {\n uplink {\n out_bytes_per_second = 7\n }\n}")}, "out_bytes_per_second is 7"},
 		{"negative id", []string{"-id-range-base", "-1"}, "id_range_base"},
 		{"argument", []string{"extra"}, "extra"},
 		{"missing file", []string{"-config", filepath.Join(dir, "none.hcl")}, "none.hcl"},

@@ -87,6 +87,7 @@ func (f *Firewall) declare() {
 	verdicts := func(name string) *nftables.Set {
 		return f.set(nftables.Set{Name: name, IsMap: true, KeyType: nftables.TypeIFIndex, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.NativeEndian})
 	}
+	s.priorities = f.set(nftables.Set{Name: "priorities", IsMap: true, KeyType: nftables.TypeIFIndex, DataType: nftables.TypeMark, KeyByteOrder: binaryutil.NativeEndian})
 	s.meterIn, s.meterOut = verdicts("meters-in"), verdicts("meters-out")
 	s.web, s.all = perLink("proxied-web"), perLink("proxied-all")
 	// An element with a connection count goes when its last connection does.
@@ -103,7 +104,7 @@ func (f *Firewall) build(c *nftables.Conn) error {
 	c.AddTable(f.table)
 	s := &f.sets
 	var errs []error
-	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all, s.peers, s.meterIn, s.meterOut} {
+	for _, set := range []*nftables.Set{s.addrs, s.policies, s.open, s.private, s.services, s.packets, s.fresh, s.noise, s.conns, s.denied, s.web, s.all, s.peers, s.priorities, s.meterIn, s.meterOut} {
 		errs = append(errs, c.AddSet(set, nil))
 	}
 	c.FlushSet(s.open)
@@ -196,6 +197,7 @@ func (f *Firewall) arriveRules(c *nftables.Conn, ch *nftables.Chain) error {
 // leaveRules give what goes to a sandbox the addresses that it knows.
 func (f *Firewall) leaveRules(c *nftables.Conn, ch *nftables.Chain) error {
 	errs, err := f.icmpErrors(c)
+	f.sortRules(c, ch)
 	f.add(c, ch, rule(notPrefix(f.toSlot()), verdict(expr.VerdictReturn)))
 	f.add(c, ch, rule(notIPv4(), verdict(expr.VerdictDrop)))
 	f.add(c, ch, rule(f.meters(expr.MetaKeyOIF, f.sets.meterIn)))

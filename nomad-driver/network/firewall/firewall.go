@@ -48,6 +48,7 @@ type Config struct {
 	Proxy      uint16           // TCP port of Self that connections are redirected to; 0: none are
 	Base       policy.Base      // the denies of the platform
 	Limits     Limits
+	Sorted     bool // packets of slots carry a priority (SetPriority)
 }
 
 // Slot is a sandbox as the firewall knows it.
@@ -69,6 +70,7 @@ type Firewall struct {
 		denied                       *nftables.Set
 		peers                        *nftables.Set // interface and address of whom it reaches among the slots
 		web, all                     *nftables.Set // interfaces of which these connections go to the proxy
+		priorities                   *nftables.Set // interface to what packets carry
 		meterIn, meterOut            *nftables.Set // interface to the chain that counts and loses
 	}
 
@@ -76,7 +78,8 @@ type Firewall struct {
 	slots map[int]*slotRules // by number; only those with rules of their own
 	peers map[int][]Slot     // by number, both ways
 
-	metered map[int]Slot // by number
+	metered map[int]Slot   // by number
+	sorted  map[int]uint32 // priorities by number
 }
 
 // Open makes the table, or takes over that of an earlier daemon: its sandboxes keep their rules.
@@ -98,7 +101,7 @@ func Open(cfg Config) (*Firewall, error) {
 			return nil, fmt.Errorf("firewall %s: address %s is not of IPv4", cfg.Table, a)
 		}
 	}
-	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}, peers: map[int][]Slot{}, metered: map[int]Slot{}}
+	f := &Firewall{cfg: cfg, table: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet}, slots: map[int]*slotRules{}, peers: map[int][]Slot{}, metered: map[int]Slot{}, sorted: map[int]uint32{}}
 	f.declare()
 	if err := f.batch(f.build); err != nil {
 		return nil, fmt.Errorf("firewall %s: %w", cfg.Table, err)
@@ -142,7 +145,7 @@ func (f *Firewall) Detach(s Slot) error {
 	if errors.Is(err, unix.ENOENT) {
 		err = nil
 	}
-	err = errors.Join(err, f.dropPeers(s))
+	err = errors.Join(err, f.dropPeers(s), f.forgetPriority(s))
 	if _, ok := f.metered[s.Number]; ok {
 		err = errors.Join(err, f.setMeter(s, Meter{}, 0))
 	}

@@ -22,7 +22,7 @@ func (f *Firewall) Sweep(keep []Slot) error {
 		return err
 	}
 	var errs []error
-	for _, m := range []*nftables.Set{f.sets.addrs, f.sets.policies, f.sets.web, f.sets.all, f.sets.meterIn, f.sets.meterOut} {
+	for _, m := range []*nftables.Set{f.sets.addrs, f.sets.policies, f.sets.web, f.sets.all, f.sets.priorities, f.sets.meterIn, f.sets.meterOut} {
 		elems, err := c.GetSetElements(m)
 		if err != nil {
 			return fmt.Errorf("firewall: sweep: %w", err)

@@ -10,11 +10,13 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/net/proxy"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 )
@@ -77,11 +79,31 @@ func (c *Client) dialFirst(ctx context.Context, addrs []netip.Addr, port uint16)
 		conn, err := c.server.cfg.Dial(one, "tcp", netip.AddrPortFrom(a, port).String())
 		cancel()
 		if err == nil {
+			err = c.prioritize(conn)
+		}
+		if err == nil {
 			return conn, nil
 		}
 		errs = append(errs, err)
 	}
 	return nil, errors.Join(errs...)
+}
+
+// prioritize has what is sent over a connection be sorted as the sandbox's own. On error it is closed.
+func (c *Client) prioritize(conn net.Conn) error {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok || c.priority == 0 {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, c.priority) })
+		err = errors.Join(cerr, os.NewSyscallError("setsockopt SO_PRIORITY", err))
+	}
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	return nil
 }
 
 // dialEgress connects to a destination through the egress proxy, which is itself reached only where every sandbox could.

@@ -126,6 +126,8 @@ type Sandbox struct {
 	Lookup func(ctx context.Context, name string) ([]netip.Addr, error)
 	// Names returns the names that an address was found by.
 	Names func(netip.Addr) []string
+	// Priority is what packets that are sent in its place carry (SO_PRIORITY); 0: as any of the host's.
+	Priority int
 }
 
 // Client is a sandbox as the proxy knows it.
@@ -137,6 +139,8 @@ type Client struct {
 	busy   chan struct{}
 	past   past
 
+	priority int
+
 	mu       sync.Mutex
 	settings Settings
 	out      *http.Transport // replaced with the settings
@@ -147,7 +151,7 @@ type Client struct {
 func (s *Server) Attach(addr netip.Addr, sb Sandbox) *Client {
 	c := &Client{
 		server: s, id: sb.ID, lookup: sb.Lookup, names: sb.Names, settings: sb.Settings, busy: make(chan struct{}, maxConnsEach),
-		flows: map[*flow]bool{},
+		flows: map[*flow]bool{}, priority: sb.Priority,
 	}
 	c.out = s.transport(c)
 	s.mu.Lock()

@@ -21,6 +21,7 @@ import (
 
 	"github.com/shoenig/test/must"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/policy"
 )
@@ -40,6 +41,7 @@ type rig struct {
 	names map[string]string // name to address
 	hosts map[string]string // address:port to where a server really is
 	asked []string          // what was dialled
+	made  net.Conn          // the last
 }
 
 var loopback = netip.MustParseAddr("127.0.0.1")
@@ -88,7 +90,11 @@ func (r *rig) dial(ctx context.Context, network, address string) (net.Conn, erro
 	if !ok {
 		return nil, fmt.Errorf("nobody is at %s", address)
 	}
-	return (&net.Dialer{}).DialContext(ctx, network, to)
+	c, err := (&net.Dialer{}).DialContext(ctx, network, to)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.made = c
+	return c, err
 }
 
 func (r *rig) goesTo(to string) {
@@ -217,6 +223,20 @@ func TestHTTP_goesWhereItsHostMay(t *testing.T) {
 	last := r.client.Decisions()
 	must.EqOp(t, "none.example.com", last[0].Name)
 	must.False(t, last[0].Allow)
+}
+
+func TestHTTP_whatIsSentForASandboxIsSortedAsItsOwn(t *testing.T) {
+	r := newRig(t, closedTo)
+	r.plain("www.example.com", "198.51.100.1")
+	r.client.priority = 5 // nothing has been dialled yet
+	r.goesTo("198.51.100.1:80")
+	must.StrHasPrefix(t, "HTTP/1.1 200 OK", r.request(get("www.example.com")))
+	raw, err := r.made.(*net.TCPConn).SyscallConn()
+	must.NoError(t, err)
+	var got int
+	must.NoError(t, raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY) }))
+	must.NoError(t, err)
+	must.EqOp(t, 5, got)
 }
 
 func TestHTTP_eachRequestIsDecided(t *testing.T) {
