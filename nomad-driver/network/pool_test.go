@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -184,9 +185,10 @@ func TestPool_slotsAreTakenAndGivenBackWithoutALeak(t *testing.T) {
 	w := newWorld(t)
 	p := w.pool(func(c *Config) { c.Max = 8 })
 	rounds := 300
-	if os.Getenv("SOULBOX_SOAK") != "" {
-		rounds = 10_000
+	if n, err := strconv.Atoi(os.Getenv("SOULBOX_SOAK")); err == nil {
+		rounds = n
 	}
+	files := openFiles(t)
 	for range rounds {
 		must.NoError(t, p.Give(w.take(p)))
 	}
@@ -201,6 +203,7 @@ func TestPool_slotsAreTakenAndGivenBackWithoutALeak(t *testing.T) {
 	}
 	must.NoError(t, p.Close())
 	must.NoError(t, p.Remove())
+	must.LessEq(t, files, openFiles(t), must.Sprint("descriptors"))
 	must.NoError(t, inNamespace(w.host, func() error {
 		links, err := netlink.LinkList()
 		must.NoError(t, err)
@@ -210,6 +213,13 @@ func TestPool_slotsAreTakenAndGivenBackWithoutALeak(t *testing.T) {
 		must.Len(t, 2, list)
 		return nil
 	}))
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	must.NoError(t, err)
+	return len(entries)
 }
 
 func TestPool_findsItsSlotsAfterTheDaemonIsGone(t *testing.T) {
