@@ -38,11 +38,10 @@ func keptCapabilities() uint64 {
 const tmpInodes = 1 << 18
 
 // maskPaths tell of the host or reach into it. Those under /proc exist as the host's kernel has them. What only the host's
-// root may read (vmallocinfo, slabinfo, …) needs no mask, each of which is a mount: nobody in a sandbox is that.
+// root may read (vmallocinfo, slabinfo, kpageflags, …) needs no mask, each of which is a mount: nobody in a sandbox is that.
 var maskPaths = []string{
 	"/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug", "/proc/latency_stats",
-	"/proc/interrupts", "/proc/kmsg", "/proc/kallsyms", "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup",
-	"/proc/scsi", "/proc/acpi", "/proc/asound", "/proc/timer_stats", "/proc/driver", "/proc/pressure",
+	"/proc/interrupts", "/proc/kmsg", "/proc/kallsyms", "/proc/scsi", "/proc/acpi", "/proc/asound", "/proc/timer_stats", "/proc/driver", "/proc/pressure",
 }
 
 var readonlyPaths = []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"}
