@@ -41,7 +41,7 @@ func TestSoak(t *testing.T) {
 	config := filepath.Join(shortDir(t), "node.hcl")
 	must.NoError(t, os.WriteFile(config, []byte("sample_interval = \"200ms\"\nsample_window = \"1m\"\n"), 0o600))
 	d := startDaemon(t, "-config", config)
-	const warm = 100 // pools, caches and connections are there afterwards
+	warm := min(1100, *soak/10) // pools, caches and connections are there afterwards, and of a long run the events that a node keeps
 	d.lives(t, warm)
 	before := d.holdings(t)
 	begin := time.Now()

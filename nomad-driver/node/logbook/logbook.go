@@ -250,6 +250,10 @@ func (b *Books) Last(id api.SandboxID) (time.Time, error) {
 	return k.last, nil
 }
 
+// forgetAfter is how long after its last entry the book of a sandbox that is gone is held in memory: nobody adds to it or follows it then, and whoever
+// reads it opens it again.
+const forgetAfter = time.Hour
+
 // Sweep removes the books whose last entry is older than age, and the oldest ones where there are more than limit, unless keep wants
 // them.
 func (b *Books) Sweep(age time.Duration, limit int, keep func(api.SandboxID) bool) error {
@@ -274,7 +278,7 @@ func (b *Books) Sweep(age time.Duration, limit int, keep func(api.SandboxID) boo
 	left := map[api.SandboxID]bool{}
 	for i, f := range files {
 		if i < limit && time.Since(f.at) < age {
-			left[f.id] = true
+			left[f.id] = left[f.id] || time.Since(f.at) < forgetAfter
 			continue
 		}
 		errs = append(errs, os.Remove(filepath.Join(b.dir, f.name)))

@@ -146,6 +146,10 @@ func TestSweep_removesOldBooksThatNobodyNeeds(t *testing.T) {
 	must.Eq(t, 3, left(), must.Sprint("the only old one is kept"))
 	must.NoError(t, b.Sweep(90*time.Minute, 10, func(api.SandboxID) bool { return false }))
 	must.Eq(t, 2, left())
+	must.Eq(t, 1, len(b.open), must.Sprint("one that ended an hour ago is not held in memory"))
+	entries, err := b.Read(ids[1], Query{})
+	must.NoError(t, err)
+	must.Len(t, 1, entries, must.Sprint("and is read from its file all the same"))
 	must.NoError(t, b.Sweep(90*time.Minute, 1, func(api.SandboxID) bool { return false }))
 	must.Eq(t, 1, left(), must.Sprint("the newest stays"))
 }
