@@ -50,8 +50,13 @@ func all(o options) []group {
 					FloorIs: fmt.Sprintf("alone: seccomp %.2f ms, Landlock %.2f ms, masks %.2f ms, capabilities %.2f ms",
 						ms("create-cost-seccomp-µs"), ms("create-cost-landlock-µs"), ms("create-cost-masks-µs"), ms("create-cost-capabilities-µs")),
 				},
+				{
+					Metric: "  the same in time of processors", Unit: "ms", P50: ms("create-cpu-all-µs"),
+					FloorIs: fmt.Sprintf("of %.2f ms in all; a process in namespaces takes %.2f ms on the clock; alone: seccomp %.2f ms, Landlock %.2f ms, masks %.2f ms, capabilities %.2f ms",
+						ms("create-cpu-hardened-µs"), ms("floor-p50-µs"), ms("create-cpu-seccomp-µs"), ms("create-cpu-landlock-µs"), ms("create-cpu-masks-µs"), ms("create-cpu-capabilities-µs")),
+				},
 				{Metric: "exec of /bin/true in it", Unit: "ms", P50: ms("exec-hardened-p50-µs"), Floor: ms("exec-bare-p50-µs"), FloorIs: bare},
-				{Metric: "  what the hardening adds to it", Unit: "ms", P50: ms("exec-cost-all-µs")},
+				{Metric: "  what the hardening adds to it", Unit: "ms", P50: ms("exec-cost-all-µs"), FloorIs: fmt.Sprintf("%.3f ms of processors", ms("exec-cpu-all-µs"))},
 			}
 		}},
 		{"wire", "./e2e/api", "BenchmarkWire", o.n, func(f figures) []Row {
@@ -219,8 +224,9 @@ func all(o options) []group {
 				ms := func(unit string) float64 { return f[a.name+unit] * micros }
 				rows = append(rows, Row{
 					Metric: "exec p99 beside " + a.is + ", to the idle p99", Unit: "×", P50: f[a.name+"-x-idle"], Target: 2,
-					FloorIs: fmt.Sprintf("p99 %.1f ms, idle %.1f ms; p50 %.1f ms, idle %.1f ms; the node's slowest answer %.1f ms; %.0f attackers ended by the kernel",
-						ms("-p99-µs"), ms("-idle-p99-µs"), ms("-p50-µs"), ms("-idle-p50-µs"), ms("-node-slowest-µs"), f[a.name+"-ends"]),
+					Floor: f[a.name+"-floor-x-idle"],
+					FloorIs: fmt.Sprintf("the same in plain control groups: p99 %.1f ms, idle %.1f ms. Here p99 %.1f ms, idle %.1f ms; p50 %.1f ms, idle %.1f ms; the node's slowest answer %.1f ms; %.0f attackers ended by the kernel, the neighbour waited for its own quota in %.0f periods",
+						ms("-floor-p99-µs"), ms("-floor-idle-p99-µs"), ms("-p99-µs"), ms("-idle-p99-µs"), ms("-p50-µs"), ms("-idle-p50-µs"), ms("-node-slowest-µs"), f[a.name+"-ends"], f[a.name+"-throttled"]),
 				}, Row{Metric: "  destroy of it", Unit: "ms", P50: ms("-destroy-µs"), Target: 1000})
 			}
 			return rows

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,13 +42,17 @@ var attacks = []attack{
 var only = flag.String("attack", "", "the one attack of BenchmarkNeighbour to wage")
 
 const (
-	neighbourExecs  = 400
-	neighbourRhythm = 10 * time.Millisecond // between the starts of two execs: a neighbour that works, not one that floods
+	neighbourExecs = 300
+	// Between the starts of two execs is at least neighbourRhythm, and neighbourPause times what one takes on this machine: a neighbour that works,
+	// not one that floods, and not one that waits for its own quota of the processor.
+	neighbourRhythm = 10 * time.Millisecond
+	neighbourPause  = 4
 )
 
 // BenchmarkNeighbour attacks from one sandbox and measures execs in another: before and after the attack, which is idle, and
 // under it. It reports p99s and their ratio, the slowest answer of the daemon meanwhile, and how long the destroy of the
-// attacker took. Run it once: each attack has its own hundreds of execs.
+// attacker took. The floor is the same attack on a program in a control group of the same limits, without SoulBox, right after it. Run it once: each
+// attack has its own hundreds of execs.
 func BenchmarkNeighbour(b *testing.B) {
 	d := startDaemon(b)
 	bomb := filepath.Join(shortDir(b), "bomb")
@@ -55,12 +60,17 @@ func BenchmarkNeighbour(b *testing.B) {
 	program, err := os.ReadFile(bomb)
 	must.NoError(b, err)
 	neighbour := d.create(func(r *nodeapi.CreateRequest) { r.Limits = neighbourLimits })
+	plain := newPlainGround(b, program)
 	for b.Loop() {
 		for _, a := range attacks {
 			if *only != "" && a.name != *only {
 				continue
 			}
 			a.measure(b, d, neighbour, program)
+			idle, attacked := plain.measure(b, a)
+			b.ReportMetric(quantile(idle, .99), a.name+"-floor-idle-p99-µs")
+			b.ReportMetric(quantile(attacked, .99), a.name+"-floor-p99-µs")
+			b.ReportMetric(quantile(attacked, .99)/quantile(idle, .99), a.name+"-floor-x-idle")
 		}
 	}
 	b.ReportMetric(0, "ns/op")
@@ -70,7 +80,9 @@ var neighbourLimits = nodeapi.Limits{CPUMillis: 1000, MemoryBytes: 256 << 20, PI
 
 func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb []byte) {
 	b.Helper()
-	idle, _ := d.execs(b, neighbour, neighbourExecs/2)
+	rhythm := d.rhythm(b, neighbour)
+	throttled := d.throttled(b, neighbour)
+	idle, _ := d.execs(b, neighbour, neighbourExecs/2, rhythm)
 	w := a.wage(b, d, bomb)
 	// It is under way when the kernel has stopped it once, or where that shows nowhere, after a second.
 	begin := time.Now()
@@ -82,10 +94,10 @@ func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb
 		s, err := d.client.Stats(b.Context(), id) // fails between two attackers
 		return err == nil && a.seen(s)
 	})
-	attacked, slowest := d.execs(b, neighbour, neighbourExecs)
+	attacked, slowest := d.execs(b, neighbour, neighbourExecs, rhythm)
 	must.NoError(b, exec.Command("/bin/true").Run()) // the host has processes, memory and descriptors left
 	destroy := w.stop(b)
-	after, _ := d.execs(b, neighbour, neighbourExecs/2)
+	after, _ := d.execs(b, neighbour, neighbourExecs/2, rhythm)
 	idle = append(idle, after...)
 
 	b.ReportMetric(quantile(idle, .5), a.name+"-idle-p50-µs")
@@ -96,6 +108,7 @@ func (a attack) measure(b *testing.B, d *daemon, neighbour nodeapi.Sandbox, bomb
 	b.ReportMetric(float64(slowest.Microseconds()), a.name+"-node-slowest-µs")
 	b.ReportMetric(float64(destroy.Microseconds()), a.name+"-destroy-µs")
 	b.ReportMetric(float64(w.ends.Load()), a.name+"-ends")
+	b.ReportMetric(float64(d.throttled(b, neighbour)-throttled), a.name+"-throttled")
 }
 
 // war is an attack that does not stop when the kernel ends an attacker for lack of memory: the next one takes its place.
@@ -159,11 +172,27 @@ func (w *war) stop(b *testing.B) time.Duration {
 	return w.destroy
 }
 
+// rhythm returns how far apart execs of a neighbour are on this machine.
+func (d *daemon) rhythm(b *testing.B, sb nodeapi.Sandbox) time.Duration {
+	b.Helper()
+	took, _ := d.execs(b, sb, 20, neighbourRhythm)
+	slices.Sort(took)
+	return max(neighbourRhythm, neighbourPause*took[len(took)/2])
+}
+
+// throttled returns in how many periods the sandbox has waited for its own quota.
+func (d *daemon) throttled(b *testing.B, sb nodeapi.Sandbox) uint64 {
+	b.Helper()
+	s, err := d.client.Stats(b.Context(), sb.ID)
+	must.NoError(b, err)
+	return s.Throttled
+}
+
 // execs runs /bin/true in a sandbox n times, in an even rhythm, and asks the daemon for itself between them. It returns how
 // long each took, and the daemon's slowest answer.
-func (d *daemon) execs(b *testing.B, sb nodeapi.Sandbox, n int) (took []time.Duration, slowest time.Duration) {
+func (d *daemon) execs(b *testing.B, sb nodeapi.Sandbox, n int, rhythm time.Duration) (took []time.Duration, slowest time.Duration) {
 	b.Helper()
-	tick := time.NewTicker(neighbourRhythm)
+	tick := time.NewTicker(rhythm)
 	defer tick.Stop()
 	for range n {
 		<-tick.C
