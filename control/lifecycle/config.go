@@ -34,6 +34,7 @@ type State interface {
 type Fleet interface {
 	Await(id api.SandboxID) *fleet.Waiter
 	AwaitOn(id api.SandboxID, node api.NodeID) *fleet.Waiter
+	Find(id api.SandboxID) []fleet.Found
 	Nodes() []fleet.Node
 	Node(id api.NodeID) (fleet.Node, bool)
 	Stale() time.Time

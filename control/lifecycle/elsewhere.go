@@ -107,11 +107,14 @@ func (s *Service) storeOf(id api.NodeID) string {
 	return ""
 }
 
-// forgetCopy removes the stored copy of a paused sandbox that was deleted.
+// forgetCopy removes the stored copy of a sandbox that is recorded to be deleted, or to run on another node than the copy came from. Not before: until
+// then the copy is the sandbox.
 func (s *Service) forgetCopy(ctx context.Context, sb state.Sandbox) {
 	if !s.canMove(sb) {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CleanTimeout)
+	defer cancel()
 	at, err := s.holder(sb.Node, sb.StoredIn)
 	if err == nil {
 		var node *nodeapi.Client
@@ -120,8 +123,87 @@ func (s *Service) forgetCopy(ctx context.Context, sb state.Sandbox) {
 		}
 	}
 	if err != nil && !api.IsNotFound(err) {
-		s.cfg.Logger.Warn("stored copy of a deleted sandbox stays", "sandbox", sb.ID, "snapshot", sb.Stored, "error", err)
+		s.cfg.Logger.Warn("stored copy of a sandbox that does not need it stays", "sandbox", sb.ID, "snapshot", sb.Stored, "error", err)
 	}
+}
+
+// arrived returns the node on which a paused sandbox has come back, or is about to, because somebody who died, or lost the lead, had placed it there
+// and not recorded that. What it has done since is in no copy, so nobody may end it to begin again. Empty: there is no such node. It waits for what is on
+// its way. Called with its lock held.
+func (s *Service) arrived(ctx context.Context, sb state.Sandbox) (api.NodeID, error) {
+	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))
+	defer cancel()
+	tick := time.NewTicker(awaitEvery)
+	defer tick.Stop()
+	for {
+		on, waits, err := s.placedElsewhere(within, sb)
+		if err != nil {
+			return "", fmt.Errorf("%w: where sandbox %s is: %w", errGivenUp, sb.ID, ContextCause(within, err))
+		}
+		if on != "" {
+			return s.await(within, sb, on)
+		}
+		if !waits {
+			return "", nil
+		}
+		select {
+		case <-within.Done():
+			return "", ctx.Err() // for want of room, most likely: another place is looked for
+		case <-tick.C:
+		}
+	}
+}
+
+// await waits for the report of a sandbox that somebody else has placed on a node. Empty: it does not come.
+func (s *Service) await(ctx context.Context, sb state.Sandbox, on api.NodeID) (api.NodeID, error) {
+	waiter := s.cfg.Fleet.AwaitOn(sb.ID, on)
+	defer waiter.Close()
+	found, err := Report(ctx, s.cfg.Placer, sb.ID, waiter)
+	if err == nil && found.Sandbox.State != nodeapi.StateRunning {
+		err = fmt.Errorf("it is %s there", found.Sandbox.State)
+	}
+	if err != nil {
+		s.cfg.Logger.Warn("sandbox that was placed on another node did not come back there", "sandbox", sb.ID, "node", on, "error", ContextCause(ctx, err))
+		return "", nil
+	}
+	if node, err := s.cfg.Fleet.Client(on); err == nil {
+		s.publishAgain(ctx, sb, node)
+	}
+	s.cfg.Logger.Info("sandbox has come back on another node", "sandbox", sb.ID, "was", sb.Node, "node", on)
+	return on, nil
+}
+
+// placedElsewhere returns the node, other than that of its record, on which a sandbox is or is about to be; waits is whether it is placed, but on no
+// node yet.
+func (s *Service) placedElsewhere(ctx context.Context, sb state.Sandbox) (on api.NodeID, waits bool, err error) {
+	for _, f := range s.cfg.Fleet.Find(sb.ID) {
+		// A paused one is what an earlier move has left, and is being ended.
+		if f.Node != sb.Node && f.Connected && (f.Sandbox.State == nodeapi.StateStarting || f.Sandbox.State == nodeapi.StateRunning) {
+			return f.Node, false, nil
+		}
+	}
+	placed, err := s.cfg.Placer.List(ctx)
+	if err != nil {
+		return "", false, err
+	}
+	for _, p := range placed {
+		switch {
+		case p.ID != sb.ID || p.State == placement.Ended || p.Node == sb.Node:
+		case p.Node != "":
+			return p.Node, false, nil
+		default:
+			waits = waits || p.State == placement.Pending
+		}
+	}
+	return "", waits, nil
+}
+
+// back brings a paused sandbox back on another node, as elsewhere does, where that has not happened already.
+func (s *Service) back(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep, left ...api.NodeID) (api.NodeID, error) {
+	if on, err := s.arrived(ctx, sb); on != "" || err != nil {
+		return on, err
+	}
+	return s.elsewhere(ctx, sb, end, keep, left...)
 }
 
 // elsewhere brings a paused sandbox back on another node, from its stored copy: the same id, tokens, processes and files. The old
@@ -143,7 +225,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	}
 	want := request(sb, CreateParams{templateOf: ownTemplates(owner)})
 	want.Deadline = end
-	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true, Consume: true}
+	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true}
 	if want.Network, err = networkOf(sb, owner); err != nil {
 		return fail(err)
 	}

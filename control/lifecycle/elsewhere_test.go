@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/placement/local"
+	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -27,6 +28,7 @@ import (
 type pair struct {
 	mu            sync.Mutex
 	left          []api.NodeID
+	dead          bool // whoever asks was killed: nothing ends any more
 	first, second api.NodeID
 	at            map[api.NodeID]*local.Placer
 }
@@ -45,8 +47,20 @@ func (p *pair) Draining(context.Context) ([]api.NodeID, error) {
 	return p.left, nil
 }
 
+func (p *pair) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
 // Stop forgets the sandbox, as a scheduler does, whether or not a node answers.
 func (p *pair) Stop(ctx context.Context, id api.SandboxID) error {
+	p.mu.Lock()
+	dead := p.dead
+	p.mu.Unlock()
+	if dead {
+		return errors.New("whoever asks was killed")
+	}
 	for _, l := range p.at {
 		if err := l.Stop(ctx, id); err != nil && !errors.Is(err, nodeapi.ErrUnreachable) {
 			return err
@@ -322,6 +336,67 @@ func TestMove_thatADeadServiceBeganIsSettled(t *testing.T) {
 				_, runs := s.Node.Running()[sb.ID]
 				return err == nil && !got.Moving && got.State == state.Running && got.Node == sb.Node && runs
 			})
+		})
+	}
+}
+
+// A service died after it had had a sandbox placed on the other node, and before it recorded that: what has run there is not ended to begin again.
+func TestMove_thatADeadServicePlacedIsRecorded(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		drains bool // the node is to be left yet
+		runs   bool // it is there already when the next service looks, and not on its way yet
+	}{
+		{"where it runs", true, true},
+		{"where it is on its way", true, false},
+		{"where it runs, and nothing drains any more", false, true},
+		{"where it is on its way, and nothing drains any more", false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, second, _ := twoNodes(t, true)
+			sb := running(t, s, func(p *lifecycle.CreateParams) { p.Timeout = time.Hour })
+			coming, comes := make(chan struct{}), make(chan struct{})
+			second.SetHooks(fleettest.Hooks{BeforeCreate: func(context.Context, nodeapi.CreateRequest) error {
+				close(coming) // a second one panics
+				<-comes
+				return nil
+			}})
+			p := s.Config.Placer.(*pair)
+			ctx, die := context.WithCancel(t.Context())
+			moved := make(chan error, 1)
+			go func() { moved <- s.Sandboxes.Move(ctx, sb.ID, []api.NodeID{sb.Node}) }()
+			<-coming
+			p.set(func() { p.dead = true })
+			die()
+			must.Error(t, <-moved)
+			s.Stop()
+			s.Config.Pace = func(c *reconcile.Config) { // nobody but who moves it shall see it
+				coretest.Quick(c)
+				c.StopGrace = time.Hour
+			}
+			p.set(func() {
+				p.dead = false
+				if tc.drains {
+					p.left = []api.NodeID{sb.Node}
+				}
+			})
+			if tc.runs {
+				close(comes)
+				coretest.Until(t, "it to run", func() bool { return len(second.Running()) == 1 })
+			}
+			s.Start(t)
+			must.NoError(t, s.ConnectNodes(t.Context(), 2))
+			if !tc.runs {
+				coretest.Until(t, "its coming to be seen", func() bool { return len(s.Fleet.Find(sb.ID)) > 0 })
+				close(comes)
+			}
+			coretest.Until(t, "its record", func() bool {
+				now, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+				return err == nil && !now.Moving && now.State == state.Running && now.Node == second.ID()
+			})
+			coretest.Until(t, "the end of its copy", func() bool { return second.Snapshots() == 0 })
+			must.MapContainsKey(t, second.Running(), sb.ID)
+			must.Eq(t, 1, second.Created(sb.ID))
 		})
 	}
 }

@@ -92,38 +92,50 @@ func (s *Service) on(node api.NodeID) []state.Sandbox {
 // Move has a running sandbox go on on another node than those that are to be left: the same id, processes, memory, files and tokens, and
 // the same deadline. Requests to it wait meanwhile. One that cannot be moved goes on where it is.
 func (s *Service) Move(ctx context.Context, id api.SandboxID, left []api.NodeID) error {
+	was, err := s.move(ctx, id, left)
+	if err == nil {
+		s.forgetCopy(ctx, was)
+	}
+	return err
+}
+
+// move returns the sandbox as it was in its copy, or none where that is the sandbox yet.
+func (s *Service) move(ctx context.Context, id api.SandboxID, left []api.NodeID) (was state.Sandbox, err error) {
 	defer s.locks.lock(id)()
 	sb, err := s.cfg.State.Sandbox(id)
 	if err != nil {
-		return stateError(id, err)
+		return was, stateError(id, err)
 	}
 	begin := s.cfg.Now()
 	packed := begin
+	bring := s.elsewhere
 	switch {
 	case sb.State == state.Running:
 		if sb, err = s.pack(ctx, sb, left); err != nil {
-			return fmt.Errorf("move sandbox %s: %w", id, err)
+			return was, fmt.Errorf("move sandbox %s: %w", id, err)
 		}
 		packed = s.cfg.Now()
-	case sb.State != state.Paused || !sb.Moving:
-		return nil // it changed meanwhile
+	case sb.State == state.Paused && sb.Moving:
+		bring = s.back
+	default:
+		return was, nil // it changed meanwhile
 	}
 	failpoint.At("move.recorded")
-	on, err := s.elsewhere(ctx, sb, sb.EndAt, KeepMemory, append([]api.NodeID{sb.Node}, left...)...)
+	on, err := bring(ctx, sb, sb.EndAt, KeepMemory, append([]api.NodeID{sb.Node}, left...)...)
 	if err != nil && !errors.Is(err, errGivenUp) {
 		// Its node has it yet.
 		if node, nodeErr := s.cfg.Fleet.Client(sb.Node); nodeErr == nil {
 			if _, backErr := node.Resume(context.WithoutCancel(ctx), id, nodeapi.ResumeRequest{Deadline: sb.EndAt}); backErr == nil {
-				return errors.Join(err, s.resumed(ctx, sb, sb.Node))
+				return was, errors.Join(err, s.resumed(ctx, sb, sb.Node))
 			}
 		}
 	}
 	if err != nil {
-		return err
+		return was, err
 	}
 	failpoint.At("move.unrecorded")
 	s.cfg.Logger.Info("sandbox moved", "sandbox", id, "was", sb.Node, "node", on, "packed", packed.Sub(begin), "unpacked", s.cfg.Now().Sub(packed))
-	return s.resumed(ctx, sb, on)
+	return sb, s.resumed(ctx, sb, on)
 }
 
 func (s *Service) resumed(ctx context.Context, sb state.Sandbox, on api.NodeID) error {
@@ -238,10 +250,17 @@ func (s *Service) settleOne(ctx context.Context, id api.SandboxID, left []api.No
 	case state.Running:
 		_, err = s.stays(ctx, sb)
 	case state.Paused:
-		var on api.NodeID
-		if on, sb.EndAt, err = s.resumeOn(ctx, sb, sb.EndAt, KeepMemory); err == nil {
+		on, err := s.arrived(ctx, sb)
+		if err == nil && on == "" {
+			on, sb.EndAt, err = s.resumeOn(ctx, sb, sb.EndAt, KeepMemory)
+		}
+		if err == nil {
 			err = s.resumed(ctx, sb, on)
 		}
+		if err == nil && on != sb.Node {
+			s.forgetCopy(ctx, sb)
+		}
+		return err
 	}
 	return err
 }

@@ -157,6 +157,9 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 		err = nil // the reconciler has seen it run first
 	}
 	failpoint.At("resume.told")
+	if err == nil && on != sb.Node {
+		s.forgetCopy(ctx, sb)
+	}
 	return r.Sandbox, stateError(sb.ID, err)
 }
 
@@ -164,7 +167,7 @@ func (s *Service) resume(ctx context.Context, sb state.Sandbox, d time.Duration,
 // returns the node that it is on, and its deadline there: end and the time that it took.
 func (s *Service) resumeOn(ctx context.Context, sb state.Sandbox, end time.Time, keep Keep) (api.NodeID, time.Time, error) {
 	elsewhere := func() (api.NodeID, time.Time, error) {
-		on, err := s.elsewhere(ctx, sb, end, keep)
+		on, err := s.back(ctx, sb, end, keep)
 		return on, end, err
 	}
 	node, err := s.cfg.Fleet.Client(sb.Node)

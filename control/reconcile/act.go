@@ -311,10 +311,21 @@ func (r *Reconciler) resume(ctx context.Context, f facts, found fleet.Found) err
 	if errors.Is(err, state.ErrState) {
 		return nil // it changed meanwhile
 	}
-	if err == nil {
-		r.log.Info("sandbox that was being resumed is recorded as running", "sandbox", f.id, "node", found.Node)
+	if err != nil {
+		return err
 	}
-	return err
+	r.log.Info("sandbox that was being resumed is recorded as running", "sandbox", f.id, "node", found.Node)
+	if f.record.Stored == "" || found.Node == f.record.Node {
+		return nil // a node that resumes its own forgets the copy
+	}
+	node, err := r.cfg.Fleet.Client(found.Node)
+	if err == nil {
+		err = node.DeleteSnapshot(ctx, f.record.Tenant, f.record.Stored)
+	}
+	if err != nil && !api.IsNotFound(err) {
+		r.log.Warn("stored copy of a sandbox that runs stays", "sandbox", f.id, "snapshot", f.record.Stored, "error", err)
+	}
+	return nil
 }
 
 // endAll records ends in one command, then lets the placer forget those sandboxes.

@@ -211,9 +211,6 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		b.mu.Unlock()
 		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
 		failpoint.At("fork.woken")
-		if req.Restore.Consume {
-			n.forgetStored(req.Restore.Tenant, req.Restore.Snapshot)
-		}
 		b.mu.Lock()
 	} else {
 		n.prestart(b, inst.Guest(), b.lease.Root)

@@ -224,7 +224,7 @@ func (f *fault) move() error {
 	must.NoError(f.t, err)
 	must.NoError(f.t, f.client.Delete(f.t.Context(), f.sb.ID))
 	f.copied = restoreRequest(f.id, "a")
-	f.copied.ID, f.copied.Restore.Same, f.copied.Restore.Consume = f.sb.ID, true, true
+	f.copied.ID, f.copied.Restore.Same = f.sb.ID, true
 	f.killed = f.there
 	f.kill()
 	_, err = f.there.client.Create(f.t.Context(), f.copied)
@@ -311,11 +311,12 @@ func (f *fault) forked() {
 	must.NoError(f.t, f.client.DeleteSnapshot(f.t.Context(), "a", f.id))
 }
 
-// moved finds the sandbox there, or only in the store, from where it comes with the same request; and has it come back by another move.
+// moved finds the sandbox there, or only in the store, from where it comes with the same request. The next move is the way back.
 func (f *fault) moved() {
 	f.t.Helper()
 	moved := f.madeOnce(f.there)
 	must.Eq(f.t, f.sb.Hostname, moved.Hostname)
+	must.NoError(f.t, f.there.client.DeleteSnapshot(f.t.Context(), "a", f.id))
 	f.daemon, f.there = f.there, f.daemon
 }
 

@@ -171,9 +171,6 @@ func (n *Node) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n.run(req.ID)
-	if req.Restore != nil && req.Restore.Consume {
-		n.snapshots.remove(req.Restore.Snapshot)
-	}
 	s := made.Sandbox
 	n.mu.Unlock()
 	if hooks.AfterCreate != nil {

@@ -164,8 +164,6 @@ type Restore struct {
 	// Same tells that it is the same sandbox that goes on, elsewhere: machine id and host name stay. Otherwise it is a copy,
 	// which gets its own, and whose programs that ask the kernel for random numbers get other ones.
 	Same bool `json:"same,omitempty"`
-	// Consume removes the snapshot from the store once the sandbox runs: it is its own state, kept while it was paused.
-	Consume bool `json:"consume,omitempty"`
 }
 
 // Pause pauses a sandbox.
