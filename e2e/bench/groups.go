@@ -146,28 +146,34 @@ func all(o options) []group {
 		}},
 		{"pauses", "./nomad-driver/node", "BenchmarkPause", o.pauses, func(f figures) []Row {
 			var rows []Row
-			for _, k := range []struct{ name, of string }{{"idle", "an idle sandbox"}, {"100m", "one with 100 MiB of Python"}, {"1g", "one with 1 GiB of Python"}} {
+			for _, k := range []struct {
+				name, of                    string
+				frozen, checkpoint, restore float64 // targets
+			}{{"idle", "an idle sandbox", 0, 0, 0}, {"100m", "one with 100 MiB of Python", 60, 110, 30}, {"1g", "one with 1 GiB of Python", 0, 0, 0}} {
 				ms := func(unit string) float64 { return f[k.name+unit] * micros }
 				rows = append(rows,
-					Row{Metric: "freeze of " + k.of, Unit: "ms", P50: ms("-freeze-µs")},
-					Row{Metric: "  thaw", Unit: "ms", P50: ms("-thaw-µs")},
-					Row{Metric: "  how long it stands still for a snapshot", Unit: "ms", P50: ms("-frozen-µs")},
-					Row{Metric: "  checkpoint, until its memory is free and the disk has it", Unit: "ms", P50: ms("-checkpoint-µs"), Floor: ms("-dump-floor-µs"), FloorIs: "criu dump of the same program on the host, not synced"},
+					Row{Metric: "freeze of " + k.of, Unit: "ms", P50: ms("-freeze-µs"), Target: 1},
+					Row{Metric: "  thaw", Unit: "ms", P50: ms("-thaw-µs"), Target: 1},
+					Row{Metric: "  how long it stands still for a snapshot", Unit: "ms", P50: ms("-frozen-µs"), Target: k.frozen},
+					Row{Metric: "  checkpoint, until its memory is free and the disk has it", Unit: "ms", P50: ms("-checkpoint-µs"), Target: k.checkpoint, Floor: ms("-dump-floor-µs"), FloorIs: "criu dump of the same program on the host, not synced"},
 					Row{Metric: "  restore", Unit: "ms", P50: ms("-restore-µs"), Floor: ms("-restore-floor-µs"), FloorIs: "criu restore of it"},
-					Row{Metric: "  restore, to the exit code of an exec", Unit: "ms", P50: ms("-answer-µs")},
+					Row{Metric: "  restore, to the exit code of an exec", Unit: "ms", P50: ms("-answer-µs"), Target: k.restore},
 				)
 			}
 			return rows
 		}},
 		{"forks", "./nomad-driver/node", "BenchmarkForks", o.pauses, func(f figures) []Row {
 			return []Row{
-				{Metric: "100 copies of a snapshot, 16 at a time", Unit: "ms", P50: f["hundred-µs"] * micros},
-				{Metric: "  each of them", Unit: "ms", P50: f["p50-µs"] * micros, P99: f["p99-µs"] * micros},
+				{Metric: "100 copies of a snapshot, 16 at a time", Unit: "ms", P50: f["hundred-µs"] * micros, Target: 541},
+				{
+					Metric: "  each of them", Unit: "ms", P50: f["p50-µs"] * micros, P99: f["p99-µs"] * micros,
+					Floor: f["floor-µs"] * micros, FloorIs: "criu restore of a sleep on the host, alone",
+				},
 			}
 		}},
 		{"stored", "./nomad-driver/node", "BenchmarkStored", o.pauses, func(f figures) []Row {
 			return []Row{
-				{Metric: "stored of 10 snapshots of 64 MiB with at most 5 % changed, to their size", Unit: "%", P50: f["stored-%"]},
+				{Metric: "stored of 10 snapshots of 64 MiB with at most 5 % changed, to their size", Unit: "%", P50: f["stored-%"], Target: 100.0 / 7},
 				{Metric: "  that is", Unit: "MiB", P50: f["stored-MiB"]},
 			}
 		}},
