@@ -248,7 +248,8 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CleanTimeout)
 		defer cancel()
-		if stopErr := s.cfg.Placer.Stop(clean, sb.ID); stopErr != nil {
+		// Also on its node: one that came too late must not be taken for one that has come.
+		if stopErr := s.stop(clean, state.Sandbox{ID: sb.ID, Node: on}); stopErr != nil {
 			s.cfg.Logger.Warn("sandbox that did not come back is not cleaned up yet", "sandbox", sb.ID, "error", stopErr)
 		}
 		return fail(fmt.Errorf("%w: %w", errGivenUp, ContextCause(within, err)))
