@@ -57,6 +57,12 @@ func (c *Client) SetTemplateNetwork(ctx context.Context, name string, p NetworkP
 	return out, c.call(ctx, http.MethodPut, "/v1/templates/"+url.PathEscape(name)+"/network", nil, p, &out)
 }
 
+// SetTemplatePlacement says where sandboxes of a template, with all its tags, may run that are made from then on: there, and where their creates want it.
+func (c *Client) SetTemplatePlacement(ctx context.Context, name string, p Placement) (Template, error) {
+	var out Template
+	return out, c.call(ctx, http.MethodPut, "/v1/templates/"+url.PathEscape(name)+"/placement", nil, p, &out)
+}
+
 // DeleteTemplate removes a template's name. Sandboxes that run keep it.
 func (c *Client) DeleteTemplate(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/templates/"+url.PathEscape(name), nil, nil, nil)

@@ -12,7 +12,8 @@ type Template struct {
 	User      string        `json:"user,omitempty"`   // default user of processes
 	Cwd       string        `json:"cwd,omitempty"`
 	Env       []string      `json:"env,omitempty"`
-	Network   NetworkPolicy `json:"network,omitzero"` // what its sandboxes reach at most, of those that are made from now on
+	Network   NetworkPolicy `json:"network,omitzero"`   // what its sandboxes reach at most, of those that are made from now on
+	Placement Placement     `json:"placement,omitzero"` // where its sandboxes may run, of those that are made from now on
 	CreatedAt time.Time     `json:"created_at"`
 	UpdatedAt time.Time     `json:"updated_at,omitzero"`
 }

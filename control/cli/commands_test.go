@@ -49,7 +49,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"network", "network show", "network set", "network shape", "network test", "network publish", "network join", "network leave",
 		"login", "logout", "auth", "auth whoami", "auth can-i", "key", "key list", "key create", "key revoke",
 		"role", "role list", "role show", "role put", "role delete", "binding", "binding list", "binding create", "binding delete",
-		"tenant", "tenant list", "tenant create", "tenant update", "tenant network", "template network", "tenant suspend", "tenant resume", "tenant delete",
+		"tenant", "tenant list", "tenant create", "tenant update", "tenant network", "template network", "template placement", "tenant suspend", "tenant resume", "tenant delete",
 	}
 	must.MapLen(t, len(names), commands(&Env{}))
 	for _, name := range names {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -41,6 +42,43 @@ func placementFlags(o *options, to **api.Placement) {
 		p().Priority, err = strconv.Atoi(v)
 		return err
 	})
+}
+
+func templatePlacementCommand(env *Env) *command {
+	var p *api.Placement
+	return apiCommand(env, "Change where sandboxes of a template may run", "[options] <template>",
+		"Replaces the placement rules of a template and its tags; without an option there are none any more. They hold for sandboxes that are made from then on, beside what their "+
+			"creates ask for. Slots of pools that were placed by other rules are replaced.", 1, 1,
+		func(o *options) { placementFlags(o, &p) },
+		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
+			if p == nil {
+				p = &api.Placement{}
+			}
+			t, err := c.SetTemplatePlacement(ctx, args[0], *p)
+			return t, placementRows(t.Placement), err
+		})
+}
+
+// placementRows shows rules, one a line.
+func placementRows(p api.Placement) [][]string {
+	rows := [][]string{{"Kind", "Rule"}}
+	for _, c := range p.Constraints {
+		rows = append(rows, []string{"constraint", ruleWords(c)})
+	}
+	for _, a := range p.Affinities {
+		rows = append(rows, []string{"affinity", fmt.Sprint(a.Weight, " ", ruleWords(a.PlacementRule))})
+	}
+	if p.Strategy != "" {
+		rows = append(rows, []string{"place", p.Strategy})
+	}
+	if p.Priority != 0 {
+		rows = append(rows, []string{"priority", strconv.Itoa(p.Priority)})
+	}
+	return rows
+}
+
+func ruleWords(r api.PlacementRule) string {
+	return strings.TrimSpace(r.Attribute + " " + r.Operator + " " + r.Value)
 }
 
 // parseRule reads "attribute operator value". The value is everything behind the operator.

@@ -54,6 +54,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	st.done(StepTemplate)
 	asBuilt(&p, asked, from.template)
 	from.inherit(&p, asked)
+	if p.Where, err = placement.Rules(from.template.Where).And(p.Where); err != nil {
+		return state.Sandbox{}, st.list, err
+	}
 	if err := bound(owner, p.CPUMillis, p.MemoryMB, p.DiskMB); err != nil {
 		return state.Sandbox{}, st.list, err
 	}

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -103,6 +104,33 @@ func checkRule(r *api.PlacementRule) error {
 		}
 	}
 	return nil
+}
+
+// And returns rules that hold where both do. Where both want something that there is once, as a strategy, it is what more wants.
+func (r Rules) And(more Rules) (Rules, error) {
+	if r == "" || r == more {
+		return more, nil
+	}
+	if more == "" {
+		return r, nil
+	}
+	a, b := r.Placement(), more.Placement()
+	for _, c := range b.Constraints {
+		if !slices.Contains(a.Constraints, c) {
+			a.Constraints = append(a.Constraints, c)
+		}
+	}
+	for _, c := range b.Affinities {
+		if !slices.Contains(a.Affinities, c) {
+			a.Affinities = append(a.Affinities, c)
+		}
+	}
+	a.Strategy, a.Priority = cmp.Or(b.Strategy, a.Strategy), cmp.Or(b.Priority, a.Priority)
+	out, err := json.Marshal(a)
+	if err != nil {
+		return "", fmt.Errorf("placement: %w", err)
+	}
+	return Rules(out), nil
 }
 
 // Placement returns the rules as they were said.

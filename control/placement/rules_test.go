@@ -93,3 +93,34 @@ func TestRules_allowAsTheSchedulerDoes(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, `node.name is "a1", which is not = b`, r.Allows(node))
 }
+
+func TestAnd_bothHold(t *testing.T) {
+	rule := func(attribute, value string) api.PlacementRule {
+		return api.PlacementRule{Attribute: attribute, Operator: "=", Value: value}
+	}
+	parse := func(p api.Placement) Rules {
+		r, err := ParseRules(&p)
+		must.NoError(t, err)
+		return r
+	}
+	ssd, zone := rule("label.disk", "ssd"), rule("label.zone", "a")
+	template := parse(api.Placement{Constraints: []api.PlacementRule{ssd}, Strategy: api.PlaceSpread, Priority: 60})
+	asked := parse(api.Placement{Constraints: []api.PlacementRule{ssd, zone}, Strategy: api.PlaceBinPack})
+	for _, tc := range []struct {
+		name    string
+		a, b    Rules
+		want    api.Placement
+		refused string
+	}{
+		{"nothing and nothing", "", "", api.Placement{}, ""},
+		{"a template's alone", template, "", template.Placement(), "label.disk"},
+		{"a create's alone", "", asked, asked.Placement(), "label.disk"},
+		{"both, each once", template, asked, api.Placement{Constraints: []api.PlacementRule{ssd, zone}, Strategy: api.PlaceBinPack, Priority: 60}, "label.disk"},
+		{"the same twice", asked, asked, asked.Placement(), "label.disk"},
+	} {
+		got, err := tc.a.And(tc.b)
+		must.NoError(t, err)
+		must.Eq(t, tc.want, got.Placement(), must.Sprint(tc.name))
+		must.StrContains(t, got.Allows(map[string]string{"label.zone": "a"}), tc.refused)
+	}
+}

@@ -188,7 +188,7 @@ func (s *Service) Delete(ctx context.Context, tenant, name string) error {
 		return err
 	}
 	for _, slot := range slots {
-		if err := s.cfg.Placer.Stop(ctx, slot.ID); err != nil {
+		if err := s.end(ctx, slot.ID); err != nil {
 			s.log.Debug("slot not ended yet", "slot", slot.ID, "error", err) // the reconciler does it
 		}
 	}

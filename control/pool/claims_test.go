@@ -92,6 +92,26 @@ func TestClaims_areLinearizable(t *testing.T) {
 	must.Len(t, clients*slots*3, history)
 }
 
+// The keeper looks at slots, and drops them a moment later: one that was claimed in between is somebody's sandbox.
+func TestPool_whatWasClaimedMeanwhileIsNotDropped(t *testing.T) {
+	s := world(t, 2, nil)
+	sb, _, err := s.Sandboxes.Create(t.Context(), coretest.Params())
+	must.NoError(t, err)
+	must.True(t, sb.Warm)
+	full(t, s, 2)
+	p, err := s.State.PoolNamed(state.DefaultTenant, "quick")
+	must.NoError(t, err)
+	rows, err := s.State.Slots(p.ID)
+	must.NoError(t, err)
+	must.NoError(t, s.Pools.Drop(t.Context(), sb.ID, rows[0].ID))
+	running := s.Node.Running()
+	must.MapContainsKey(t, running, sb.ID)
+	must.MapNotContainsKey(t, running, rows[0].ID)
+	got, err := s.Sandboxes.Get(t.Context(), state.DefaultTenant, sb.ID)
+	must.NoError(t, err)
+	must.Eq(t, state.Running, got.State)
+}
+
 func TestPool_templateDeletedUnderIt(t *testing.T) {
 	s := world(t, 3, nil)
 	sb, _, err := s.Sandboxes.Create(t.Context(), coretest.Params())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -97,6 +98,8 @@ func (s *Service) forget(pools []state.Pool) {
 
 // keep brings one pool closer to what it should be.
 func (s *Service) keep(ctx context.Context, p *state.Pool, makers *sync.WaitGroup) error {
+	k := s.keeperOf(p)
+	mine := s.making(k) // before the rows: a slot that is ready since then was being made
 	rows, err := s.cfg.State.Slots(p.ID)
 	if err != nil {
 		return err
@@ -105,13 +108,16 @@ func (s *Service) keep(ctx context.Context, p *state.Pool, makers *sync.WaitGrou
 	if terr != nil && !api.IsNotFound(terr) {
 		return terr // no node may be connected yet: the slots are as good as they were
 	}
-	k := s.keeperOf(p)
+	where, err := rules(p, template)
+	if err != nil {
+		return err
+	}
 	now := s.cfg.Now()
 	var drop []api.SandboxID
 	ready := make([]state.Slot, 0, len(rows))
 	making := 0
 	for _, row := range rows {
-		switch why := s.unfit(&row, p, template, terr, now); {
+		switch why := s.unfit(&row, p, mine, template, string(where), terr, now); {
 		case why != "":
 			s.log.Info("slot dropped", "pool", p.Name, "slot", row.ID, "why", why)
 			drop = append(drop, row.ID)
@@ -168,15 +174,15 @@ func (s *Service) keeperOf(p *state.Pool) *kept {
 }
 
 // unfit says why a slot cannot be given to anybody, now and later. Empty: it can, or is being made.
-func (s *Service) unfit(row *state.Slot, p *state.Pool, template state.Template, terr error, now time.Time) string {
+func (s *Service) unfit(row *state.Slot, p *state.Pool, mine map[api.SandboxID]struct{}, template state.Template, where string, terr error, now time.Time) string {
 	s.mu.Lock()
 	_, taken := s.taken[row.ID]
-	_, mine := s.kept[p.ID].making[row.ID]
 	s.mu.Unlock()
+	_, made := mine[row.ID]
 	switch {
 	case taken:
 		return ""
-	case row.State == state.SlotMaking && !mine:
+	case row.State == state.SlotMaking && !made:
 		return "the service that was making it ended"
 	case row.State == state.SlotMaking:
 		return ""
@@ -184,6 +190,8 @@ func (s *Service) unfit(row *state.Slot, p *state.Pool, template state.Template,
 		return terr.Error()
 	case row.Digest != template.Digest:
 		return "its template is another one now"
+	case row.Where != where:
+		return "it may have to run elsewhere now"
 	case now.Sub(row.ReadyAt) > p.MaxAge:
 		return fmt.Sprintf("it is older than %s", p.MaxAge)
 	}
@@ -294,12 +302,27 @@ func (s *Service) drop(ctx context.Context, k *kept, ids []api.SandboxID) error 
 		k.dropped += uint64(r.Changed)
 		s.mu.Unlock()
 		for _, id := range chunk {
-			if err := s.cfg.Placer.Stop(ctx, id); err != nil {
-				s.log.Debug("slot not ended yet", "slot", id, "error", err)
+			if err := s.end(ctx, id); err != nil {
+				s.log.Debug("slot not ended yet", "slot", id, "error", err) // the reconciler does it
 			}
 		}
 	}
 	return nil
+}
+
+// end ends a slot whose row an entry has taken away. One that was claimed before the entry is somebody's, and stays; one that was not cannot be any more.
+func (s *Service) end(ctx context.Context, id api.SandboxID) error {
+	if _, err := s.cfg.State.Sandbox(id); !errors.Is(err, state.ErrNotFound) {
+		return err
+	}
+	return s.cfg.Placer.Stop(ctx, id)
+}
+
+// making returns the slots of a pool that are being made here.
+func (s *Service) making(k *kept) map[api.SandboxID]struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(k.making)
 }
 
 // fail takes note of a slot that could not be made.

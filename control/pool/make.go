@@ -20,10 +20,14 @@ import (
 
 // begin records slots and makes each in a goroutine of its own.
 func (s *Service) begin(ctx context.Context, p *state.Pool, t state.Template, k *kept, n int, makers *sync.WaitGroup) error {
+	where, err := rules(p, t)
+	if err != nil {
+		return err
+	}
 	rows := make([]state.Slot, n)
 	for i := range rows {
 		rows[i] = state.Slot{
-			ID: s.cfg.NewID(), Pool: p.ID, Tenant: p.Tenant, Template: p.Template, Digest: t.Digest, State: state.SlotMaking, Creator: s.cfg.Run,
+			ID: s.cfg.NewID(), Pool: p.ID, Tenant: p.Tenant, Template: p.Template, Digest: t.Digest, Where: string(where), State: state.SlotMaking, Creator: s.cfg.Run,
 			CreatedAt: s.cfg.Now().UTC(),
 		}
 	}
@@ -89,7 +93,7 @@ func (s *Service) start(ctx context.Context, p *state.Pool, t state.Template, ro
 	waiter := s.cfg.Fleet.Await(row.ID)
 	defer waiter.Close()
 	err = s.cfg.Placer.Place(within, placement.Request{
-		Tenant: p.Tenant, Rules: placement.Rules(p.Where), Prefer: lifecycle.Spread(placement.Rules(p.Where), s.cfg.Fleet.Nodes),
+		Tenant: p.Tenant, Rules: placement.Rules(row.Where), Prefer: lifecycle.Spread(placement.Rules(row.Where), s.cfg.Fleet.Nodes),
 		Node: nodeapi.CreateRequest{
 			ID: row.ID, Template: row.Digest, Profile: p.Profile, QoS: p.QoS, Warm: true, Network: network,
 			Limits: nodeapi.Limits{CPUMillis: p.CPUMillis, MemoryBytes: p.MemoryMB << 20},

@@ -29,6 +29,7 @@ type State interface {
 	Slots(id api.PoolID) ([]state.Slot, error)
 	EachSlot(id api.PoolID, f func(*state.Slot) bool) error
 	Tenant(id string) (state.Tenant, error)
+	Sandbox(id api.SandboxID) (state.Sandbox, error)
 	Apply(ctx context.Context, c state.Command) (state.Result, error)
 }
 
@@ -140,7 +141,7 @@ func (s *Service) Take(ask lifecycle.Ask) (lifecycle.Slot, api.PoolID, bool) {
 			if of == "" {
 				of = p.ID
 			}
-			if slot, ok := s.takeFrom(p.ID, ask.Digest); ok {
+			if slot, ok := s.takeFrom(p.ID, ask); ok {
 				return slot, p.ID, true
 			}
 		}
@@ -153,14 +154,15 @@ func (s *Service) fits(p *state.Pool, ask lifecycle.Ask) bool {
 	if p.CPUMillis != ask.CPUMillis || p.MemoryMB != ask.MemoryMB || p.DiskMB != ask.DiskMB {
 		return false
 	}
-	if p.Where != string(ask.Where) {
-		return false
-	}
 	if cmp.Or(p.QoS, defaultQoS) != cmp.Or(ask.QoS, defaultQoS) || cmp.Or(p.Profile, defaultProfile) != cmp.Or(ask.Profile, defaultProfile) {
 		return false
 	}
 	t, err := s.cfg.Templates.Resolve(context.Background(), p.Tenant, p.Template)
-	return err == nil && t.Digest == ask.Digest
+	if err != nil || t.Digest != ask.Digest {
+		return false
+	}
+	where, err := rules(p, t)
+	return err == nil && where == ask.Where
 }
 
 // What an empty class and an empty profile mean to a node.
@@ -169,9 +171,14 @@ const (
 	defaultProfile = "default"
 )
 
-func (s *Service) takeFrom(id api.PoolID, digest string) (slot lifecycle.Slot, ok bool) {
+// rules are where the sandboxes of a pool may run: its own, and its template's.
+func rules(p *state.Pool, t state.Template) (placement.Rules, error) {
+	return placement.Rules(t.Where).And(placement.Rules(p.Where))
+}
+
+func (s *Service) takeFrom(id api.PoolID, ask lifecycle.Ask) (slot lifecycle.Slot, ok bool) {
 	err := s.cfg.State.EachSlot(id, func(row *state.Slot) bool {
-		if row.State != state.SlotReady || row.Digest != digest || s.isTaken(row.ID) { // of many at once, most look at what others have
+		if row.State != state.SlotReady || row.Digest != ask.Digest || row.Where != string(ask.Where) || s.isTaken(row.ID) { // of many at once, most look at what others have
 			return true
 		}
 		found, there := s.there(row)

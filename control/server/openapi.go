@@ -191,11 +191,12 @@ var operations = map[string]operationDoc{
 	"POST /v1/tenants/{tenant}/resume":  {summary: "End a suspension", out: api.Tenant{}},
 	"DELETE /v1/tenants/{tenant}":       {summary: "Delete a tenant, with what it owns where asked", query: "cascade"},
 
-	"GET /v1/templates":                {summary: "List templates", out: []api.Template{}},
-	"GET /v1/templates/{name}":         {summary: "One template", out: api.Template{}},
-	"PUT /v1/templates/{name}":         {summary: "Make a template of a tar stream", query: "source", media: "application/x-tar", out: api.Template{}, status: 201},
-	"PUT /v1/templates/{name}/network": {summary: "Replace what sandboxes of a template may reach that are made from then on", in: api.NetworkPolicy{}, out: api.Template{}},
-	"DELETE /v1/templates/{name}":      {summary: "Delete a template's name"},
+	"GET /v1/templates":                  {summary: "List templates", out: []api.Template{}},
+	"GET /v1/templates/{name}":           {summary: "One template", out: api.Template{}},
+	"PUT /v1/templates/{name}":           {summary: "Make a template of a tar stream", query: "source", media: "application/x-tar", out: api.Template{}, status: 201},
+	"PUT /v1/templates/{name}/network":   {summary: "Replace what sandboxes of a template may reach that are made from then on", in: api.NetworkPolicy{}, out: api.Template{}},
+	"PUT /v1/templates/{name}/placement": {summary: "Replace where sandboxes of a template may run that are made from then on", in: api.Placement{}, out: api.Template{}},
+	"DELETE /v1/templates/{name}":        {summary: "Delete a template's name"},
 }
 
 // openAPI is GET /v1/openapi.json.

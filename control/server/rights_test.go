@@ -16,6 +16,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/auth"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
@@ -49,6 +50,11 @@ func (s stateTemplates) Delete(ctx context.Context, tenant, name string) error {
 
 func (s stateTemplates) Import(ctx context.Context, who auth.Identity, name, _ string, _ io.Reader) (state.Template, error) {
 	r, err := s.Server.Apply(ctx, &state.TemplatePut{Template: state.Template{Tenant: who.Tenant, Name: name, Digest: "sha256:00", CreatedAt: testTime}})
+	return r.Template, err
+}
+
+func (s stateTemplates) SetPlacement(ctx context.Context, tenant, name string, where placement.Rules) (state.Template, error) {
+	r, err := s.Server.Apply(ctx, &state.TemplatePlacement{Tenant: tenant, Name: name, Where: string(where)})
 	return r.Template, err
 }
 

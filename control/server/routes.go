@@ -186,6 +186,7 @@ func (s *Server) routes() []route {
 		{pattern: "DELETE /v1/operator/raft/{server}", handle: s.removeControlServer, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "PUT /v1/templates/{name}/network", handle: s.templateNetwork, needs: can(rbac.Template, rbac.Update)},
+		{pattern: "PUT /v1/templates/{name}/placement", handle: s.templatePlacement, needs: can(rbac.Template, rbac.Update)},
 		{pattern: "DELETE /v1/templates/{name}", handle: s.deleteTemplate, needs: can(rbac.Template, rbac.Delete)},
 	}...)
 }

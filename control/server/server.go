@@ -18,6 +18,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/edge"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/rebalance"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -79,6 +80,8 @@ type Templates interface {
 	Untag(ctx context.Context, tenant, name string, tags []string) error
 	// Publish opens a template to other tenants, or closes it.
 	Publish(ctx context.Context, tenant, name string, public bool) (state.Template, error)
+	// SetPlacement says where sandboxes of a template may run that are made from then on.
+	SetPlacement(ctx context.Context, tenant, name string, where placement.Rules) (state.Template, error)
 	// SetNetwork says what sandboxes of a template may reach that are made from then on.
 	SetNetwork(ctx context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error)
 }

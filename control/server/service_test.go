@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/auth"
 	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/health"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -63,6 +64,10 @@ func (f *fakeTemplates) Tag(_ context.Context, tenant, target string, tags []str
 func (f *fakeTemplates) Untag(_ context.Context, tenant, name string, tags []string) error {
 	f.tenant, f.name, f.source = tenant, name, strings.Join(tags, " ")
 	return f.err
+}
+
+func (f *fakeTemplates) SetPlacement(_ context.Context, _, name string, where placement.Rules) (state.Template, error) {
+	return state.Template{Name: name, Where: string(where)}, nil
 }
 
 func (f *fakeTemplates) SetNetwork(_ context.Context, tenant, name string, p state.NetworkPolicy) (state.Template, error) {

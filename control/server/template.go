@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
@@ -109,6 +110,25 @@ func (s *Server) templateNetwork(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// templatePlacement is PUT /v1/templates/{name}/placement.
+func (s *Server) templatePlacement(w http.ResponseWriter, r *http.Request) error {
+	name, err := templateName(r)
+	var req api.Placement
+	if err := firstOf(err, s.needTemplates(), s.decodeBody(w, r, maxJSONBytes, false, &req)); err != nil {
+		return err
+	}
+	where, err := placement.ParseRules(&req)
+	if err != nil {
+		return err
+	}
+	t, err := s.cfg.Templates.SetPlacement(r.Context(), tenant(r), name, where)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, templateView(t))
+	return nil
+}
+
 // deleteTemplate is DELETE /v1/templates/{name}.
 func (s *Server) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
 	name, err := templateName(r)
@@ -121,7 +141,7 @@ func (s *Server) deleteTemplate(w http.ResponseWriter, r *http.Request) error {
 func templateView(t state.Template) api.Template {
 	return api.Template{
 		Name: t.Name, Digest: t.Digest, Bytes: t.Bytes, Files: t.Files, Source: t.Source, User: t.User, Cwd: t.Cwd, Env: t.Env,
-		Network:   api.NetworkPolicy(t.Network),
+		Network: api.NetworkPolicy(t.Network), Placement: placement.Rules(t.Where).Placement(),
 		CreatedAt: t.CreatedAt.UTC(), UpdatedAt: utc(t.UpdatedAt),
 	}
 }

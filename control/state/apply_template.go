@@ -15,7 +15,7 @@ func (c *TemplatePut) apply(tx *writeTx) (Result, error) {
 	}
 	t.CreateIndex, t.ModifyIndex = tx.index, tx.index
 	if old != nil {
-		t.CreateIndex, t.CreatedAt, t.Public, t.Network = old.CreateIndex, old.CreatedAt, old.Public, old.Network
+		t.CreateIndex, t.CreatedAt, t.Public, t.Network, t.Where = old.CreateIndex, old.CreatedAt, old.Public, old.Network, old.Where
 		t.SpawnCount, t.SpawnedAt = old.SpawnCount, old.SpawnedAt
 		if old.TemplateID != "" {
 			t.TemplateID = old.TemplateID

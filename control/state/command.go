@@ -10,106 +10,108 @@ import (
 type commandType uint8
 
 const (
-	typeSandboxCreate   commandType = 1
-	typeSandboxRunning  commandType = 2
-	typeSandboxStopping commandType = 3
-	typeSandboxEnd      commandType = 4
-	typeSandboxDeadline commandType = 5
-	typeSandboxPurge    commandType = 6
-	typeSandboxNetwork  commandType = 7
-	typeSandboxPaused   commandType = 8
-	typeSandboxResumed  commandType = 9
-	typeSandboxMove     commandType = 10
-	typeSandboxLimits   commandType = 12
-	typeSandboxHold     commandType = 13
-	typeSandboxUnhold   commandType = 14
-	typeSandboxPublish  commandType = 15
-	typeKeyPut          commandType = 16
-	typeKeyDelete       commandType = 17
-	typeKeyBootstrap    commandType = 18
-	typeKeyChange       commandType = 19
-	typeKeysUsed        commandType = 20
-	typeKeysPurge       commandType = 21
-	typeRingPut         commandType = 28
-	typeTemplatePut     commandType = 32
-	typeTemplateDelete  commandType = 33
-	typeTemplatePublish commandType = 34
-	typeTemplateNetwork commandType = 35
-	typeSnapshotPut     commandType = 96
-	typeSnapshotEnd     commandType = 97
-	typeSnapshotDelete  commandType = 98
-	typeBuildPut        commandType = 104
-	typeBuildStart      commandType = 105
-	typeBuildLog        commandType = 106
-	typeBuildEnd        commandType = 107
-	typeTenantPut       commandType = 48
-	typeTenantDelete    commandType = 49
-	typeRolePut         commandType = 64
-	typeRoleDelete      commandType = 65
-	typeBindingPut      commandType = 66
-	typeBindingDelete   commandType = 67
-	typeQuotaPut        commandType = 80
-	typePoolPut         commandType = 112
-	typePoolDelete      commandType = 113
-	typeSlotsMake       commandType = 114
-	typeSlotIsReady     commandType = 115
-	typeSlotsDrop       commandType = 116
-	typeSlotClaim       commandType = 117
-	typePoolCount       commandType = 118
-	typeNodePut         commandType = 128
-	typeNodeFence       commandType = 129
+	typeSandboxCreate     commandType = 1
+	typeSandboxRunning    commandType = 2
+	typeSandboxStopping   commandType = 3
+	typeSandboxEnd        commandType = 4
+	typeSandboxDeadline   commandType = 5
+	typeSandboxPurge      commandType = 6
+	typeSandboxNetwork    commandType = 7
+	typeSandboxPaused     commandType = 8
+	typeSandboxResumed    commandType = 9
+	typeSandboxMove       commandType = 10
+	typeSandboxLimits     commandType = 12
+	typeSandboxHold       commandType = 13
+	typeSandboxUnhold     commandType = 14
+	typeSandboxPublish    commandType = 15
+	typeKeyPut            commandType = 16
+	typeKeyDelete         commandType = 17
+	typeKeyBootstrap      commandType = 18
+	typeKeyChange         commandType = 19
+	typeKeysUsed          commandType = 20
+	typeKeysPurge         commandType = 21
+	typeRingPut           commandType = 28
+	typeTemplatePut       commandType = 32
+	typeTemplateDelete    commandType = 33
+	typeTemplatePublish   commandType = 34
+	typeTemplateNetwork   commandType = 35
+	typeTemplatePlacement commandType = 36
+	typeSnapshotPut       commandType = 96
+	typeSnapshotEnd       commandType = 97
+	typeSnapshotDelete    commandType = 98
+	typeBuildPut          commandType = 104
+	typeBuildStart        commandType = 105
+	typeBuildLog          commandType = 106
+	typeBuildEnd          commandType = 107
+	typeTenantPut         commandType = 48
+	typeTenantDelete      commandType = 49
+	typeRolePut           commandType = 64
+	typeRoleDelete        commandType = 65
+	typeBindingPut        commandType = 66
+	typeBindingDelete     commandType = 67
+	typeQuotaPut          commandType = 80
+	typePoolPut           commandType = 112
+	typePoolDelete        commandType = 113
+	typeSlotsMake         commandType = 114
+	typeSlotIsReady       commandType = 115
+	typeSlotsDrop         commandType = 116
+	typeSlotClaim         commandType = 117
+	typePoolCount         commandType = 118
+	typeNodePut           commandType = 128
+	typeNodeFence         commandType = 129
 )
 
 // commands makes the empty command of each type.
 var commands = map[commandType]func() Command{
-	typeSandboxCreate:   func() Command { return new(SandboxCreate) },
-	typeSandboxRunning:  func() Command { return new(SandboxRunning) },
-	typeSandboxStopping: func() Command { return new(SandboxStopping) },
-	typeSandboxEnd:      func() Command { return new(SandboxEnd) },
-	typeSandboxDeadline: func() Command { return new(SandboxDeadline) },
-	typeSandboxPurge:    func() Command { return new(SandboxPurge) },
-	typeSandboxNetwork:  func() Command { return new(SandboxNetwork) },
-	typeSandboxPaused:   func() Command { return new(SandboxPaused) },
-	typeSandboxResumed:  func() Command { return new(SandboxResumed) },
-	typeSandboxMove:     func() Command { return new(SandboxMove) },
-	typeSandboxLimits:   func() Command { return new(SandboxLimits) },
-	typeSandboxHold:     func() Command { return new(SandboxHold) },
-	typeSandboxUnhold:   func() Command { return new(SandboxUnhold) },
-	typeSandboxPublish:  func() Command { return new(SandboxPublish) },
-	typeKeyPut:          func() Command { return new(KeyPut) },
-	typeKeyDelete:       func() Command { return new(KeyDelete) },
-	typeKeyBootstrap:    func() Command { return new(KeyBootstrap) },
-	typeRingPut:         func() Command { return new(RingPut) },
-	typeTemplatePut:     func() Command { return new(TemplatePut) },
-	typeTemplateDelete:  func() Command { return new(TemplateDelete) },
-	typeTemplatePublish: func() Command { return new(TemplatePublish) },
-	typeTemplateNetwork: func() Command { return new(TemplateNetwork) },
-	typeSnapshotPut:     func() Command { return new(SnapshotPut) },
-	typeSnapshotEnd:     func() Command { return new(SnapshotEnd) },
-	typeSnapshotDelete:  func() Command { return new(SnapshotDelete) },
-	typeBuildPut:        func() Command { return new(BuildPut) },
-	typeBuildStart:      func() Command { return new(BuildStart) },
-	typeBuildLog:        func() Command { return new(BuildLog) },
-	typeBuildEnd:        func() Command { return new(BuildEnd) },
-	typeKeyChange:       func() Command { return new(KeyChange) },
-	typeKeysUsed:        func() Command { return new(KeysUsed) },
-	typeKeysPurge:       func() Command { return new(KeysPurge) },
-	typeTenantPut:       func() Command { return new(TenantPut) },
-	typeTenantDelete:    func() Command { return new(TenantDelete) },
-	typeRolePut:         func() Command { return new(RolePut) },
-	typeRoleDelete:      func() Command { return new(RoleDelete) },
-	typeBindingPut:      func() Command { return new(BindingPut) },
-	typeBindingDelete:   func() Command { return new(BindingDelete) },
-	typeQuotaPut:        func() Command { return new(QuotaPut) },
-	typePoolPut:         func() Command { return new(PoolPut) },
-	typePoolDelete:      func() Command { return new(PoolDelete) },
-	typeSlotsMake:       func() Command { return new(SlotsMake) },
-	typeSlotIsReady:     func() Command { return new(SlotIsReady) },
-	typeSlotsDrop:       func() Command { return new(SlotsDrop) },
-	typeSlotClaim:       func() Command { return new(SlotClaim) },
-	typePoolCount:       func() Command { return new(PoolCount) },
-	typeNodePut:         func() Command { return new(NodePut) },
-	typeNodeFence:       func() Command { return new(NodeFence) },
+	typeSandboxCreate:     func() Command { return new(SandboxCreate) },
+	typeSandboxRunning:    func() Command { return new(SandboxRunning) },
+	typeSandboxStopping:   func() Command { return new(SandboxStopping) },
+	typeSandboxEnd:        func() Command { return new(SandboxEnd) },
+	typeSandboxDeadline:   func() Command { return new(SandboxDeadline) },
+	typeSandboxPurge:      func() Command { return new(SandboxPurge) },
+	typeSandboxNetwork:    func() Command { return new(SandboxNetwork) },
+	typeSandboxPaused:     func() Command { return new(SandboxPaused) },
+	typeSandboxResumed:    func() Command { return new(SandboxResumed) },
+	typeSandboxMove:       func() Command { return new(SandboxMove) },
+	typeSandboxLimits:     func() Command { return new(SandboxLimits) },
+	typeSandboxHold:       func() Command { return new(SandboxHold) },
+	typeSandboxUnhold:     func() Command { return new(SandboxUnhold) },
+	typeSandboxPublish:    func() Command { return new(SandboxPublish) },
+	typeKeyPut:            func() Command { return new(KeyPut) },
+	typeKeyDelete:         func() Command { return new(KeyDelete) },
+	typeKeyBootstrap:      func() Command { return new(KeyBootstrap) },
+	typeRingPut:           func() Command { return new(RingPut) },
+	typeTemplatePut:       func() Command { return new(TemplatePut) },
+	typeTemplateDelete:    func() Command { return new(TemplateDelete) },
+	typeTemplatePublish:   func() Command { return new(TemplatePublish) },
+	typeTemplateNetwork:   func() Command { return new(TemplateNetwork) },
+	typeTemplatePlacement: func() Command { return new(TemplatePlacement) },
+	typeSnapshotPut:       func() Command { return new(SnapshotPut) },
+	typeSnapshotEnd:       func() Command { return new(SnapshotEnd) },
+	typeSnapshotDelete:    func() Command { return new(SnapshotDelete) },
+	typeBuildPut:          func() Command { return new(BuildPut) },
+	typeBuildStart:        func() Command { return new(BuildStart) },
+	typeBuildLog:          func() Command { return new(BuildLog) },
+	typeBuildEnd:          func() Command { return new(BuildEnd) },
+	typeKeyChange:         func() Command { return new(KeyChange) },
+	typeKeysUsed:          func() Command { return new(KeysUsed) },
+	typeKeysPurge:         func() Command { return new(KeysPurge) },
+	typeTenantPut:         func() Command { return new(TenantPut) },
+	typeTenantDelete:      func() Command { return new(TenantDelete) },
+	typeRolePut:           func() Command { return new(RolePut) },
+	typeRoleDelete:        func() Command { return new(RoleDelete) },
+	typeBindingPut:        func() Command { return new(BindingPut) },
+	typeBindingDelete:     func() Command { return new(BindingDelete) },
+	typeQuotaPut:          func() Command { return new(QuotaPut) },
+	typePoolPut:           func() Command { return new(PoolPut) },
+	typePoolDelete:        func() Command { return new(PoolDelete) },
+	typeSlotsMake:         func() Command { return new(SlotsMake) },
+	typeSlotIsReady:       func() Command { return new(SlotIsReady) },
+	typeSlotsDrop:         func() Command { return new(SlotsDrop) },
+	typeSlotClaim:         func() Command { return new(SlotClaim) },
+	typePoolCount:         func() Command { return new(PoolCount) },
+	typeNodePut:           func() Command { return new(NodePut) },
+	typeNodeFence:         func() Command { return new(NodeFence) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random

@@ -96,7 +96,8 @@ func script() []Command {
 	list = append(list, ringScript()...)
 	list = append(list, quotaScript()...)
 	list = append(list, poolScript()...)
-	return append(list, nodeScript()...)
+	list = append(list, nodeScript()...)
+	return append(list, &TemplatePlacement{Tenant: DefaultTenant, Name: "base", Where: `{"strategy":"spread"}`})
 }
 
 // snapID is the n-th snapshot id of the tests.

@@ -1,10 +1,5 @@
 package state
 
-import (
-	"fmt"
-	"strings"
-)
-
 // NetworkPolicy is a layer of what sandboxes may reach. The zero NetworkPolicy narrows nothing.
 type NetworkPolicy struct {
 	Internet *bool    `codec:"internet"` // false: nothing but Allow; nil: true
@@ -45,25 +40,5 @@ func (*TemplateNetwork) kind() commandType { return typeTemplateNetwork }
 func (c *TemplateNetwork) check() error { return c.Network.check("network") }
 
 func (c *TemplateNetwork) apply(tx *writeTx) (Result, error) {
-	it, err := tx.txn.Get(tableTemplate, indexID)
-	if err != nil {
-		return Result{}, fmt.Errorf("list templates: %w", err)
-	}
-	var out Result
-	for _, t := range collect(it, func(t *Template) bool {
-		return t.Tenant == c.Tenant && (t.Name == c.Name || strings.HasPrefix(t.Name, c.Name+":"))
-	}) {
-		t.Network, t.ModifyIndex = c.Network, tx.index
-		if err := tx.txn.Insert(tableTemplate, &t); err != nil {
-			return Result{}, fmt.Errorf("write template %s: %w", t.Name, err)
-		}
-		out.Changed++
-		if t.Name == c.Name {
-			out.Template = t
-		}
-	}
-	if out.Changed == 0 {
-		return Result{}, fmt.Errorf("template %.80q: %w", c.Name, ErrNotFound)
-	}
-	return out, nil
+	return tx.changeTemplates(c.Tenant, c.Name, func(t *Template) { t.Network = c.Network })
 }

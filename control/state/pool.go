@@ -121,6 +121,7 @@ type Slot struct {
 	Tenant    string        `codec:"tenant"` // of the pool
 	Template  string        `codec:"template"`
 	Digest    string        `codec:"digest"`
+	Where     string        `codec:"where"` // the rules that it was placed by: its template's and the pool's
 	State     SlotState     `codec:"state"`
 	Node      api.NodeID    `codec:"node"`    // where ready
 	Creator   string        `codec:"creator"` // run of the control service that makes it, as Sandbox.Creator

@@ -222,6 +222,7 @@ type Template struct {
 	StartCmd    string        `codec:"start_cmd"`   // is started with each of its sandboxes
 	ReadyCmd    string        `codec:"ready_cmd"`   // succeeds once StartCmd serves
 	Network     NetworkPolicy `codec:"network"`     // of its sandboxes that are made from then on
+	Where       string        `codec:"where"`       // where its sandboxes may run that are made from then on: placement.Rules
 	SpawnCount  int64         `codec:"spawn_count"` // sandboxes that were made of it
 	SpawnedAt   time.Time     `codec:"spawned_at"`  // when the last one was
 	CreatedAt   time.Time     `codec:"created_at"`

@@ -13,6 +13,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
@@ -294,4 +295,21 @@ func (s *Service) awaitReported(ctx context.Context, t state.Template) {
 		case <-time.After(reportGap):
 		}
 	}
+}
+
+// SetPlacement says where sandboxes of a template, with all its tags, may run that are made from then on.
+func (s *Service) SetPlacement(ctx context.Context, tenant, name string, where placement.Rules) (state.Template, error) {
+	name, err := s.spelled(tenant, name)
+	if err != nil {
+		return state.Template{}, err
+	}
+	base, _ := Split(name)
+	res, err := s.cfg.State.Apply(ctx, &state.TemplatePlacement{Tenant: tenant, Name: base, Where: string(where)})
+	if errors.Is(err, state.ErrNotFound) {
+		return state.Template{}, api.Errorf(http.StatusNotFound, api.CodeUnknownTemplate, "template %.80q does not exist, or was imported on a node", base)
+	}
+	if err != nil {
+		return state.Template{}, fmt.Errorf("placement of template %s: %w", base, err)
+	}
+	return res.Template, nil
 }
