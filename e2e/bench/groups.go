@@ -191,6 +191,9 @@ func all(o options) []group {
 		{"policy", "./nomad-driver/network", "BenchmarkPolicy", o.network, func(f figures) []Row {
 			return []Row{{Metric: "200 rules in place of 200, until a connection is refused", Unit: "ms", P50: f["effect-p50-µs"] * micros, P99: f["effect-p99-µs"] * micros, Target: 1000}}
 		}},
+		{"push", "./nomad-driver/node", "BenchmarkPush", o.network, func(f figures) []Row {
+			return []Row{f.row("a policy pushed to a running sandbox, in force at the answer", "ms", "", micros, "a request that changes nothing", 0)}
+		}},
 		{"throughput", "./nomad-driver/network", "BenchmarkLink", min(o.network, 1), func(f figures) []Row {
 			plain := "a plain pair of links"
 			rows := []Row{
