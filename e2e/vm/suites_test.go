@@ -48,14 +48,40 @@ var networkModules = []string{
 	"nft_connlimit", "nft_reject_inet", "nft_reject", "nft_redir",
 }
 
-func TestSuites_passOnTheKernelOfTheField(t *testing.T) { pass(t, suites, "loop", "veth") }
+// checkpointSuites need CRIU, which the machine gets from the stack.
+var checkpointSuites = []suite{
+	{"nomad-driver/sandbox", "TestRestore_isAsHardAsACreate", []string{"TestRestore_isAsHardAsACreate"}},
+}
 
-func TestNetworks_passOnTheKernelOfTheField(t *testing.T) { pass(t, networkSuites, networkModules...) }
+// criuDir is where the machine has CRIU, if it has it.
+const criuDir = "/suites/criu"
 
-// pass runs suites in a machine with some kernel modules.
-func pass(t *testing.T, suites []suite, modules ...string) {
-	t.Helper()
+// checkpointModules are what CRIU asks the kernel about sockets with, and what it tries.
+var checkpointModules = []string{"loop", "veth", "tun", "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "af_packet_diag", "netlink_diag",
+	"nf_tables", "nf_conntrack_netlink",
+}
+
+func TestSuites_passOnTheKernelOfTheField(t *testing.T) { pass(t, machine(t), suites, "loop", "veth") }
+
+func TestNetworks_passOnTheKernelOfTheField(t *testing.T) {
+	pass(t, machine(t), networkSuites, networkModules...)
+}
+
+// TestRestores_passOnTheKernelOfTheField takes sandboxes to disk and back on cgroup v2, where Landlock is an older one.
+func TestRestores_passOnTheKernelOfTheField(t *testing.T) {
+	criu, err := filepath.EvalSymlinks(sandboxtest.CRIU(t)) // beside it is all that it needs
+	if err != nil {
+		t.Fatal(err)
+	}
 	c := machine(t)
+	c.Files[criuDir+"/criu"] = criu
+	c.Files[criuDir+"/root/usr"] = filepath.Join(filepath.Dir(criu), "root/usr")
+	pass(t, c, checkpointSuites, checkpointModules...)
+}
+
+// pass runs suites in a machine c with some kernel modules.
+func pass(t *testing.T, c Config, suites []suite, modules ...string) {
+	t.Helper()
 	c.Modules = modules
 	c.MemoryMB = 3072
 	userland(t, &c)
@@ -63,7 +89,7 @@ func pass(t *testing.T, suites []suite, modules ...string) {
 		name := path.Base(s.pkg)
 		c.Files["/suites/"+name+".test"] = compileTests(t, c.WorkDir, name, s.pkg)
 		c.Jobs = append(c.Jobs, Job{
-			Name: name, Dir: "/data/tmp", Env: []string{"SOULBOX_BIN=/suites/bin"},
+			Name: name, Dir: "/data/tmp", Env: []string{"SOULBOX_BIN=/suites/bin", "SOULBOX_STACK=" + criuDir},
 			Argv: []string{"/suites/" + name + ".test", "-test.v", "-test.timeout=10m", "-test.run=" + s.run},
 		})
 	}
@@ -95,12 +121,14 @@ func userland(t *testing.T, c *Config) {
 	if err := sandboxtest.MakeLower(lower); err != nil {
 		t.Fatal(err)
 	}
-	ldd, err := exec.LookPath("ldd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := sandboxtest.CopyFile(ldd, filepath.Join(lower, "bin", "ldd"), 0o755); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"ldd", "dirname", "tar", "gzip"} { // the tests', and CRIU's
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sandboxtest.CopyFile(path, filepath.Join(lower, "bin", name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	entries, err := os.ReadDir(lower)
 	if err != nil {

@@ -78,7 +78,7 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(c.MemoryMB),
 		"-kernel", c.Kernel.Image, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all tsc=unstable",
+		"-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all tsc=unstable no_timer_check",
 		"-drive", "if=virtio,format=raw,cache=unsafe,file="+disk,
 		"-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot")
 	stderr := &strings.Builder{}

@@ -166,6 +166,9 @@ func serve() error {
 	if err := os.MkdirAll("/data/tmp", 0o1777); err != nil {
 		return err
 	}
+	if err := loopbackUp(); err != nil {
+		return err
+	}
 	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -183,6 +186,24 @@ func serve() error {
 		fmt.Fprintf(console, "\n@@vm-end %s %d\n", j.Name, exitCode(cmd, console))
 	}
 	fmt.Fprintln(console, "@@vm-done")
+	return nil
+}
+
+// loopbackUp gives the machine the one interface that every host has.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
 	return nil
 }
 
