@@ -127,8 +127,7 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 		return err
 	}
 	failpoint.At("checkpoint.dumped")
-	// One call makes images and writable layer durable: they are in one file system. Where they are not it is two.
-	if err := errors.Join(inst.SyncLayer(), syncFS(temp)); err != nil {
+	if err := inst.SyncLayer(temp); err != nil {
 		return err
 	}
 	failpoint.At("checkpoint.synced")
@@ -436,18 +435,6 @@ func (n *Node) takeOverPause(b *box) error {
 		return errors.Join(inst.FreezeAgain(ctx), os.RemoveAll(home))
 	case rec.Sandbox.State == nodeapi.StateRunning:
 		return errors.Join(inst.Thaw(ctx), os.RemoveAll(home))
-	}
-	return nil
-}
-
-func syncFS(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := unix.Syncfs(int(d.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", path, err)
 	}
 	return nil
 }

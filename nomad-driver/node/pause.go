@@ -34,7 +34,7 @@ type pausable interface {
 	OwnsNetwork() (bool, error)
 	Uncheckpointable() ([]checkpoint.Obstacle, error)
 	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error)
-	SyncLayer() error
+	SyncLayer(also ...string) error
 	End(ctx context.Context) error // leaves nothing but the writable layer; may be repeated until it returns nil
 	Wake(ctx context.Context, env []string) error
 }

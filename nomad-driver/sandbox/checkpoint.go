@@ -48,17 +48,31 @@ func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir Chec
 	return d, nil
 }
 
-// SyncLayer makes the writable layer durable, which otherwise it never is.
-func (s *Sandbox) SyncLayer() error {
-	dir, err := openDirForSync(s.at.state)
+// SyncLayer makes the writable layer durable, which otherwise it never is, and what is in these folders. Each file system is synced once: that waits for
+// what everybody has written to it.
+func (s *Sandbox) SyncLayer(also ...string) error {
+	synced := map[uint64]bool{}
+	for _, path := range append([]string{s.at.state}, also...) {
+		if err := syncOnce(path, synced); err != nil {
+			return fmt.Errorf("sync %s: %w", path, err)
+		}
+	}
+	return nil
+}
+
+// syncOnce syncs the file system of a folder whose device is not in synced yet.
+func syncOnce(path string, synced map[uint64]bool) error {
+	dir, err := openDirForSync(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", s.at.state, err)
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || synced[st.Dev] {
+		return err
 	}
-	return nil
+	synced[st.Dev] = true
+	return unix.Syncfs(int(dir.Fd()))
 }
 
 func openDirForSync(path string) (*os.File, error) {
