@@ -21,7 +21,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/soulbox-dev/soulbox/control/api"
-	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 )
 
 // EnvdPort is the port that clients of the contract use for processes and files. Nobody listens on it inside: the node answers.
@@ -125,7 +124,7 @@ func New(cfg Config) *Edge {
 	e.grpc.Protocols = new(http.Protocols)
 	e.grpc.Protocols.SetUnencryptedHTTP2(true)
 	e.proxy = &httputil.ReverseProxy{
-		Rewrite: rewrite, Transport: transport{e}, ModifyResponse: sendFiles, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
+		Rewrite: rewrite, Transport: transport{e}, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
 		ErrorLog: log.New(cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
 	}
 	return e
@@ -192,7 +191,6 @@ type passage struct {
 	port  int
 	letIn bool // by Envd's caller: envd is shown the sandbox's own token
 	body  io.Reader
-	to    http.ResponseWriter // where the kernel can send a file by itself; nil: nowhere
 }
 
 type passageKey struct{}
@@ -244,15 +242,10 @@ func (e *Edge) pass(w http.ResponseWriter, r *http.Request, p passage) {
 	_ = rc.SetReadDeadline(time.Time{})
 	_ = rc.SetWriteDeadline(time.Time{})
 	p.body = r.Body
-	ctx := handover.Straight(r)
 	whole := false // else the proxy has broken the answer off
 	w, giveBack := Lend(w, r)
 	defer func() { giveBack(whole) }()
-	if p.port == EnvdPort && r.Method == http.MethodGet && r.ProtoMajor == 1 && r.TLS == nil {
-		to := &shared{ResponseWriter: w}
-		w, p.to = to, to
-	}
-	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), passageKey{}, p)))
 	whole = true
 }
 

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-
-	"github.com/soulbox-dev/soulbox/nomad-driver/envd/handover"
 )
 
 // maxHeaderBytes bounds a request's header. Answered with 431.
@@ -32,7 +30,6 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		WriteTimeout:      s.cfg.CallTimeout + s.cfg.WriteTimeout, // each write of an answer moves it on
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ConnContext:       handover.WithConn,
 		ErrorLog:          s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	srv.Protocols = new(http.Protocols)
@@ -46,7 +43,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	for _, l := range listeners {
 		s.log.Info("serving the API", "address", l.Addr().String())
 		wg.Go(func() {
-			if err := srv.Serve(handover.Listener{Listener: l}); !errors.Is(err, http.ErrServerClosed) {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("serve on %s: %w", l.Addr(), err)
 			}
 		})

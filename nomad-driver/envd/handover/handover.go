@@ -9,9 +9,6 @@
 //   - for a download, before the final response, which has no body then: Header says from which byte on how many make it up;
 //   - for an upload, before the request's body is read. The body then is not what the client sends but the outcome of writing that into the
 //     descriptor. A server that reads the body without having sent one says so with 100 Continue, which is waited for, and gets the bytes.
-//
-// Where such a body is nothing but the next bytes of a client's connection (Inlet, Straight), the kernel moves them into the file by itself: net/http
-// reads on, and counts, but the room that it reads into stays empty.
 package handover
 
 import (
@@ -37,14 +34,10 @@ const MinBytes = 256 << 10
 
 type connKey struct{}
 
-// WithConn returns the context of a connection's requests. It is for http.Server's ConnContext, of a server that gives descriptors and of one that passes
-// on what comes for such a server; connections that are neither unix sockets nor an Inlet are left out.
+// WithConn returns the context of a connection's requests. It is for http.Server's ConnContext; connections that carry no descriptors are left out.
 func WithConn(ctx context.Context, c net.Conn) context.Context {
-	switch c := c.(type) {
-	case *net.UnixConn:
-		return context.WithValue(ctx, connKey{}, c)
-	case *Inlet:
-		return context.WithValue(ctx, inletKey{}, c)
+	if u, ok := c.(*net.UnixConn); ok {
+		return context.WithValue(ctx, connKey{}, u)
 	}
 	return ctx
 }

@@ -130,64 +130,22 @@ func TestDownload_bytesStayBytes(t *testing.T) {
 	must.NoError(t, resp.Body.Close())
 }
 
-func TestSendTo_sendsTheWholeRange(t *testing.T) {
-	all := content(5<<20 + 16*77)
-	f := file(t, all)
-	for _, tc := range []struct{ first, n int64 }{{0, int64(len(all))}, {4097, 3 << 20}, {1, 100}, {int64(len(all)) - 10, 10}, {7, MinBytes + 1}, {0, 0}} {
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Length", fmt.Sprint(tc.n))
-			w.WriteHeader(http.StatusOK)
-			if err := (&File{f: f, next: tc.first, left: tc.n}).SendTo(t.Context(), w); err != nil {
-				t.Error(err)
-			}
-		}))
-		resp, err := http.Get(srv.URL)
-		must.NoError(t, err)
-		b, err := io.ReadAll(resp.Body)
-		must.NoError(t, err)
-		must.True(t, bytes.Equal(all[tc.first:tc.first+tc.n], b), must.Sprint(tc))
-		must.NoError(t, resp.Body.Close())
-		http.DefaultClient.CloseIdleConnections()
-		srv.Close()
-	}
-}
-
 // What runs in the sandbox may cut the file at any time: that ends the transfer, and nothing else.
-func TestSendTo_aFileThatBecomesShorterIsAnError(t *testing.T) {
-	for name, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
-		"over TCP":                      func(w http.ResponseWriter) http.ResponseWriter { return w },
-		"by one who looks at the bytes": func(w http.ResponseWriter) http.ResponseWriter { return looker{w} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := file(t, content(4<<20))
-			ended := make(chan error, 1)
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				w.Header().Set("Content-Length", fmt.Sprint(4<<20))
-				w.WriteHeader(http.StatusOK)
-				if err := f.Truncate(1 << 20); err != nil {
-					t.Error(err)
-				}
-				ended <- (&File{f: f, left: 4 << 20}).SendTo(t.Context(), wrap(w))
-			}))
-			defer srv.Close()
-			resp, err := http.Get(srv.URL)
-			must.NoError(t, err)
-			b, err := io.ReadAll(resp.Body)
-			must.ErrorIs(t, err, io.ErrUnexpectedEOF)
-			must.LessEq(t, 1<<20, len(b))
-			must.NoError(t, resp.Body.Close())
-			must.ErrorIs(t, <-ended, io.ErrUnexpectedEOF)
-			http.DefaultClient.CloseIdleConnections()
-		})
-	}
+func TestFile_oneThatBecomesShorterIsAnError(t *testing.T) {
+	f := file(t, content(4<<20))
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if err := Offer(w, r, http.StatusOK, f, 0, 4<<20); err != nil {
+			t.Error(err)
+		}
+	}, true)
+	resp, err := c.Get("http://x/files")
+	must.NoError(t, err)
+	must.NoError(t, f.Truncate(1<<20))
+	b, err := io.ReadAll(resp.Body)
+	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	must.LessEq(t, 1<<20, len(b))
+	must.NoError(t, resp.Body.Close())
 }
-
-// looker looks at every byte.
-type looker struct{ http.ResponseWriter }
-
-func (l looker) Unwrap() http.ResponseWriter { return l.ResponseWriter }
-
-func (l looker) Write(p []byte) (int, error) { return l.ResponseWriter.Write(bytes.Clone(p)) }
 
 func TestUpload_theClientWritesIntoTheFile(t *testing.T) {
 	f := file(t, nil)

@@ -93,8 +93,7 @@ func (t Transport) download(r *http.Request) (*http.Response, error) {
 
 func (t Transport) upload(r *http.Request) (*http.Response, error) {
 	x := &exchange{}
-	inlet, _ := r.Context().Value(straightKey{}).(*Inlet)
-	body := &body{from: r.Body, inlet: inlet, settled: make(chan struct{}), closed: make(chan struct{})}
+	body := &body{from: r.Body, settled: make(chan struct{}), closed: make(chan struct{})}
 	out := r.Clone(httptrace.WithClientTrace(quiet{r.Context()}, &httptrace.ClientTrace{
 		GotConn: x.got,
 		Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
@@ -119,7 +118,6 @@ func (t Transport) upload(r *http.Request) (*http.Response, error) {
 // body is what is sent for an upload's body: that itself, or the outcome of writing it into a descriptor. It is read by one goroutine, and closed by any.
 type body struct {
 	from    io.ReadCloser
-	inlet   *Inlet // what from reads from; nil: it is not known
 	once    sync.Once
 	settled chan struct{} // closed when it is known which
 	shut    sync.Once
@@ -162,7 +160,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if !b.owned.CompareAndSwap(false, true) {
 			return 0, http.ErrBodyReadAfterClose
 		}
-		o, err := fill(b.into, b.from, b.inlet, b.limit)
+		o, err := fill(b.into, b.from, b.limit)
 		// Before it is told: whoever starts the file then must not find it open for writing.
 		if cerr := b.into.Close(); cerr != nil && o.Done {
 			o = outcome{Errno: errnoOf(cerr)}
@@ -192,18 +190,15 @@ func (b *body) Close() error {
 	return b.from.Close()
 }
 
-// fill writes a body into f. The error is one of the body.
-func fill(f *os.File, from io.Reader, inlet *Inlet, limit int64) (outcome, error) {
+// fill writes a body into f, in whole pieces. The error is one of the body.
+func fill(f *os.File, from io.Reader, limit int64) (outcome, error) {
 	buf := getBuffer()
 	defer putBuffer(buf)
-	if inlet != nil {
-		return fillAside(f, from, inlet, limit, buf[:])
-	}
 	w := disk.Writer(f)
 	var err error
 	for total := int64(0); err == nil; {
 		n := 0
-		for n < len(buf) && err == nil { // in whole pieces
+		for n < len(buf) && err == nil {
 			var k int
 			k, err = from.Read(buf[n:])
 			n += k
@@ -215,41 +210,6 @@ func fill(f *os.File, from io.Reader, inlet *Inlet, limit int64) (outcome, error
 			return outcome{Errno: errnoOf(werr)}, nil
 		}
 	}
-	return ended(err)
-}
-
-// fillAside is fill where only the first bytes, which the server has read with the request's header, come through buf.
-func fillAside(f *os.File, from io.Reader, inlet *Inlet, limit int64, buf []byte) (outcome, error) {
-	aside, err := inlet.begin()
-	if err != nil {
-		return outcome{}, err
-	}
-	defer inlet.end(aside)
-	w := disk.Writer(f)
-	for total := int64(0); err == nil; {
-		var n int
-		n, err = from.Read(buf)
-		if aside.held != 0 && aside.held != n {
-			return outcome{}, fmt.Errorf("a read of %d bytes of a body has left %d in the kernel", n, aside.held)
-		}
-		if total += int64(n); total > limit {
-			return outcome{TooLong: true}, nil
-		}
-		var werr error
-		if aside.held != 0 {
-			werr = aside.flush(f, buf)
-		} else if n > 0 {
-			_, werr = w.Write(buf[:n])
-		}
-		if werr != nil {
-			return outcome{Errno: errnoOf(werr)}, nil
-		}
-	}
-	return ended(err)
-}
-
-// ended is the outcome of a body that was written as far as it came.
-func ended(err error) (outcome, error) {
 	if !errors.Is(err, io.EOF) {
 		return outcome{}, err
 	}
