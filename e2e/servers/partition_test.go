@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
 	"strconv"
 	"testing"
@@ -13,14 +12,13 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 // TestPartition_minorityStepsDownAndNothingIsGivenTwice cuts the leader from the others under load, by losing packets in a network of the test, and then everybody from
 // everybody.
 func TestPartition_minorityStepsDownAndNothingIsGivenTwice(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, for network namespaces")
-	}
+	sandboxtest.RequireRoot(t) // for network namespaces
 	c := startWith(t, newSea(t, 3), false)
 	c.fillPool(t, 30)
 	l := c.load(t, 6, "base")

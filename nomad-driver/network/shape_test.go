@@ -24,46 +24,7 @@ import (
 // not hidden.
 func rate(t testing.TB, outside *os.File, p *Pool, s *Slot, address string, flows int, upload bool, settle, measure time.Duration, enough float64) (best float64) {
 	t.Helper()
-	var l net.Listener
-	must.NoError(t, inNamespace(outside, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
-	defer l.Close()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	var open []net.Conn
-	defer func() {
-		for _, c := range open {
-			_ = c.Close()
-		}
-	}()
-	send := func(c net.Conn) {
-		b := make([]byte, 64<<10)
-		for {
-			if _, err := c.Write(b); err != nil {
-				return
-			}
-		}
-	}
-	receive := func(c net.Conn) {
-		b := make([]byte, 256<<10)
-		for {
-			if _, err := c.Read(b); err != nil {
-				return
-			}
-		}
-	}
-	for range flows {
-		var in net.Conn
-		must.NoError(t, inNamespace(s.Namespace(), func() (err error) { in, err = net.DialTimeout("tcp4", address, 5*time.Second); return err }))
-		out, err := l.Accept()
-		must.NoError(t, err)
-		open = append(open, in, out)
-		from, to := out, in
-		if upload {
-			from, to = in, out
-		}
-		wg.Go(func() { send(from) })
-		wg.Go(func() { receive(to) })
-	}
+	defer busy(t, outside, s, address, flows, upload).end()
 	count := func() uint64 {
 		link, err := p.host.LinkByIndex(s.Index)
 		must.NoError(t, err)

@@ -27,11 +27,10 @@ type transfers struct {
 }
 
 // busy moves bytes until the test calls end, which waits for that.
-func busy(t *testing.T, w *world, s *Slot, port, flows int, upload bool) *transfers {
+func busy(t testing.TB, outside *os.File, s *Slot, address string, flows int, upload bool) *transfers {
 	t.Helper()
-	address := fmt.Sprint("198.51.100.1:", port)
 	var l net.Listener
-	must.NoError(t, inNamespace(w.outside, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
+	must.NoError(t, inNamespace(outside, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
 	var wg sync.WaitGroup
 	var open []net.Conn
 	tr := &transfers{}
@@ -121,7 +120,7 @@ func TestUplink_aFullLinkIsSharedByClass(t *testing.T) {
 				if s == greedy {
 					flows = 8
 				}
-				running = append(running, busy(t, w, s, 9100+i, flows, upload))
+				running = append(running, busy(t, w.outside, s, fmt.Sprint("198.51.100.1:", 9100+i), flows, upload))
 			}
 			r := carries(running)
 			sum := r[0] + r[1] + r[2] + r[3]
@@ -134,7 +133,7 @@ func TestUplink_aFullLinkIsSharedByClass(t *testing.T) {
 			stop()
 
 			// Alone, one of the least class has all that there is.
-			running = append(running, busy(t, w, effort, 9200, 1, upload))
+			running = append(running, busy(t, w.outside, effort, "198.51.100.1:9200", 1, upload))
 			r = carries(running)
 			t.Logf("best effort alone: %.2f Mbit/s", r[0]*8e-6)
 			must.Greater(t, 0.8*0.9*uplinkRate, r[0])

@@ -33,8 +33,8 @@ func sampledFiles(t *testing.T, id string, pid int) (open []string) {
 	return open
 }
 
-// sampled waits until those descriptors are as they should be: others of the sandbox's files are open for moments, as while it is watched for its first
-// process.
+// sampled waits until those descriptors are as they should be: the watch for lack of memory (oomWatch) opens one of the same
+// group's files for a moment when it starts, in a goroutine of its own.
 func sampled(t *testing.T, id string, pid int, want string, ok func([]string) bool) []string {
 	t.Helper()
 	var open []string
