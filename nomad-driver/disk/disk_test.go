@@ -72,8 +72,9 @@ func fill(t *testing.T, file string, most int) (int, error) {
 	must.NoError(t, err)
 	defer f.Close()
 	written := 0
+	w := NewWriter(f)
 	for written < most {
-		n, err := Writer(f).Write(make([]byte, mib)) // as the node writes for a sandbox
+		n, err := w.Write(make([]byte, mib)) // as the node writes for a sandbox
 		written += n
 		if err != nil {
 			return written, err

@@ -3,8 +3,6 @@ package disk
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -47,17 +45,4 @@ func setResource(on bool) (had bool, err error) {
 		data[0].Effective |= bit
 	}
 	return had, unix.Capset(&hdr, &data[0])
-}
-
-// Writer returns a writer of f whose every write is WithinLimits.
-func Writer(f *os.File) io.Writer { return writer{f} }
-
-type writer struct{ f *os.File }
-
-func (w writer) Write(p []byte) (n int, err error) {
-	err = WithinLimits(func() error {
-		n, err = w.f.Write(p)
-		return err
-	})
-	return n, err
 }

@@ -2,8 +2,6 @@ package disk
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -28,29 +26,4 @@ func TestWithinLimits_givesTheCapabilityUpForItsFunctionOnly(t *testing.T) {
 	})
 	must.ErrorIs(t, err, boom)
 	must.Eq(t, had, effective(t))
-}
-
-func TestWriter_writesEverything(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
-	must.NoError(t, err)
-	defer f.Close()
-	n, err := Writer(f).Write([]byte("hello"))
-	must.NoError(t, err)
-	must.Eq(t, 5, n)
-	b, err := os.ReadFile(f.Name())
-	must.NoError(t, err)
-	must.Eq(t, "hello", string(b))
-}
-
-func BenchmarkWriter(b *testing.B) {
-	f, err := os.OpenFile("/dev/null", os.O_WRONLY, 0)
-	must.NoError(b, err)
-	defer f.Close()
-	w := Writer(f)
-	p := make([]byte, 64<<10)
-	for b.Loop() {
-		if _, err := w.Write(p); err != nil {
-			b.Fatal(err)
-		}
-	}
 }

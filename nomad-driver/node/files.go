@@ -288,7 +288,11 @@ func (t fileTarget) follow(ctx context.Context) (string, *guest.FileInfo, error)
 
 // fill copies a body of a known (or, with -1, unknown) length into a file.
 func fill(f *os.File, body io.Reader, length int64) error {
-	got, err := copyBuffered(disk.Writer(f), body)
+	w := disk.NewWriter(f)
+	got, err := copyBuffered(w, body)
+	if err == nil {
+		err = w.Finish()
+	}
 	if err == nil && length >= 0 && got != length {
 		err = io.ErrUnexpectedEOF
 	}

@@ -99,8 +99,12 @@ func (r *replacement) fill(body io.Reader, metadata map[string]string) error {
 	if !ok {
 		return errBroken
 	}
-	_, err := io.CopyBuffer(disk.Writer(r.f), struct{ io.Reader }{body}, *buf)
+	w := disk.NewWriter(r.f)
+	_, err := io.CopyBuffer(w, struct{ io.Reader }{body}, *buf)
 	buffers.Put(buf)
+	if err == nil {
+		err = w.Finish()
+	}
 	return r.finish(err, metadata)
 }
 

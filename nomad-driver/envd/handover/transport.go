@@ -190,15 +190,18 @@ func (b *body) Close() error {
 	return b.from.Close()
 }
 
-// fill writes a body into f, in whole pieces. The error is one of the body.
+// enough is how many bytes are written at once where so many are there: the sender goes on meanwhile, and would wait for a reader that waits for more.
+const enough = 64 << 10
+
+// fill writes a body into f. The error is one of the body.
 func fill(f *os.File, from io.Reader, limit int64) (outcome, error) {
 	buf := getBuffer()
 	defer putBuffer(buf)
-	w := disk.Writer(f)
+	w := disk.NewWriter(f)
 	var err error
 	for total := int64(0); err == nil; {
 		n := 0
-		for n < len(buf) && err == nil {
+		for n < enough && err == nil {
 			var k int
 			k, err = from.Read(buf[n:])
 			n += k
@@ -212,6 +215,9 @@ func fill(f *os.File, from io.Reader, limit int64) (outcome, error) {
 	}
 	if !errors.Is(err, io.EOF) {
 		return outcome{}, err
+	}
+	if err := w.Finish(); err != nil {
+		return outcome{Errno: errnoOf(err)}, nil
 	}
 	return outcome{Done: true}, nil
 }

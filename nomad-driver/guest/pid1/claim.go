@@ -171,10 +171,11 @@ func (f *files) claimFile(path, replaces string, req *guest.FileRequest, u guest
 }
 
 // claimRename puts a file that claimFile made in its place.
-func (f *files) claimRename(path, target string, u guest.UserInfo) error {
+func (f *files) claimRename(path, target string, u guest.UserInfo) (replaced, error) {
 	_, to := split(target)
 	flags := uint(unix.RENAME_NOREPLACE)
-	return f.claim("rename", path, u, func() (*spot, error) {
+	old := replaced(-1)
+	err := f.claim("rename", path, u, func() (*spot, error) {
 		new, err := spotOf(target)
 		if err != nil {
 			return nil, err
@@ -198,7 +199,11 @@ func (f *files) claimRename(path, target string, u guest.UserInfo) error {
 			return nil, unix.EACCES
 		}
 		return s, nil
-	}, func(s *spot) error { return unix.Renameat2(s.dir, s.base, s.dir, to, flags) })
+	}, func(s *spot) error {
+		old = replacedAt(s.dir, to)
+		return unix.Renameat2(s.dir, s.base, s.dir, to, flags)
+	})
+	return old, err
 }
 
 // claimRemove removes a file that claimFile made.

@@ -307,30 +307,53 @@ func (f *files) removeAs(req *guest.FileRequest) error {
 	})
 }
 
-func (f *files) rename(req *guest.FileRequest) error {
-	err := f.renameAs(req)
-	if err == nil || !req.Claim || !denied(err) {
-		return err
+// replaced is what a rename has replaced, as a descriptor that keeps it; -1: nothing. The kernel frees a large file's pages when the last that keeps
+// it goes, for which nobody is to wait.
+type replaced int
+
+// replacedAt keeps what has a name in a directory.
+func replacedAt(dir int, base string) replaced {
+	fd, err := unix.Openat(dir, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
 	}
+	return replaced(fd)
+}
+
+func (r replaced) release() {
+	if r >= 0 {
+		unix.Close(int(r))
+	}
+}
+
+// rename moves a file to another name. What it has replaced is the caller's to release, also where it fails.
+func (f *files) rename(req *guest.FileRequest) (replaced, error) {
+	old, err := f.renameAs(req)
+	if err == nil || !req.Claim || !denied(err) {
+		return old, err
+	}
+	old.release()
 	u, _, path, perr := f.pathOf(req)
 	if perr != nil {
-		return perr
+		return -1, perr
 	}
 	target, perr := checkPath("file.target", req.Target, u)
 	if perr != nil {
-		return perr
+		return -1, perr
 	}
 	if dir, _ := split(target); req.Parents && f.claimDir(dir, u) == nil {
 		return f.renameAs(req)
 	}
-	if f.claimRename(path, target, u) == nil {
-		return nil
+	old, cerr := f.claimRename(path, target, u)
+	if cerr == nil {
+		return old, nil
 	}
-	return err
+	return old, err
 }
 
-func (f *files) renameAs(req *guest.FileRequest) error {
-	return f.do("rename", req, func(path string, u guest.UserInfo, _ accounts) error {
+func (f *files) renameAs(req *guest.FileRequest) (replaced, error) {
+	old := replaced(-1)
+	err := f.do("rename", req, func(path string, u guest.UserInfo, _ accounts) error {
 		target, err := checkPath("file.target", req.Target, u)
 		if err != nil {
 			return err
@@ -352,8 +375,10 @@ func (f *files) renameAs(req *guest.FileRequest) error {
 			return failFile("rename to", target, err)
 		}
 		defer unix.Close(to)
+		old = replacedAt(to, toBase)
 		return unix.Renameat(from, fromBase, to, toBase)
 	})
+	return old, err
 }
 
 func (f *files) symlink(req *guest.FileRequest) error {

@@ -92,9 +92,9 @@ func (b fakeBackend) watch(c *conn, w *guest.WatchRequest) {
 func (b fakeBackend) mkdir(r *guest.FileRequest) (guest.FileInfo, error) {
 	return guest.FileInfo{}, b.path(r)
 }
-func (b fakeBackend) remove(r *guest.FileRequest) error  { return b.path(r) }
-func (b fakeBackend) rename(r *guest.FileRequest) error  { return b.path(r) }
-func (b fakeBackend) symlink(r *guest.FileRequest) error { return b.path(r) }
+func (b fakeBackend) remove(r *guest.FileRequest) error             { return b.path(r) }
+func (b fakeBackend) rename(r *guest.FileRequest) (replaced, error) { return -1, b.path(r) }
+func (b fakeBackend) symlink(r *guest.FileRequest) error            { return b.path(r) }
 
 // FuzzConversation hands the server any bytes as a conversation. It must answer with frames, and end.
 func FuzzConversation(f *testing.F) {

@@ -48,7 +48,7 @@ type fileOps interface {
 	readDir(*guest.FileRequest) ([]guest.FileInfo, error)
 	mkdir(*guest.FileRequest) (guest.FileInfo, error)
 	remove(*guest.FileRequest) error
-	rename(*guest.FileRequest) error
+	rename(*guest.FileRequest) (replaced, error)
 	symlink(*guest.FileRequest) error
 	entry(*guest.FileRequest) (guest.Entry, error)
 	walk(*guest.FileRequest) ([]guest.Entry, error)
@@ -281,7 +281,9 @@ func (s *server) dispatchFile(c *conn, req *guest.Request) {
 	case guest.OpRemove:
 		err = s.b.remove(req.File)
 	case guest.OpRename:
-		err = s.b.rename(req.File)
+		var old replaced
+		old, err = s.b.rename(req.File)
+		defer old.release() // after the answer
 	case guest.OpSymlink:
 		err = s.b.symlink(req.File)
 	}
