@@ -20,6 +20,7 @@ func operatorCommands() map[string]func(*Env) *command {
 		"operator": operatorCommand, "operator snapshot": operatorSnapshotCommand, "operator snapshot save": operatorSaveCommand,
 		"operator snapshot inspect": operatorInspectCommand, "operator snapshot restore": operatorRestoreCommand,
 		"operator raft": operatorRaftCommand, "operator raft list-peers": operatorPeersCommand, "operator raft remove-peer": operatorRemoveCommand,
+		"operator autopilot": operatorAutopilotCommand, "operator autopilot state": autopilotStateCommand, "operator autopilot config": autopilotConfigCommand,
 	}
 }
 

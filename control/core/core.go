@@ -46,6 +46,9 @@ type Config struct {
 	ServerID      string
 	Peers         []state.Peer
 	RaftTLS       *state.TLS
+	// Others returns where other servers may be, which this one asks to let it in. nil: it asks Peers.
+	Others    func(ctx context.Context) ([]string, error)
+	Autopilot *state.Autopilot // nil: the default
 
 	NodeTLS   func(health.Node) (*tls.Config, error) // to nodes over TCP
 	CheckNode func(nodeapi.Node) error               // versions of nodes that this server can work with
@@ -130,7 +133,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 	st, err := state.Open(state.Config{
 		Counter: c.Quota,
 		Dir:     filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
-		Peers: cfg.Peers, TLS: cfg.RaftTLS, Logger: cfg.Logger.Named("state"),
+		Peers: cfg.Peers, TLS: cfg.RaftTLS, Others: cfg.Others, Autopilot: cfg.Autopilot, OnMember: member(cfg.Record), Logger: cfg.Logger.Named("state"),
 		OnLeader: func(ctx context.Context) {
 			select {
 			case <-lead:
@@ -150,6 +153,9 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 		return nil, err
 	}
 	wait, cancel := context.WithTimeout(ctx, leaderWait)
+	if cfg.Others != nil { // it goes on asking until somebody lets it in
+		wait, cancel = context.WithCancel(ctx)
+	}
 	defer cancel()
 	if err := st.WaitLeader(wait); err != nil {
 		return nil, err
@@ -212,7 +218,7 @@ func (c *Core) build(cfg Config) error {
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
 		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
 	}
-	if c.State.Stats()["num_peers"] == "0" {
+	if cfg.RaftAddr == "" {
 		rc.SnapshotTimeout = time.Minute // there is no other service
 	}
 	if cfg.Pace != nil {
@@ -223,6 +229,20 @@ func (c *Core) build(cfg Config) error {
 	}
 	marked.set(c.reconciler)
 	return nil
+}
+
+// member records servers that come and go.
+func member(record func(audit.Event)) func(state.MemberChange) {
+	if record == nil {
+		return nil
+	}
+	return func(c state.MemberChange) {
+		e := audit.Event{Action: "server." + c.What, Resource: "server", ResourceID: c.ID, User: "system:autopilot", Result: audit.ResultOK, Details: map[string]string{"address": c.Addr}}
+		if c.Reason != "" {
+			e.Details["reason"] = c.Reason
+		}
+		record(e)
+	}
 }
 
 // nodeMark is what operators have said about a node, as the fleet shows it.

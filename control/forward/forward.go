@@ -33,6 +33,8 @@ type Servers interface {
 	Verify(ctx context.Context) error
 	// Dial connects to another server for requests.
 	Dial(ctx context.Context, addr string) (net.Conn, error)
+	// Called answers what another server asks for itself.
+	Called(w http.ResponseWriter, r *http.Request)
 }
 
 const (

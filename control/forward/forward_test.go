@@ -54,6 +54,10 @@ func (s *servers) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 }
 
+func (s *servers) Called(w http.ResponseWriter, r *http.Request) {
+	fmt.Fprintf(w, "a server asked for %s", r.URL.Path)
+}
+
 func (s *servers) elect(id, addr string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,6 +174,24 @@ func TestMeet_bringsTheClientsCertificate(t *testing.T) {
 	must.True(t, got.TLS.PeerCertificates[0].Equal(made.Certificate()))
 	_, err = meet(httptest.NewRequest("GET", "/", nil))
 	must.ErrorContains(t, err, "comes from no server")
+}
+
+func TestReceive_onlyAServerAsksForItself(t *testing.T) {
+	lead := start(t, "a", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "a client asked for %s", r.URL.Path) })
+	other := start(t, "b", never)
+	elected(lead, other)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", "http://"+lead.addr()+"/raft/join", nil)
+	must.NoError(t, err)
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	res, err := tr.RoundTrip(req)
+	must.NoError(t, err)
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	must.NoError(t, err)
+	must.Eq(t, "a server asked for /raft/join", string(b))
+	_, body, _ := ask(t, other, "GET", "", wordHeader, "") // a client cannot take the word away
+	must.Eq(t, "a client asked for /a/b", body)
 }
 
 func TestBring_waitsForALeaderAndNoLonger(t *testing.T) {

@@ -53,9 +53,14 @@ func received(r *http.Request) string {
 	return word
 }
 
-// Receive serves the requests that other servers send, as their clients' own, with next. It is for connections of servers only.
+// Receive serves the requests that other servers send, as their clients' own, with next. One without a word is of the server itself: those of clients have one, whatever
+// they say. It is for connections of servers only.
 func (f *Forwarder) Receive(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(wordHeader) == "" {
+			f.servers.Called(w, r)
+			return
+		}
 		r, err := meet(r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)

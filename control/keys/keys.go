@@ -161,6 +161,12 @@ func Assemble(id Identity, chain, key, ca []byte) (*Certificate, error) {
 	return c, nil
 }
 
+// NameOf returns the name of the node or server that a certificate is of.
+func NameOf(cert *x509.Certificate) (string, error) {
+	id, err := identityOf(cert)
+	return id.Name, err
+}
+
 // identityOf returns whom a certificate names. It has exactly one URI of ours.
 func identityOf(cert *x509.Certificate) (Identity, error) {
 	var out Identity

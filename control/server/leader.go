@@ -15,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/forward"
 	"github.com/soulbox-dev/soulbox/control/rbac"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 // handOverTime is how long calls that are under way hold up the end of a leadership. Those that come meanwhile wait at the other servers,
@@ -97,7 +98,7 @@ func (s *Server) serveOthers(wg *sync.WaitGroup, failed chan<- error) *http.Serv
 	}
 	srv := &http.Server{
 		Handler: s.cfg.Leader.Receive(s.handler), ReadHeaderTimeout: s.cfg.HeaderTimeout, WriteTimeout: s.cfg.CallTimeout + s.cfg.WriteTimeout,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: forward.MaxHeaderBytes,
+		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: forward.MaxHeaderBytes, ConnContext: state.ConnContext,
 		ErrorLog: s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	wg.Go(func() {

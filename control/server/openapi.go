@@ -144,11 +144,13 @@ var operations = map[string]operationDoc{
 	"GET /v1/sandboxes/{id}/archive": {summary: "Read a folder as a tar", query: "path! user", media: "application/x-tar"},
 	"PUT /v1/sandboxes/{id}/archive": {summary: "Unpack a tar into a folder", query: "path! user", media: "application/x-tar", status: 204},
 
-	"GET /v1/operator/raft":             {summary: "The servers of the control service, and which of them answer", out: api.ControlServers{}},
-	"DELETE /v1/operator/raft/{server}": {summary: "Take a server that will not come back out of the cluster"},
-	"GET /v1/operator/snapshot":         {summary: "Save everything that the service keeps, secrets included", media: "application/octet-stream"},
-	"PUT /v1/operator/snapshot":         {summary: "Put a backup in the place of everything that the service keeps", media: "application/octet-stream", out: api.Restored{}},
-	"PUT /v1/uploads":                   {summary: "Upload the files of a build, for whoever has the ticket", query: "ticket!", media: "application/octet-stream", status: 200},
+	"GET /v1/operator/raft":                    {summary: "The servers of the control service, and which of them answer", out: api.ControlServers{}},
+	"GET /v1/operator/autopilot/state":         {summary: "How the servers of the control service are", out: api.AutopilotState{}},
+	"GET /v1/operator/autopilot/configuration": {summary: "By which rules servers get votes and are removed", out: api.AutopilotConfig{}},
+	"DELETE /v1/operator/raft/{server}":        {summary: "Take a server that will not come back out of the cluster"},
+	"GET /v1/operator/snapshot":                {summary: "Save everything that the service keeps, secrets included", media: "application/octet-stream"},
+	"PUT /v1/operator/snapshot":                {summary: "Put a backup in the place of everything that the service keeps", media: "application/octet-stream", out: api.Restored{}},
+	"PUT /v1/uploads":                          {summary: "Upload the files of a build, for whoever has the ticket", query: "ticket!", media: "application/octet-stream", status: 200},
 
 	"POST /v1/snapshots":              {summary: "Take a snapshot of a sandbox", in: api.SnapshotRequest{}, out: api.Snapshot{}, status: 201},
 	"GET /v1/snapshots":               {summary: "List snapshots, the newest first", query: "sandbox_id name label state", out: []api.Snapshot{}},

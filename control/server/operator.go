@@ -65,6 +65,8 @@ func (s *Server) restoreState(w http.ResponseWriter, r *http.Request) error {
 type Servers interface {
 	Servers() ([]state.PeerStatus, error)
 	RemoveServer(ctx context.Context, id string) error
+	AutopilotState() (state.AutopilotState, error)
+	AutopilotConfig() state.Autopilot
 }
 
 // controlServers is GET /v1/operator/raft.
@@ -111,5 +113,48 @@ func (s *Server) removeControlServer(w http.ResponseWriter, r *http.Request) err
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// autopilotState is GET /v1/operator/autopilot/state.
+func (s *Server) autopilotState(w http.ResponseWriter, _ *http.Request) error {
+	if s.cfg.Servers == nil {
+		return errNoServers
+	}
+	st, err := s.cfg.Servers.AutopilotState()
+	if err != nil {
+		return err
+	}
+	out := api.AutopilotState{Healthy: st.Healthy, FailureTolerance: st.FailureTolerance, Leader: st.Leader, Voters: st.Voters, Servers: []api.AutopilotServer{}}
+	for _, p := range st.Servers {
+		a := api.AutopilotServer{
+			ID: p.ID, Address: p.Addr, Leader: p.Leads, Voter: p.Voter, Healthy: p.Healthy, LastTerm: p.LastTerm, LastIndex: p.LastIndex, LastContactMs: -1,
+		}
+		if p.LastContact >= 0 {
+			a.LastContactMs = float64(p.LastContact.Microseconds()) / 1000
+		}
+		switch since := p.Since.UTC(); {
+		case p.Since.IsZero():
+		case p.Healthy:
+			a.StableSince = &since
+		default:
+			a.FailedSince = &since
+		}
+		out.Servers = append(out.Servers, a)
+	}
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+// autopilotConfig is GET /v1/operator/autopilot/configuration.
+func (s *Server) autopilotConfig(w http.ResponseWriter, _ *http.Request) error {
+	if s.cfg.Servers == nil {
+		return errNoServers
+	}
+	c := s.cfg.Servers.AutopilotConfig()
+	writeJSON(w, http.StatusOK, api.AutopilotConfig{
+		CleanupDeadServers: c.CleanupDeadServers, DeadServerLastContactMs: c.DeadAfter.Milliseconds(), LastContactMs: c.LastContact.Milliseconds(),
+		MaxTrailingLogs: c.MaxTrailingLogs, MinQuorum: c.MinQuorum, ServerStabilizationTimeMs: c.Stabilization.Milliseconds(),
+	})
 	return nil
 }

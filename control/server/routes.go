@@ -183,6 +183,8 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/operator/snapshot", handle: s.saveState, stream: true, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/operator/snapshot", handle: s.restoreState, stream: true, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "GET /v1/operator/raft", handle: s.controlServers, needs: can(rbac.System, rbac.Read)},
+		{pattern: "GET /v1/operator/autopilot/state", handle: s.autopilotState, needs: can(rbac.System, rbac.Read)},
+		{pattern: "GET /v1/operator/autopilot/configuration", handle: s.autopilotConfig, needs: can(rbac.System, rbac.Read)},
 		{pattern: "DELETE /v1/operator/raft/{server}", handle: s.removeControlServer, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "PUT /v1/templates/{name}/network", handle: s.templateNetwork, needs: can(rbac.Template, rbac.Update)},

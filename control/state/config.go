@@ -28,8 +28,15 @@ type Config struct {
 	// Advertise is the host:port that the other servers reach; Bind where it is empty.
 	Advertise string
 	// Peers are the servers of a new cluster, this one included; every one of them is started with the same list. It
-	// counts only where Dir is fresh. Empty: this server alone.
+	// counts only where Dir is fresh. Empty: this server alone, or, with Others, none: it joins one that there is.
 	Peers []Peer
+	// Others returns where other servers may be, as host:port of their Raft listeners. They are asked to let this one in while nobody leads that it
+	// hears of. It is called from one goroutine. nil: only Peers are asked.
+	Others func(ctx context.Context) ([]string, error)
+	// Autopilot says how the server that leads keeps the cluster well. nil: DefaultAutopilot.
+	Autopilot *Autopilot
+	// OnMember is told, on the server that leads, of servers that come and go without a request. It must not block. nil: nobody is.
+	OnMember func(MemberChange)
 	// TLS protects the connections between the servers. nil: plain TCP, for a loopback or a test.
 	TLS *TLS
 	// OnLeader runs while this server leads and its tables hold everything that was ever committed. Its context ends with
@@ -53,7 +60,7 @@ const (
 	snapshotsKept          = 2
 	logCacheEntries        = 512
 	applyTimeout           = 5 * time.Second // until a command enters the log's queue
-	// aloneTimeout is the election timeout of a cluster of one: there is nobody whose heartbeats could be late.
+	// aloneTimeout is the election timeout of a server without a listener: there is nobody whose heartbeats could be late, and nobody can join it.
 	aloneTimeout = 20 * time.Millisecond
 	// severalTimeout is after how much silence of the one that leads, at least, another server wants to: up to twice that, and an election of about that. It is
 	// longer than raft's lease (500 ms), after which one that leads and hears nobody steps down.
@@ -70,6 +77,19 @@ func (c *Config) check() error {
 	}
 	if c.SnapshotEntries == 0 {
 		c.SnapshotEntries = defaultSnapshotEntries
+	}
+	if c.Autopilot == nil {
+		a := DefaultAutopilot()
+		c.Autopilot = &a
+	}
+	if err := c.Autopilot.Check(); err != nil {
+		return err
+	}
+	if c.Others != nil && c.Bind == "" {
+		return errors.New("raft: a server that joins others needs an address to listen on")
+	}
+	if c.Others != nil && c.ServerID == "" {
+		return errors.New("raft: a server that joins others needs an id of its own")
 	}
 	if len(c.Peers) > 1 && c.Bind == "" && c.transport == nil {
 		return errors.New("raft: several servers need an address to listen on")
@@ -99,13 +119,16 @@ func (c *Config) raftConfig(servers int, notify chan<- bool) *raft.Config {
 	rc.BatchApplyCh = true
 	rc.SnapshotThreshold = c.SnapshotEntries
 	switch {
-	case servers == 1:
+	case servers == 1 && c.Bind == "" && c.transport == nil:
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = aloneTimeout, aloneTimeout, aloneTimeout
 		rc.Logger = aloneLogger{rc.Logger}
 	case c.fast:
 		rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = fastTimeout, fastTimeout, fastTimeout
 	default:
 		rc.HeartbeatTimeout, rc.ElectionTimeout = severalTimeout, severalTimeout
+		if servers == 1 {
+			rc.Logger = aloneLogger{rc.Logger}
+		}
 	}
 	return rc
 }

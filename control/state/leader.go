@@ -1,6 +1,9 @@
 package state
 
-import "context"
+import (
+	"context"
+	"sync"
+)
 
 // followLeadership runs cfg.OnLeader while this server leads, until ctx ends. Every loss ends the run before the next gain
 // starts another.
@@ -32,6 +35,11 @@ func (s *Server) startTerm(parent context.Context) func() {
 			return
 		}
 		s.setLeadership(func(l *Leadership) { l.Here = ctx.Err() == nil })
+		var pilot sync.WaitGroup
+		defer pilot.Wait()
+		if !s.alone {
+			pilot.Go(func() { s.runAutopilot(ctx) })
+		}
 		if s.cfg.OnLeader != nil {
 			s.cfg.OnLeader(ctx)
 		}

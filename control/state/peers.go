@@ -102,6 +102,7 @@ func (s *Server) RemoveServer(ctx context.Context, id string) error {
 type silent struct {
 	mu   sync.Mutex
 	last map[raft.ServerID]time.Time
+	back map[raft.ServerID]time.Time // when one that was taken out came back
 }
 
 func (s *silent) note(what any) {
@@ -109,6 +110,10 @@ func (s *silent) note(what any) {
 	defer s.mu.Unlock()
 	switch o := what.(type) {
 	case raft.FailedHeartbeatObservation:
+		// For up to a minute Raft goes on asking for one that it was told to remove, where that was, which does not answer.
+		if o.LastContact.Before(s.back[o.PeerID]) {
+			return
+		}
 		if s.last == nil {
 			s.last = map[raft.ServerID]time.Time{}
 		}
@@ -120,6 +125,17 @@ func (s *silent) note(what any) {
 	case raft.LeaderObservation: // another term, in which all are asked anew
 		clear(s.last)
 	}
+}
+
+// begin is for a server that is about to become one of the cluster: what was before does not count.
+func (s *silent) begin(id raft.ServerID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.last, id)
+	if s.back == nil {
+		s.back = map[raft.ServerID]time.Time{}
+	}
+	s.back[id] = time.Now()
 }
 
 // since returns for how long a server has not answered, zero where it does.

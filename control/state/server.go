@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -29,6 +30,8 @@ type Server struct {
 	leader leadership
 	rounds rounds
 	silent silent
+	pilot  pilot
+	asking *http.Transport // for calls to other servers
 	cancel context.CancelFunc
 	leads  sync.WaitGroup // the goroutines that follow the leadership, and ask the others for it
 
@@ -56,6 +59,7 @@ func Open(cfg Config) (_ *Server, err error) {
 		Store: store, cfg: cfg, log: cfg.Logger, alone: cfg.Bind == "" && cfg.transport == nil,
 		leader: leadership{changed: make(chan struct{})},
 	}
+	s.asking = s.newAsking()
 	if s.stores, err = openStores(&s.cfg); err != nil {
 		return nil, err
 	}
@@ -112,11 +116,11 @@ func (s *Server) startRaft() error {
 	notify := make(chan bool, 16)
 	servers := max(1, len(s.cfg.Peers))
 	rc := s.cfg.raftConfig(servers, notify)
-	if !exists {
+	if joins := s.cfg.Others != nil && len(s.cfg.Peers) == 0; !exists && !joins {
 		if err := raft.BootstrapCluster(rc, cache, s.stores.stable, s.stores.snaps, s.transport, s.firstConfiguration()); err != nil {
 			return fmt.Errorf("make new cluster: %w", err)
 		}
-	} else {
+	} else if exists {
 		if servers, err = s.countServers(rc, cache); err != nil {
 			return err
 		}
@@ -129,6 +133,9 @@ func (s *Server) startRaft() error {
 	s.cancel = cancel
 	s.leads.Go(func() { s.followLeadership(ctx, notify) })
 	s.leads.Go(func() { s.watchLeadership(ctx) })
+	if s.streams != nil {
+		s.leads.Go(func() { s.stayMember(ctx) })
+	}
 	return nil
 }
 
@@ -197,8 +204,9 @@ func (s *Server) Leader() (id, addr string) {
 }
 
 // WaitLeader returns once this server leads and its tables hold everything that was committed, or a leader elsewhere is
-// known; or with ctx's error.
+// known; or with ctx's error. One that joins others has by then what they had when the one that leads first told how far it was.
 func (s *Server) WaitLeader(ctx context.Context) error {
+	var behind *uint64 // the tables of the one that leads, once it has told
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -206,7 +214,7 @@ func (s *Server) WaitLeader(ctx context.Context) error {
 			if s.barrier() == nil {
 				return nil
 			}
-		} else if id, _ := s.Leader(); id != "" {
+		} else if id, addr := s.Leader(); id != "" && s.caughtUp(ctx, addr, &behind) {
 			return nil
 		}
 		select {
@@ -265,6 +273,7 @@ func (s *Server) Close() error {
 }
 
 func (s *Server) closeParts() error {
+	s.asking.CloseIdleConnections()
 	var err error
 	if c, ok := s.transport.(raft.WithClose); ok {
 		err = c.Close()

@@ -3,8 +3,10 @@ package state
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -22,6 +24,8 @@ import (
 type TLS struct {
 	Server func() (*tls.Config, error)
 	Client func() (*tls.Config, error)
+	// Name returns the id of the server that a certificate is of. nil: certificates do not tell, and whoever has one may join by any id.
+	Name func(*x509.Certificate) (string, error)
 }
 
 // streamLayer carries what servers say to each other over TCP, with mutual TLS where it is configured: Raft, and the requests that one has
@@ -157,7 +161,11 @@ func (s *streamLayer) accept() {
 			}
 		}
 		s.sorting.Go(func() {
-			if err := s.sort(raw); err != nil && !errors.Is(err, net.ErrClosed) {
+			switch err := s.sort(raw); {
+			case err == nil || errors.Is(err, net.ErrClosed):
+			case errors.Is(err, io.EOF): // somebody has looked whether this server is here
+				s.log.Debug("connection of another server without a word", "remote", raw.RemoteAddr().String())
+			default:
 				s.log.Warn("connection of another server refused", "remote", raw.RemoteAddr().String(), "error", err)
 			}
 		})

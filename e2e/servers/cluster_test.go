@@ -33,9 +33,11 @@ func TestMain(m *testing.M) { binaries.Main(m) }
 // cluster is three servers and a node.
 type cluster struct {
 	dir     string
+	ca      keys.Issuer
 	node    *fleettest.Node
 	servers []*server
 	key     string
+	kept    []*server // that the load asks, where servers come and go; nil: all
 }
 
 // server is one of them.
@@ -60,10 +62,7 @@ func start(t *testing.T) *cluster {
 // startWith starts each server on an island of its own; nil: all in the test's network. Those that may be killed can be armed for a step.
 func startWith(t *testing.T, sea *sea, killed bool) *cluster {
 	t.Helper()
-	c := &cluster{dir: t.TempDir(), node: fleettest.New(t)}
-	c.node.Self(func(n *nodeapi.Node) { n.MaxSandbox = 100_000 })
-	ca, err := local.Open(filepath.Join(c.dir, "ca"))
-	must.NoError(t, err)
+	c := newCluster(t)
 	var peers strings.Builder
 	for i, name := range []string{"a", "b", "c"} {
 		s := &server{name: name, dir: filepath.Join(c.dir, name), http: http.DefaultClient}
@@ -80,19 +79,43 @@ func startWith(t *testing.T, sea *sea, killed bool) *cluster {
 		c.servers = append(c.servers, s)
 	}
 	for _, s := range c.servers {
-		cert, err := ca.Issue(t.Context(), keys.Request{Identity: keys.Server(s.name)})
-		must.NoError(t, err)
-		must.NoError(t, os.MkdirAll(s.dir, 0o700))
-		must.NoError(t, keys.WriteFiles(s.dir, cert))
-		config := fmt.Sprintf("listen = %q\ndata_dir = %q\nnode \"here\" {\n  socket = %q\n}\nnode_tls {\n  ca_file = %q\n  cert_file = %q\n  key_file = %q\n}\n"+
-			"raft {\n  listen = %q\n  server_id = %q\n%s}\n", s.listen, s.dir, c.node.Socket,
-			filepath.Join(s.dir, keys.CAFile), filepath.Join(s.dir, keys.CertFile), filepath.Join(s.dir, keys.KeyFile), s.raft, s.name, peers.String())
-		must.NoError(t, os.WriteFile(s.config(), []byte(config), 0o600))
+		c.configure(t, s, keys.Server(s.name), peers.String(), "")
 	}
 	for _, s := range c.servers {
 		s.start(t)
 	}
 	c.ready(t)
+	c.firstKey(t)
+	return c
+}
+
+// newCluster is one without servers.
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{dir: t.TempDir(), node: fleettest.New(t)}
+	c.node.Self(func(n *nodeapi.Node) { n.MaxSandbox = 100_000 })
+	ca, err := local.Open(filepath.Join(c.dir, "ca"))
+	must.NoError(t, err)
+	c.ca = ca
+	return c
+}
+
+// configure writes a server's certificate, of whom as says, and its configuration: what goes into its block raft, and what follows that.
+func (c *cluster) configure(t *testing.T, s *server, as keys.Identity, raft, more string) {
+	t.Helper()
+	cert, err := c.ca.Issue(t.Context(), keys.Request{Identity: as})
+	must.NoError(t, err)
+	must.NoError(t, os.MkdirAll(s.dir, 0o700))
+	must.NoError(t, keys.WriteFiles(s.dir, cert))
+	config := fmt.Sprintf("listen = %q\ndata_dir = %q\nnode \"here\" {\n  socket = %q\n}\nnode_tls {\n  ca_file = %q\n  cert_file = %q\n  key_file = %q\n}\n"+
+		"raft {\n  listen = %q\n  server_id = %q\n%s}\n%s", s.listen, s.dir, c.node.Socket,
+		filepath.Join(s.dir, keys.CAFile), filepath.Join(s.dir, keys.CertFile), filepath.Join(s.dir, keys.KeyFile), s.raft, s.name, raft, more)
+	must.NoError(t, os.WriteFile(s.config(), []byte(config), 0o600))
+}
+
+// firstKey waits until somebody has made the first key, it is known, and the node is there.
+func (c *cluster) firstKey(t *testing.T) {
+	t.Helper()
 	poll(t, "the first key", func() error {
 		for _, s := range c.servers {
 			b, err := os.ReadFile(filepath.Join(s.dir, "bootstrap-key"))
@@ -113,7 +136,6 @@ func startWith(t *testing.T, sea *sea, killed bool) *cluster {
 		}
 		return err
 	})
-	return c
 }
 
 // address is a free one on this machine.

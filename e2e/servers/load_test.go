@@ -111,7 +111,7 @@ func (l *load) stop() {
 // do is one call, through the server whose turn it is. A server that was killed is no answer: the client asks the next.
 func (l *load) do(t *testing.T, client int, turn int, op operation, f func(*api.Client) (api.SandboxID, bool, error)) error {
 	for ; ; turn++ {
-		s := l.c.servers[turn%3]
+		s := l.c.asked()[turn%3]
 		call := time.Now()
 		id, out, err := f(l.c.client(t, s))
 		back := time.Now()
@@ -213,7 +213,7 @@ func (l *load) nothingLost(t *testing.T) {
 	t.Logf("%d creates accepted, %d operations; slowest answer %s; refused (operation, status): %v", l.creates, len(l.history), l.slowest.Round(time.Millisecond), l.refused)
 	must.Eq(t, nil, l.problems)
 	must.Positive(t, l.creates)
-	for i, s := range l.c.servers {
+	for i, s := range l.c.asked() {
 		client := l.c.client(t, s)
 		n := 0
 		for id, there := range l.accepted {

@@ -48,15 +48,17 @@ type File struct {
 
 	Rebalance *RebalanceBlock `hcl:"rebalance,block"` // sandboxes are moved by themselves; without it when somebody says so
 
-	Audit  *AuditBlock  `hcl:"audit,block"`
-	TLS    *TLSBlock    `hcl:"tls,block"`   // of the API
-	Raft   *RaftBlock   `hcl:"raft,block"`  // where there are several servers
-	Nodes  []NodeBlock  `hcl:"node,block"`  // nodes by address; not with consul
-	Nomad  *NomadBlock  `hcl:"nomad,block"` // places sandboxes; without it the one node is called directly
-	Consul *ConsulBlock `hcl:"consul,block"`
-	Vault  *VaultBlock  `hcl:"vault,block"`
-	Auth   *AuthBlock   `hcl:"auth,block"`     // who callers are, beside API keys
-	Client *ClientBlock `hcl:"node_tls,block"` // to nodes over TCP; not with vault
+	Audit *AuditBlock `hcl:"audit,block"`
+	TLS   *TLSBlock   `hcl:"tls,block"`  // of the API
+	Raft  *RaftBlock  `hcl:"raft,block"` // where there are several servers
+	// Autopilot says how the server that leads keeps the cluster of servers well. Only with raft.
+	Autopilot *AutopilotBlock `hcl:"autopilot,block"`
+	Nodes     []NodeBlock     `hcl:"node,block"`  // nodes by address; not with consul
+	Nomad     *NomadBlock     `hcl:"nomad,block"` // places sandboxes; without it the one node is called directly
+	Consul    *ConsulBlock    `hcl:"consul,block"`
+	Vault     *VaultBlock     `hcl:"vault,block"`
+	Auth      *AuthBlock      `hcl:"auth,block"`     // who callers are, beside API keys
+	Client    *ClientBlock    `hcl:"node_tls,block"` // to nodes over TCP; not with vault
 }
 
 // RebalanceBlock says when the leader evens out the nodes by itself, and how far it may go.
@@ -120,6 +122,66 @@ type RaftBlock struct {
 	Advertise string      `hcl:"advertise,optional"`
 	ServerID  string      `hcl:"server_id"`
 	Peers     []PeerBlock `hcl:"peer,block"` // all servers of a new cluster, this one included
+	// RetryJoin are host:port of servers that let this one into their cluster, where it begins none by its own peers. It asks until one does.
+	RetryJoin []string   `hcl:"retry_join,optional"`
+	Join      *JoinBlock `hcl:"join,block"` // finds them
+}
+
+// JoinBlock says how the other servers are found.
+type JoinBlock struct {
+	Consul *JoinConsulBlock `hcl:"consul,block"`
+}
+
+// JoinConsulBlock says in which Consul the servers are, and that this one makes itself known there. What is missing is as in the block consul of the file.
+type JoinConsulBlock struct {
+	Address    string `hcl:"address,optional"`
+	TokenFile  string `hcl:"token_file,optional"` // else the environment variable CONSUL_HTTP_TOKEN
+	Datacenter string `hcl:"datacenter,optional"`
+	Service    string `hcl:"service,optional"` // "soulbox-server"
+}
+
+// AutopilotBlock has the names of Vault's and Nomad's settings.
+type AutopilotBlock struct {
+	CleanupDeadServers   *bool   `hcl:"cleanup_dead_servers,optional"`               // true
+	DeadAfter            string  `hcl:"dead_server_last_contact_threshold,optional"` // "24h"
+	LastContactThreshold string  `hcl:"last_contact_threshold,optional"`             // "5s"
+	MaxTrailingLogs      *uint64 `hcl:"max_trailing_logs,optional"`                  // 1000
+	MinQuorum            *uint   `hcl:"min_quorum,optional"`                         // 3
+	Stabilization        string  `hcl:"server_stabilization_time,optional"`          // "10s"
+}
+
+// settings is what the block says; nil: the default.
+func (a *AutopilotBlock) settings() (*state.Autopilot, error) {
+	if a == nil {
+		return nil, nil
+	}
+	out := state.DefaultAutopilot()
+	for _, d := range []struct {
+		name, text string
+		to         *time.Duration
+	}{
+		{"dead_server_last_contact_threshold", a.DeadAfter, &out.DeadAfter}, {"last_contact_threshold", a.LastContactThreshold, &out.LastContact},
+		{"server_stabilization_time", a.Stabilization, &out.Stabilization},
+	} {
+		if d.text == "" {
+			continue
+		}
+		v, err := time.ParseDuration(d.text)
+		if err != nil {
+			return nil, fmt.Errorf("autopilot.%s: %.40q is no duration such as \"10s\"", d.name, d.text)
+		}
+		*d.to = v
+	}
+	if a.CleanupDeadServers != nil {
+		out.CleanupDeadServers = *a.CleanupDeadServers
+	}
+	if a.MaxTrailingLogs != nil {
+		out.MaxTrailingLogs = *a.MaxTrailingLogs
+	}
+	if a.MinQuorum != nil {
+		out.MinQuorum = *a.MinQuorum
+	}
+	return &out, out.Check()
 }
 
 // PeerBlock is a server of the cluster.
@@ -283,6 +345,18 @@ func (f File) Check() error {
 		if len(r.Peers) > 0 && !own {
 			bad("raft.peer", "none of them is this server, %.80q", r.ServerID)
 		}
+		for _, addr := range r.RetryJoin {
+			hostPort("raft.retry_join", addr)
+		}
+		if r.Join != nil && r.Join.Consul == nil {
+			bad("raft.join", "needs a block consul")
+		}
+	}
+	if f.Autopilot != nil && f.Raft == nil {
+		bad("autopilot", "needs a block raft: one server alone has nothing to keep")
+	}
+	if _, err := f.Autopilot.settings(); err != nil {
+		errs = append(errs, fmt.Errorf("configuration: %w", err))
 	}
 	if v := f.Vault; v != nil {
 		for name, path := range map[string]string{"vault.link_key": v.LinkKey, "vault.snapshot_key": v.SnapshotKey} {

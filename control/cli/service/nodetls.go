@@ -44,6 +44,7 @@ func (f File) internalTLS(ctx context.Context, env func(string) string, cfg *Con
 		cfg.RaftTLS = &state.TLS{
 			Server: func() (*tls.Config, error) { return current().ServerTLS(peer), nil },
 			Client: func() (*tls.Config, error) { return current().ClientTLS(peer), nil },
+			Name:   keys.NameOf, // its role is checked by the two above
 		}
 	}
 	return nil

@@ -16,10 +16,12 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
 	"github.com/soulbox-dev/soulbox/control/rebalance"
+	"github.com/soulbox-dev/soulbox/control/state"
 )
 
 func noEnv(string) string { return "" }
@@ -29,6 +31,12 @@ func parse(t *testing.T, text string) File {
 	f, err := Parse([]byte(text), "server.hcl")
 	must.NoError(t, err)
 	return f.WithDefaults()
+}
+
+func canceled(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
 }
 
 func TestFile_everything(t *testing.T) {
@@ -51,6 +59,15 @@ raft {
   server_id = "a"
   peer "a" { address = "10.0.0.1:7301" }
   peer "b" { address = "10.0.0.2:7301" }
+  retry_join = ["10.0.0.3:7301"]
+  join {
+    consul { service = "servers" }
+  }
+}
+autopilot {
+  cleanup_dead_servers = false
+  dead_server_last_contact_threshold = "1h"
+  max_trailing_logs = 5
 }
 nomad {
   address      = "https://nomad:4646"
@@ -72,6 +89,19 @@ vault  { address = "https://vault:8200" }
 	must.NoError(t, f.Check())
 	must.Eq(t, "10.0.0.2:7301", f.Raft.Peers[1].Address)
 	must.SliceEmpty(t, f.Nodes)
+	pilot, err := f.Autopilot.settings()
+	must.NoError(t, err)
+	want := state.DefaultAutopilot()
+	want.CleanupDeadServers, want.DeadAfter, want.MaxTrailingLogs = false, time.Hour, 5
+	must.Eq(t, want, *pilot)
+	cfg := Config{Config: core.Config{Logger: hclog.NewNullLogger()}}
+	must.NoError(t, f.raft(noEnv, &cfg))
+	for _, c := range cfg.Closers {
+		defer func() { must.NoError(t, c()) }()
+	}
+	addrs, err := cfg.Others(canceled(t))
+	must.ErrorContains(t, err, "look for servers in consul")
+	must.Eq(t, []string{"10.0.0.3:7301"}, addrs, must.Sprint("the list counts without Consul"))
 	policy, err := f.Rebalance.policy()
 	must.NoError(t, err)
 	must.Eq(t, rebalance.Policy{
@@ -99,6 +129,11 @@ func TestFile_checkNamesTheField(t *testing.T) {
 		{"raft beyond this machine", "raft {\n listen = \"0.0.0.0:1\"\n server_id = \"a\"\n}", "raft.listen:"},
 		{"raft id", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a b\"\n}", "raft.server_id:"},
 		{"raft without itself", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n peer \"b\" { address = \"127.0.0.1:2\" }\n}", "raft.peer:"},
+		{"address to join", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n retry_join = [\"x\"]\n}", "raft.retry_join:"},
+		{"join by nothing", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n join {}\n}", "raft.join:"},
+		{"autopilot without raft", "autopilot {}", "autopilot:"},
+		{"autopilot of no quorum", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n}\nautopilot { min_quorum = 1 }", "min_quorum"},
+		{"autopilot's duration", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n}\nautopilot { last_contact_threshold = \"x\" }", "autopilot.last_contact_threshold"},
 		{"peer's address", "raft {\n listen = \"127.0.0.1:1\"\n server_id = \"a\"\n peer \"a\" { address = \"x\" }\n}", "raft.peer.a.address:"},
 		{"node without address", `node "x" {}`, "node.x:"},
 		{"node with two", "node \"x\" {\n socket = \"/s\"\n address = \"a:1\"\n}", "node.x:"},

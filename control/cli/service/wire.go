@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,9 +14,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
+	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/core"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/health/consul"
+	"github.com/soulbox-dev/soulbox/control/health/join"
 	"github.com/soulbox-dev/soulbox/control/health/static"
 	"github.com/soulbox-dev/soulbox/control/placement/local"
 	"github.com/soulbox-dev/soulbox/control/placement/nomad"
@@ -55,7 +58,7 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return files.get() },
 		}
 	}
-	if err := f.raft(&cfg); err != nil {
+	if err := f.raft(env, &cfg); err != nil {
 		return cfg, err
 	}
 	if cfg.Links, cfg.Login, err = f.Auth.links(); err != nil {
@@ -76,7 +79,7 @@ func (f File) Config(ctx context.Context, env func(string) string, log hclog.Log
 	return cfg, f.placer(env, &cfg)
 }
 
-func (f File) raft(cfg *Config) error {
+func (f File) raft(env func(string) string, cfg *Config) (err error) {
 	r := f.Raft
 	if r == nil {
 		return nil
@@ -85,7 +88,52 @@ func (f File) raft(cfg *Config) error {
 	for _, p := range r.Peers {
 		cfg.Peers = append(cfg.Peers, state.Peer{ID: p.ID, Addr: p.Address})
 	}
+	if cfg.Autopilot, err = f.Autopilot.settings(); err != nil {
+		return err
+	}
+	var found func(context.Context) ([]string, error)
+	if r.Join != nil {
+		if found, err = f.joinConsul(env, cfg); err != nil {
+			return fmt.Errorf("raft.join.consul: %w", err)
+		}
+	}
+	if len(r.RetryJoin) == 0 && found == nil {
+		return nil
+	}
+	cfg.Others = func(ctx context.Context) ([]string, error) {
+		if found == nil {
+			return r.RetryJoin, nil
+		}
+		more, err := found(ctx)
+		return append(slices.Clone(r.RetryJoin), more...), err
+	}
 	return nil
+}
+
+// joinConsul makes this server known in Consul while it runs, and returns what finds the others there.
+func (f File) joinConsul(env func(string) string, cfg *Config) (func(context.Context) ([]string, error), error) {
+	c := *f.Raft.Join.Consul
+	if f.Consul != nil {
+		set(&c.Address, f.Consul.Address)
+		set(&c.TokenFile, f.Consul.TokenFile)
+		set(&c.Datacenter, f.Consul.Datacenter)
+	}
+	token, err := secret(c.TokenFile, env("CONSUL_HTTP_TOKEN"))
+	if err != nil {
+		return nil, fmt.Errorf("token_file: %w", err)
+	}
+	addr := f.Raft.Advertise
+	set(&addr, f.Raft.Listen)
+	j, err := join.New(join.Config{
+		Address: c.Address, Token: token, Datacenter: c.Datacenter, Service: c.Service, ServerID: f.Raft.ServerID, Raft: addr, Version: version.Version,
+		Logger: cfg.Logger.Named("join"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Closers = append(cfg.Closers, func() error { j.Close(); return nil })
+	cfg.Background = append(cfg.Background, j.Run)
+	return j.Servers, nil
 }
 
 func (f File) directory(env func(string) string, cfg *Config) error {
