@@ -24,9 +24,12 @@ var capabilities = &drivers.Capabilities{
 	SendSignals: true,
 	Exec:        true,
 	FSIsolation: fsisolation.Image,
-	// Mode host is that of a group with ports: what it means here is that the ports are the host's, and lead into the sandbox.
-	NetIsolationModes: []drivers.NetIsolationMode{drivers.NetIsolationModeHost, drivers.NetIsolationModeTask, drivers.NetIsolationModeNone},
-	MountConfigs:      drivers.MountConfigSupportNone,
+	// Mode host is that of a group with ports: what it means here is that the ports are the host's, and lead into the sandbox. Mode group is that of
+	// bridge and cni: the ports are in the group's network namespace. It is also how Nomad asks for mode none, which the node refuses.
+	NetIsolationModes: []drivers.NetIsolationMode{
+		drivers.NetIsolationModeHost, drivers.NetIsolationModeGroup, drivers.NetIsolationModeTask, drivers.NetIsolationModeNone,
+	},
+	MountConfigs: drivers.MountConfigSupportNone,
 }
 
 // configSpec is the plugin block's config.

@@ -30,6 +30,8 @@ type fakeNode struct {
 	requests  map[api.SandboxID]string // the JSON of what was asked for
 	creates   int
 	stops     []nodeapi.StopRequest
+	lost      string        // why ports are not published any more
+	hangUps   int           // waits that are yet to be cut off
 	ended     chan struct{} // closed and renewed at every end
 }
 
@@ -48,6 +50,7 @@ func serveFake(t *testing.T) (*fakeNode, string) {
 	mux.HandleFunc("GET /v1/sandboxes/{id}", f.get)
 	mux.HandleFunc("GET /v1/sandboxes/{id}/wait", f.wait)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/stop", f.stop)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/published/renew", f.renew)
 	mux.HandleFunc("DELETE /v1/sandboxes/{id}", f.remove)
 	srv := &http.Server{Handler: mux}
 	done := make(chan struct{})
@@ -108,9 +111,41 @@ func (f *fakeNode) get(w http.ResponseWriter, r *http.Request) {
 	refuse(w, api.Errorf(404, api.CodeNotFound, "no such sandbox"))
 }
 
+func (f *fakeNode) renew(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := []nodeapi.PublishedPort{}
+	if f.lost != "" {
+		list = append(list, nodeapi.PublishedPort{Proto: "tcp", Port: 80, Error: f.lost})
+	}
+	answer(w, list)
+}
+
+// lose has a port of every sandbox not published any more.
+func (f *fakeNode) lose(why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost = why
+}
+
+// hangUp cuts one wait off, that is there or that comes.
+func (f *fakeNode) hangUp() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hangUps++
+	close(f.ended)
+	f.ended = make(chan struct{})
+}
+
 func (f *fakeNode) wait(w http.ResponseWriter, r *http.Request) {
 	for {
 		f.mu.Lock()
+		if f.hangUps > 0 {
+			f.hangUps--
+			f.mu.Unlock()
+			refuse(w, api.Errorf(503, api.CodeUnavailable, "the daemon ends"))
+			return
+		}
 		sb, ended := f.sandboxes[api.SandboxID(r.PathValue("id"))], f.ended
 		stopped := sb == nil || sb.State == nodeapi.StateStopped
 		f.mu.Unlock()
@@ -343,10 +378,56 @@ func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {
 	cfg.Devices = []*drivers.DeviceConfig{{HostPath: "/dev/sda"}}
 	_, _, err = driverOn(t, socket).StartTask(cfg)
 	must.ErrorContains(t, err, "device blocks are not supported")
-	cfg = task(t, TaskConfig{})
-	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup}
-	_, _, err = driverOn(t, socket).StartTask(cfg)
-	must.ErrorContains(t, err, "network modes bridge and cni are not supported")
+	for want, spec := range map[string]*drivers.NetworkIsolationSpec{
+		"the group's network has no namespace":          {Mode: drivers.NetIsolationModeGroup},
+		`network isolation mode "vpn" is not supported`: {Mode: "vpn"},
+	} {
+		cfg = task(t, TaskConfig{})
+		cfg.NetworkIsolation = spec
+		_, _, err = driverOn(t, socket).StartTask(cfg)
+		must.ErrorContains(t, err, want)
+	}
+	dispatched := task(t, TaskConfig{})
+	writeDispatch(t, dispatched, nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"})
+	dispatched.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup, Path: "/var/run/netns/x"}
+	_, _, err = driverOn(t, socket).StartTask(dispatched)
+	must.ErrorContains(t, err, "network modes bridge and cni are not supported for dispatched sandboxes")
+}
+
+func TestCapabilities_includeTheNetworkOfAGroup(t *testing.T) {
+	caps, err := New(t.Context(), hclog.NewNullLogger(), "0.1.0").Capabilities()
+	must.NoError(t, err)
+	must.True(t, caps.HasNetIsolationMode(drivers.NetIsolationModeGroup))
+	must.True(t, caps.HasNetIsolationMode(drivers.NetIsolationModeHost))
+	must.False(t, caps.MustInitiateNetwork)
+}
+
+// What becomes of a task's ports while nobody looks is told in its events: after a restart of the plugin, and of the daemon.
+func TestPorts_thatAreLostAreToldInTheTasksEvents(t *testing.T) {
+	node, socket := serveFake(t)
+	cfg := task(t, TaskConfig{Command: "true"})
+	handle, _, err := driverOn(t, socket).StartTask(cfg)
+	must.NoError(t, err)
+	next := driverOn(t, socket)
+	events, err := next.TaskEvents(t.Context())
+	must.NoError(t, err)
+	node.lose("/var/run/netns/x: not a network namespace")
+	must.NoError(t, next.RecoverTask(handle))
+	told := func() {
+		t.Helper()
+		e := <-events
+		must.Eq(t, cfg.ID, e.TaskID)
+		must.Eq(t, cfg.AllocID, e.AllocID)
+		must.Eq(t, cfg.Name, e.TaskName)
+		must.StrContains(t, e.Message, "tcp 80: /var/run/netns/x: not a network namespace")
+	}
+	told()
+	ch, err := next.WaitTask(t.Context(), cfg.ID)
+	must.NoError(t, err)
+	node.hangUp() // as a daemon does that ends
+	told()
+	node.end(sandboxID(cfg.ID), nodeapi.Exit{Reason: nodeapi.ExitMainExited})
+	must.Eq(t, 0, (<-ch).ExitCode)
 }
 
 // Nomad's log collector ends for good at the end of file: it must not see one while the task runs, whatever happens to

@@ -38,9 +38,6 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if _, _, ok := d.tasks.get(cfg.ID); ok {
 		return nil, nil, fmt.Errorf("task %s is started already", cfg.ID)
 	}
-	if n := cfg.NetworkIsolation; n != nil && n.Mode == drivers.NetIsolationModeGroup {
-		return nil, nil, errors.New("network modes bridge and cni are not supported, since a sandbox has a network of its own: leave mode out, and name the group's ports in the task's config, as ports = [\"http\"]")
-	}
 	if len(cfg.Devices) > 0 {
 		return nil, nil, errors.New("device blocks are not supported: a sandbox has no devices of the host")
 	}
@@ -173,6 +170,9 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if sb.Owner.TaskID != handle.Config.ID {
 		return fmt.Errorf("recover task %s: sandbox %s belongs to task %q", handle.Config.ID, id, sb.Owner.TaskID)
 	}
+	if sb.State != nodeapi.StateStopped {
+		d.renewPorts(ctx, node, id, handle.Config)
+	}
 	var logs *heldLogs
 	if sb.State != nodeapi.StateStopped && sb.Main != 0 {
 		if logs, err = holdLogs(logTargets(handle.Config)); err != nil {
@@ -195,7 +195,7 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(d.ctx, cancel)()
-		if result := d.wait(ctx, id); result != nil {
+		if result := d.wait(ctx, taskID, id); result != nil {
 			d.tasks.letGoLogs(taskID)
 			ch <- result
 		}
@@ -204,12 +204,18 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 }
 
 // wait outlasts restarts of the daemon, which it starts again where nobody else does. It returns nil when ctx ends.
-func (d *Driver) wait(ctx context.Context, id api.SandboxID) *drivers.ExitResult {
+func (d *Driver) wait(ctx context.Context, taskID string, id api.SandboxID) *drivers.ExitResult {
 	const pause = 500 * time.Millisecond
-	for ctx.Err() == nil {
+	for again := false; ctx.Err() == nil; again = true {
 		node, err := d.connect(ctx)
 		if err == nil {
 			var sb nodeapi.Sandbox
+			if again { // most likely another daemon
+				if sb, err := node.Get(ctx, id); err == nil && sb.State != nodeapi.StateStopped {
+					_, name, _ := d.tasks.get(taskID)
+					d.renewPorts(ctx, node, id, &drivers.TaskConfig{ID: taskID, Name: name, AllocID: sb.Owner.AllocID})
+				}
+			}
 			if sb, err = node.Wait(ctx, id); err == nil {
 				return exitResult(sb)
 			}

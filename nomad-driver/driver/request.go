@@ -45,14 +45,23 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 	req.Owner.AllocID, req.Owner.TaskID, req.Owner.Folder = cfg.AllocID, cfg.ID, cfg.AllocDir
 	// Where output goes on the host is Nomad's to say: a payload that names a file of the host would have the node write
 	// into it.
-	req.Logs, req.Publish = nil, nil
+	req.Logs, req.Publish, req.PublishIn = nil, nil, ""
 	if req.Main != nil {
 		req.Logs = logTargets(cfg)
 	}
-	if req.Owner.Kind == ownerNomad {
-		if req.Publish, err = published(cfg); err != nil {
-			return req, err
+	namespace, err := groupNamespace(cfg)
+	if err != nil {
+		return req, err
+	}
+	if req.Owner.Kind != ownerNomad {
+		if namespace != "" {
+			return req, errors.New("dispatch payload: network modes bridge and cni are not supported for dispatched sandboxes, whose ports the platform publishes: leave mode out")
 		}
+		return req, withinTask(&req, cfg)
+	}
+	req.PublishIn = namespace
+	if req.Publish, err = published(cfg, namespace != ""); err != nil {
+		return req, err
 	}
 	return req, withinTask(&req, cfg)
 }

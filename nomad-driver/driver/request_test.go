@@ -220,3 +220,29 @@ func TestRequest_publishesTheGroupsPortsThatTheTaskNames(t *testing.T) {
 	must.NoError(t, err)
 	must.SliceEmpty(t, req.Publish)
 }
+
+func TestRequest_portsAreInTheGroupsNamespace(t *testing.T) {
+	cfg := task(t, TaskConfig{Command: "true", Ports: []string{"http", "same", "alias"}})
+	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup, Path: "/var/run/netns/alloc-1"}
+	cfg.Resources.Ports = &structs.AllocatedPorts{
+		{Label: "http", Value: 23456, To: 80, HostIP: "192.0.2.1"}, {Label: "same", Value: 24000}, {Label: "alias", Value: 25000, To: 80, HostIP: "192.0.2.1"},
+	}
+	req, err := request(cfg, now)
+	must.NoError(t, err)
+	must.EqOp(t, "/var/run/netns/alloc-1", req.PublishIn)
+	must.Eq(t, []nodeapi.PublishedPort{
+		{Proto: "tcp", Port: 80, NodePort: 80}, {Proto: "udp", Port: 80, NodePort: 80},
+		{Proto: "tcp", Port: 24000, NodePort: 24000}, {Proto: "udp", Port: 24000, NodePort: 24000},
+	}, req.Publish)
+
+	cfg = task(t, TaskConfig{}) // one that names no port: the node checks the namespace all the same
+	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeGroup, Path: "/var/run/netns/alloc-1"}
+	req, err = request(cfg, now)
+	must.NoError(t, err)
+	must.EqOp(t, "/var/run/netns/alloc-1", req.PublishIn)
+	must.SliceEmpty(t, req.Publish)
+	cfg.NetworkIsolation = &drivers.NetworkIsolationSpec{Mode: drivers.NetIsolationModeHost}
+	req, err = request(cfg, now)
+	must.NoError(t, err)
+	must.EqOp(t, "", req.PublishIn)
+}

@@ -176,7 +176,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		cancel()
 	}
 
-	if _, err := n.publish(b, req.Publish); err != nil { // before anything is made: a port may be taken
+	if _, err := n.publish(b, req.Publish, req.PublishIn); err != nil { // before anything is made: a port may be taken
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
 	inst, err := n.instantiate(ctx, b, req)

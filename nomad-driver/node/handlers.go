@@ -34,7 +34,7 @@ func (n *Node) postSandbox(w http.ResponseWriter, r *http.Request) error {
 	if req.Owner.Folder != "" && !local(r) {
 		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "owner.folder: only clients of the unix socket may name a folder of the host")
 	}
-	if req.Publish != nil && !local(r) {
+	if (req.Publish != nil || req.PublishIn != "") && !local(r) {
 		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "publish: only clients of the unix socket may name ports of the machine")
 	}
 	sb, fresh, err := n.Create(r.Context(), req)

@@ -138,7 +138,7 @@ func (n *Node) compile(layers []nodeapi.NetworkLayer) (*policy.Policy, error) {
 
 // checkNetwork checks a request's network before anything is made.
 func (n *Node) checkNetwork(req *nodeapi.CreateRequest) error {
-	if err := n.checkPublished(req.Publish, false); err != nil {
+	if err := errors.Join(n.checkPublished(req.Publish, false), checkPublishIn(req.PublishIn)); err != nil {
 		return err
 	}
 	if req.Network == nil {

@@ -8,14 +8,17 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -37,22 +40,89 @@ type Publish struct {
 // whatever the sandbox may reach itself, and for servers that listen on 127.0.0.1 alone, as the edge's ways do.
 type publication struct {
 	spec  nodeapi.PublishedPort
+	at    where
 	stop  context.CancelFunc
 	ended chan struct{} // nobody listens any more, and nothing is carried
+	err   error         // why nobody listens: there is nothing to stop
+}
+
+// where names what is listened in: the node's own network where path is empty, else the namespace that the path led to.
+type where struct {
+	path string
+	id   uint64
 }
 
 // published are the publications of a sandbox.
 type published struct {
 	mu    sync.Mutex // also held while they change
 	ports []*publication
+	over  bool // the sandbox has ended: nobody listens for it any more
 }
 
 func (p *published) list() []nodeapi.PublishedPort {
 	list := make([]nodeapi.PublishedPort, 0, len(p.ports))
 	for _, pub := range p.ports {
-		list = append(list, pub.spec)
+		spec := pub.spec
+		if pub.err != nil {
+			spec.Error = pub.err.Error()
+		}
+		list = append(list, spec)
 	}
 	return list
+}
+
+// place is what sockets of published ports are made in.
+type place struct {
+	where
+	ns *network.Foreign // nil: the node's own network
+}
+
+// openPlace opens the network namespace at a path; the node's own network where it is empty.
+func openPlace(path string) (*place, error) {
+	if path == "" {
+		return &place{}, nil
+	}
+	ns, err := network.OpenForeign(path)
+	if err != nil {
+		return nil, err
+	}
+	return &place{where: where{path, ns.ID()}, ns: ns}, nil
+}
+
+func (pl *place) do(f func() error) error {
+	if pl.ns == nil {
+		return f()
+	}
+	return pl.ns.Do(f)
+}
+
+func (pl *place) close() {
+	if pl != nil && pl.ns != nil {
+		_ = pl.ns.Close() // only read
+	}
+}
+
+// checkPublishIn checks the network namespace that ports are to be published in.
+func checkPublishIn(path string) error {
+	if path == "" {
+		return nil
+	}
+	if !filepath.IsAbs(path) || len(path) > maxPath || strings.ContainsRune(path, 0) {
+		return invalid("publish_in: %.100q is not an absolute path", path)
+	}
+	ns, err := network.OpenForeign(path)
+	if err != nil {
+		return invalid("publish_in: %v", err)
+	}
+	defer ns.Close()
+	wired, err := ns.Wired()
+	if err != nil {
+		return fmt.Errorf("publish_in: %s: %w", path, err)
+	}
+	if !wired {
+		return invalid("publish_in: network namespace %s has nothing but its loopback, as those of network mode none, which is not supported", path)
+	}
+	return nil
 }
 
 // checkPublished checks what was asked for. bound is false where the caller may name any address and port of the machine.
@@ -101,7 +171,7 @@ func (n *Node) SetPublished(id api.SandboxID, want []nodeapi.PublishedPort) ([]n
 	if _, err := b.running(); err != nil {
 		return nil, err
 	}
-	return n.publish(b, want)
+	return n.publish(b, want, "")
 }
 
 // Published returns the ports of a sandbox that the node listens for.
@@ -115,18 +185,44 @@ func (n *Node) Published(id api.SandboxID) ([]nodeapi.PublishedPort, error) {
 	return b.published.list(), nil
 }
 
-// publish makes the publications of a sandbox what want says, and records them.
-func (n *Node) publish(b *box, want []nodeapi.PublishedPort) ([]nodeapi.PublishedPort, error) {
+// RenewPublished listens again for ports of a sandbox that nobody listens for, and for those of a network namespace in whose place another one is.
+// It returns all of them, with the reason where one cannot be had.
+func (n *Node) RenewPublished(id api.SandboxID) ([]nodeapi.PublishedPort, error) {
+	b, err := n.box(id)
+	if err != nil {
+		return nil, err
+	}
+	select { // what is being made listens by itself
+	case <-b.created:
+		n.republish(b)
+	default:
+	}
+	return n.Published(id)
+}
+
+// publish makes the publications of a sandbox what want says, in the network namespace at a path, and records them.
+func (n *Node) publish(b *box, want []nodeapi.PublishedPort, in string) ([]nodeapi.PublishedPort, error) {
 	pubs := &b.published
 	pubs.mu.Lock()
 	defer pubs.mu.Unlock()
+	if pubs.over {
+		return nil, notRunning(b.view())
+	}
+	pl, err := openPlace(in)
+	if errors.Is(err, network.ErrNoNamespace) { // it was there when the request was checked
+		err = api.Errorf(http.StatusConflict, api.CodeConflict, "%s", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("publish ports of sandbox %s: %w", b.id, err)
+	}
+	defer pl.close()
 	var next, fresh []*publication
 	for _, spec := range want {
-		if i := slices.IndexFunc(pubs.ports, func(p *publication) bool { return p.is(spec) }); i >= 0 {
+		if i := slices.IndexFunc(pubs.ports, func(p *publication) bool { return p.is(spec, pl.where) }); i >= 0 {
 			next = append(next, pubs.ports[i])
 			continue
 		}
-		p, err := n.listen(b, spec)
+		p, err := n.listen(b, spec, pl)
 		if err != nil {
 			end(fresh)
 			return nil, err
@@ -134,17 +230,16 @@ func (n *Node) publish(b *box, want []nodeapi.PublishedPort) ([]nodeapi.Publishe
 		next, fresh = append(next, p), append(fresh, p)
 	}
 	b.mu.Lock()
-	old := b.rec.Published
-	b.rec.Published = nil
+	old, oldIn := b.rec.Published, b.rec.PublishedIn
+	b.rec.Published, b.rec.PublishedIn = nil, in
 	for _, p := range next {
 		b.rec.Published = append(b.rec.Published, p.spec)
 	}
-	var err error
 	if b.inst != nil { // else the creation writes it
 		err = n.records.put(&b.rec)
 	}
 	if err != nil {
-		b.rec.Published = old
+		b.rec.Published, b.rec.PublishedIn = old, oldIn
 	}
 	b.mu.Unlock()
 	if err != nil {
@@ -156,37 +251,64 @@ func (n *Node) publish(b *box, want []nodeapi.PublishedPort) ([]nodeapi.Publishe
 	return pubs.list(), nil
 }
 
-// republish listens again for the ports that an earlier daemon listened for.
+// republish listens for the recorded ports of a sandbox that nobody listens for: an earlier daemon did, or they are to be in a namespace whose
+// path leads to another one by now. What cannot be had is kept with the reason.
 func (n *Node) republish(b *box) {
-	if s := b.view().State; s == nodeapi.StateStopped {
+	pubs := &b.published
+	pubs.mu.Lock()
+	defer pubs.mu.Unlock()
+	b.mu.Lock()
+	specs, in, state := b.rec.Published, b.rec.PublishedIn, b.rec.Sandbox.State
+	b.mu.Unlock()
+	if pubs.over || state == nodeapi.StateStopped || len(specs) == 0 {
 		return
 	}
-	b.published.mu.Lock()
-	defer b.published.mu.Unlock()
-	for _, spec := range b.rec.Published {
-		p, err := n.listen(b, spec)
-		if err != nil {
-			n.log.Error("port of a sandbox is not published any more", "sandbox", b.id, "proto", spec.Proto, "port", spec.Port, "error", err)
+	pl, gone := openPlace(in)
+	defer pl.close()
+	next := make([]*publication, 0, len(specs))
+	for _, spec := range specs {
+		i := slices.IndexFunc(pubs.ports, func(p *publication) bool { return p.spec == spec })
+		if i >= 0 && gone == nil && pubs.ports[i].is(spec, pl.where) {
+			next = append(next, pubs.ports[i])
 			continue
 		}
-		b.published.ports = append(b.published.ports, p)
+		if i >= 0 { // before its number is taken again
+			end(pubs.ports[i : i+1])
+		}
+		p, err := (*publication)(nil), gone
+		if err == nil {
+			p, err = n.listen(b, spec, pl)
+		}
+		if err != nil {
+			p = &publication{spec: spec, err: err}
+			if i < 0 || pubs.ports[i].err == nil { // it is news
+				n.log.Error("port of a sandbox is not published any more", "sandbox", b.id, "proto", spec.Proto, "port", spec.Port, "error", err)
+				n.note(b, logbook.Error, fmt.Sprintf("%s port %d is not published any more: %s", spec.Proto, spec.Port, err), nil)
+			}
+		}
+		next = append(next, p)
 	}
+	pubs.ports = next
 }
 
 // is reports whether p is what spec asks for.
-func (p *publication) is(spec nodeapi.PublishedPort) bool {
+func (p *publication) is(spec nodeapi.PublishedPort, at where) bool {
 	if spec.NodePort == 0 {
 		spec.NodePort = p.spec.NodePort
 	}
-	return p.spec == spec
+	return p.spec == spec && p.at == at && p.err == nil
 }
 
 func end(list []*publication) {
 	for _, p := range list {
-		p.stop()
+		if p.err == nil {
+			p.stop()
+		}
 	}
 	for _, p := range list {
-		<-p.ended
+		if p.err == nil {
+			<-p.ended
+		}
 	}
 }
 
@@ -195,11 +317,11 @@ func (b *box) unpublish() {
 	b.published.mu.Lock()
 	defer b.published.mu.Unlock()
 	end(b.published.ports)
-	b.published.ports = nil
+	b.published.ports, b.published.over = nil, true
 }
 
 // listen begins to listen for a port. Where the port of the node is not named a free one is taken.
-func (n *Node) listen(b *box, spec nodeapi.PublishedPort) (*publication, error) {
+func (n *Node) listen(b *box, spec nodeapi.PublishedPort, pl *place) (*publication, error) {
 	candidates := []int{spec.NodePort}
 	if spec.NodePort == 0 {
 		where := n.cfg.Network.Publish
@@ -212,51 +334,45 @@ func (n *Node) listen(b *box, spec nodeapi.PublishedPort) (*publication, error) 
 	for _, port := range candidates {
 		spec.NodePort = port
 		var p *publication
-		if p, err = n.listenAt(b, spec); err == nil {
+		if p, err = n.listenAt(b, spec, pl); err == nil {
 			return p, nil
 		}
 		if !errors.Is(err, unix.EADDRINUSE) {
 			break
 		}
 	}
-	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		return nil, api.Errorf(http.StatusConflict, api.CodeConflict, "publish %s port %d: %s", spec.Proto, spec.Port, err)
+	in := ""
+	if pl.path != "" {
+		in = " in network namespace " + pl.path
 	}
-	return nil, fmt.Errorf("publish %s port %d of sandbox %s: %w", spec.Proto, spec.Port, b.id, err)
+	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil, api.Errorf(http.StatusConflict, api.CodeConflict, "publish %s port %d%s: %s", spec.Proto, spec.Port, in, err)
+	}
+	return nil, fmt.Errorf("publish %s port %d of sandbox %s%s: %w", spec.Proto, spec.Port, b.id, in, err)
 }
 
-func (n *Node) listenAt(b *box, spec nodeapi.PublishedPort) (*publication, error) {
-	host := ""
-	if spec.Address.IsValid() {
-		host = spec.Address.String()
+func (n *Node) listenAt(b *box, spec nodeapi.PublishedPort, pl *place) (*publication, error) {
+	at := netip.AddrPortFrom(spec.Address, uint16(spec.NodePort)) //nolint:gosec // checked
+	var carry func(context.Context)
+	err := pl.do(func() error {
+		if spec.Proto == "tcp" {
+			l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+			carry = func(ctx context.Context) { n.carryStreams(ctx, b, spec.Port, l) }
+			return err
+		}
+		l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		carry = func(ctx context.Context) { n.carryPackets(ctx, b, spec.Port, l) }
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	at := net.JoinHostPort(host, strconv.Itoa(spec.NodePort))
 	ctx, stop := context.WithCancel(n.ctx)
-	p := &publication{spec: spec, stop: stop, ended: make(chan struct{})}
-	var carry func()
-	if spec.Proto == "tcp" {
-		l, err := net.Listen("tcp", at)
-		if err != nil {
-			stop()
-			return nil, err
-		}
-		carry = func() { n.carryStreams(ctx, b, spec.Port, l) }
-	} else {
-		addr, err := net.ResolveUDPAddr("udp", at)
-		var l *net.UDPConn
-		if err == nil {
-			l, err = net.ListenUDP("udp", addr)
-		}
-		if err != nil {
-			stop()
-			return nil, err
-		}
-		carry = func() { n.carryPackets(ctx, b, spec.Port, l) }
-	}
+	p := &publication{spec: spec, at: pl.where, stop: stop, ended: make(chan struct{})}
 	n.wg.Go(func() {
 		defer close(p.ended)
 		defer stop()
-		carry()
+		carry(ctx)
 	})
 	return p, nil
 }

@@ -44,12 +44,13 @@ type record struct {
 	Network *nodeapi.Network    `json:"network,omitempty"`
 	Slot    *network.Ref        `json:"network_slot,omitempty"`
 
-	Carried   uint64                  `json:"carried_bytes,omitempty"` // of its network quota, by links that it had before
-	Published []nodeapi.PublishedPort `json:"published,omitempty"`
-	Pause     *pauseRecord            `json:"pause,omitempty"`    // where paused
-	Claim     string                  `json:"claim,omitempty"`    // SHA-256 of the request that claimed it, where it was made warm
-	Waking    bool                    `json:"waking,omitempty"`   // restored, and its PID 1 not told yet
-	Released  bool                    `json:"released,omitempty"` // nothing of it is left on the machine
+	Carried     uint64                  `json:"carried_bytes,omitempty"` // of its network quota, by links that it had before
+	Published   []nodeapi.PublishedPort `json:"published,omitempty"`
+	PublishedIn string                  `json:"published_in,omitempty"` // the network namespace that these are in; empty: the node's own
+	Pause       *pauseRecord            `json:"pause,omitempty"`        // where paused
+	Claim       string                  `json:"claim,omitempty"`        // SHA-256 of the request that claimed it, where it was made warm
+	Waking      bool                    `json:"waking,omitempty"`       // restored, and its PID 1 not told yet
+	Released    bool                    `json:"released,omitempty"`     // nothing of it is left on the machine
 }
 
 // stopIntent is a stop that was asked for and is not finished.

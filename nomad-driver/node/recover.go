@@ -138,6 +138,7 @@ func (n *Node) takeOver(b *box) {
 // giveUp ends the record of a sandbox that the runtime could not open. The sweep has removed, or will remove, what is
 // left of it.
 func (n *Node) giveUp(b *box, cause error) {
+	b.unpublish()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := &b.rec.Sandbox

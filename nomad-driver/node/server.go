@@ -75,7 +75,8 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/sandboxes/{id}/logs":             n.getLogs,
 		"GET /v1/sandboxes/{id}/logbook":          n.getLogbook,
 
-		"POST /v1/sandboxes/{id}/network/test": ask(n.TestNetwork),
+		"POST /v1/sandboxes/{id}/network/test":    ask(n.TestNetwork),
+		"POST /v1/sandboxes/{id}/published/renew": show(n.RenewPublished),
 
 		"GET /v1/sandboxes/{id}/ports/{port}": n.getPort,
 

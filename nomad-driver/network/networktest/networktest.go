@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,22 @@ func NewNamespace(t testing.TB) *os.File {
 	}))
 	t.Cleanup(func() { must.NoError(t, ns.Close()) })
 	return ns
+}
+
+// Mount gives a network namespace a path, as those of Nomad's groups have, for the time of the test.
+func Mount(t testing.TB, ns *os.File) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "ns")
+	must.NoError(t, os.WriteFile(path, nil, 0o600))
+	MountAt(t, ns, path)
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) }) // a test may have done so
+	return path
+}
+
+// MountAt lays a network namespace over a file.
+func MountAt(t testing.TB, ns *os.File, path string) {
+	t.Helper()
+	must.NoError(t, unix.Mount(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()), path, "", unix.MS_BIND, ""))
 }
 
 // New makes a world for the time of the test.

@@ -107,3 +107,10 @@ func (c *Client) SetPublished(ctx context.Context, id api.SandboxID, list []Publ
 	var out []PublishedPort
 	return out, c.call(ctx, http.MethodPut, sandboxPath(id, "/published"), nil, list, &out)
 }
+
+// RenewPublished has the node listen again for ports of a sandbox that it does not listen for, though it should, and returns all of them, with
+// Error where one cannot be had: POST /v1/sandboxes/{id}/published/renew.
+func (c *Client) RenewPublished(ctx context.Context, id api.SandboxID) ([]PublishedPort, error) {
+	var list []PublishedPort
+	return list, c.call(ctx, http.MethodPost, sandboxPath(id, "/published/renew"), nil, nil, &list)
+}

@@ -69,6 +69,9 @@ type CreateRequest struct {
 	// Publish are ports that the node listens for, each with its own Address and NodePort. Only clients of the unix socket may ask for them:
 	// Nomad has given them to the task.
 	Publish []PublishedPort `json:"publish,omitempty"`
+	// PublishIn is the path of a network namespace in which the node listens for these, in place of its own: that of the task's group. The
+	// sandbox is not in it. Only clients of the unix socket may name one.
+	PublishIn string `json:"publish_in,omitempty"`
 	// Restore starts it from a snapshot in place of the template.
 	Restore *Restore `json:"restore,omitempty"`
 	// Warm makes it for somebody who is not known yet: it answers no client of its envd and of its ports until a ClaimRequest.
