@@ -1,6 +1,6 @@
 module github.com/soulbox-dev/soulbox/tools/cni
 
-go 1.26.8
+go 1.26
 
 tool (
 	github.com/containernetworking/plugins/plugins/ipam/host-local

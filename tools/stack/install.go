@@ -90,15 +90,14 @@ func (i *Installer) done(t Tool, pin string) bool {
 	if err != nil || got != pin {
 		return false
 	}
-	st, err := os.Stat(filepath.Join(i.Bin, t.Name))
-	return err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o111 != 0
+	return t.there(filepath.Join(i.Bin, t.Name))
 }
 
 func (i *Installer) stamp(t Tool) string { return filepath.Join(i.Bin, "."+t.Name+".pin") }
 
 func (i *Installer) install(ctx context.Context, t Tool, pin string) error {
 	place := filepath.Join(i.Bin, t.Name)
-	if st, err := os.Lstat(place); err == nil && st.Mode().IsRegular() {
+	if st, err := os.Lstat(place); err == nil && (st.Mode().IsRegular() || st.IsDir()) {
 		// Somebody's own program, in a folder that SOULBOX_STACK names: it is never replaced.
 		if err := t.check(place); err != nil {
 			return fmt.Errorf("%w: remove it", err)

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -31,12 +33,43 @@ func (i *Installer) build(ctx context.Context, t Tool, out string) error {
 		}
 	}
 	i.say("%s: building it from its pinned module: some minutes, once", t.Name)
-	args := []string{"build", "-mod=mod", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(out, t.Name), "github.com/hashicorp/" + t.Name}
-	if err := i.run(ctx, module, []string{"GOWORK=off", "GOFLAGS="}, "go", args...); err != nil {
+	env := []string{"GOWORK=off", "GOFLAGS="}
+	ldflags, to, packages := "-s -w", filepath.Join(out, t.Name), []string{t.module}
+	if t.programs != nil {
+		v, err := i.moduleVersion(ctx, module, env, t.module)
+		if err != nil {
+			return err
+		}
+		ldflags += " -X " + cniVersion + "=" + v
+		to, packages = to+"/", nil
+		for _, dir := range slices.Sorted(maps.Values(t.programs)) {
+			packages = append(packages, t.module+"/"+dir)
+		}
+	}
+	args := append([]string{"build", "-mod=mod", "-trimpath", "-buildvcs=false", "-ldflags=" + ldflags, "-o", to}, packages...)
+	if err := i.run(ctx, module, env, "go", args...); err != nil {
 		return err
 	}
 	return os.RemoveAll(module)
 }
+
+// moduleVersion returns the version of a module that the module in dir pins.
+func (i *Installer) moduleVersion(ctx context.Context, dir string, env []string, module string) (string, error) {
+	cmd := exec.CommandContext(ctx, "go", "list", "-mod=mod", "-m", "-f", "{{.Version}}", module)
+	cmd.Dir, cmd.Env, cmd.Stderr = dir, append(os.Environ(), env...), i.progress()
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("version of %s: %w", module, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+const (
+	cni       = "cni"
+	cniModule = "github.com/containernetworking/plugins"
+	// cniVersion is the variable that the plugins print as their version: Nomad places jobs by it, and a plain build has none.
+	cniVersion = cniModule + "/pkg/utils/buildversion.BuildVersion"
+)
 
 const (
 	criu = "criu"

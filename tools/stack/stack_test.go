@@ -25,13 +25,14 @@ func program(t *testing.T, dir, name, s string) string {
 
 func TestParseVersion(t *testing.T) {
 	for out, want := range map[string]string{
-		"Nomad v1.11.3\nBuildDate 2025\n":                    "1.11.3",
-		"Nomad v1.11.3-dev\nRevision x":                      "1.11.3-dev",
-		"Consul v1.21.0\nBuild Date 1970-01-01":              "1.21.0",
-		"Vault v1.21.1 (abc), built 2025-11-18T13:04:32Z":    "1.21.1",
-		"Vault v1.21.1, built 2025-11-23T21:20:19Z (cgo)":    "1.21.1",
-		"Warn  (criu/x.c:1285): something\nVersion: 4.1.1\n": "4.1.1",
-		"Version: 4.2\nGitID: v4.2":                          "4.2.0",
+		"Nomad v1.11.3\nBuildDate 2025\n":                                                "1.11.3",
+		"Nomad v1.11.3-dev\nRevision x":                                                  "1.11.3-dev",
+		"Consul v1.21.0\nBuild Date 1970-01-01":                                          "1.21.0",
+		"Vault v1.21.1 (abc), built 2025-11-18T13:04:32Z":                                "1.21.1",
+		"Vault v1.21.1, built 2025-11-23T21:20:19Z (cgo)":                                "1.21.1",
+		"Warn  (criu/x.c:1285): something\nVersion: 4.1.1\n":                             "4.1.1",
+		"Version: 4.2\nGitID: v4.2":                                                      "4.2.0",
+		"CNI host-local plugin v1.10.0\nCNI protocol versions supported: 0.1.0, 1.1.0\n": "1.10.0",
 	} {
 		v, err := parseVersion("x", out)
 		must.NoError(t, err, must.Sprint(out))
@@ -141,6 +142,60 @@ func TestInstall_linksWhatServesOnPath(t *testing.T) {
 	got, err := filepath.EvalSymlinks(filepath.Join(i.Bin, "consul"))
 	must.NoError(t, err)
 	must.Eq(t, want, got)
+}
+
+// plugins writes a folder of CNI plugins that say a version.
+func plugins(t *testing.T, dir, v string) {
+	t.Helper()
+	tool, err := toolNamed(cni)
+	must.NoError(t, err)
+	for name := range tool.programs {
+		must.NoError(t, os.MkdirAll(dir, 0o755))
+		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n[ $# = 0 ] && echo 'CNI "+name+" plugin "+v+"' >&2\n"), 0o755))
+	}
+}
+
+func TestInstall_buildsAFolderOfPlugins(t *testing.T) {
+	dir, tools := t.TempDir(), t.TempDir()
+	made := filepath.Join(dir, "made")
+	plugins(t, made, "v1.7.0")
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "go"), []byte(`#!/bin/sh
+[ "$1" = list ] && { echo v1.7.0; exit; }
+case "$*" in *buildversion.BuildVersion=v1.7.0*plugins/meta/portmap*) ;; *) exit 9 ;; esac
+while [ "$1" != -o ]; do shift; done
+cp -r `+made+` "$2"
+`), 0o755))
+	t.Setenv("PATH", dir+":/usr/bin:/bin")
+	must.NoError(t, os.Mkdir(filepath.Join(tools, cni), 0o755))
+	for _, name := range []string{"go.mod", "go.sum"} {
+		must.NoError(t, os.WriteFile(filepath.Join(tools, cni, name), []byte("pins"), 0o644))
+	}
+	i := &Installer{Tools: tools, Bin: filepath.Join(t.TempDir(), "bin")}
+	must.NoError(t, i.Install(t.Context(), cni))
+	must.NoError(t, os.Remove(filepath.Join(dir, "go"))) // nothing is built again
+	must.NoError(t, i.Install(t.Context(), cni))
+	t.Setenv(Env, i.Bin)
+	got, err := Find(cni)
+	must.NoError(t, err)
+	tool, err := toolNamed(cni)
+	must.NoError(t, err)
+	must.NoError(t, tool.check(got))
+	must.NoError(t, os.Remove(filepath.Join(got, "portmap")))
+	must.ErrorContains(t, tool.check(got), "portmap")
+}
+
+func TestFind_takesAFolderOfPluginsWhereItServes(t *testing.T) {
+	dir := t.TempDir()
+	tool, err := toolNamed(cni)
+	must.NoError(t, err)
+	tool.folders = []string{filepath.Join(dir, "none"), filepath.Join(dir, "old"), filepath.Join(dir, "good")}
+	plugins(t, tool.folders[1], "v1.1.1")
+	_, err = tool.onPath()
+	must.ErrorContains(t, err, "is version 1.1.1")
+	plugins(t, tool.folders[2], "v1.6.2")
+	got, err := tool.onPath()
+	must.NoError(t, err)
+	must.Eq(t, tool.folders[2], got)
 }
 
 func TestInstall_passesOverWhatDoesNotServe(t *testing.T) {

@@ -1,4 +1,4 @@
-// Command stack puts Nomad, Consul, Vault and CRIU where the project's tests and `soulbox dev -cluster` find them.
+// Command stack puts Nomad, Consul, Vault, CRIU and the CNI plugins where the project's tests and `soulbox dev -cluster` find them.
 //
 //	stack [-tools DIR] [install [NAME...] | path NAME | dir]
 package main
