@@ -2,11 +2,14 @@ package nomad
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/e2e/host"
+	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
 	"github.com/soulbox-dev/soulbox/tools/stack"
@@ -28,18 +32,47 @@ type agent struct {
 	http   string
 	api    *nomadapi.Client
 	socket string // of the node daemon that the plugin starts
+	machine
 
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
+// machine is where an agent runs. The zero machine is this one.
+type machine struct {
+	netns    *os.File // its network namespace
+	client   string   // of the agent's client block
+	plugins  string   // blocks of further drivers
+	drivers  string   // that are allowed besides this one, each after a comma
+	nodeArgs []string
+}
+
+// in runs do where the machine's network is.
+func (m machine) in(do func() error) error {
+	if m.netns == nil {
+		return do()
+	}
+	return networktest.In(m.netns, do)
+}
+
+// dial connects as a program of the machine.
+func (m machine) dial(ctx context.Context, network, address string) (c net.Conn, err error) {
+	err = m.in(func() error { c, err = (&net.Dialer{}).DialContext(ctx, network, address); return err })
+	return c, err
+}
+
 // startAgent runs Nomad with the plugin and waits until the driver is healthy and the template base is on the node.
 func startAgent(t *testing.T) *agent {
+	t.Helper()
+	return startAgentOn(t, machine{})
+}
+
+func startAgentOn(t *testing.T, m machine) *agent {
 	t.Helper()
 	// Unix sockets must fit into 107 bytes: the test's own folder may be too deep.
 	dir, err := os.MkdirTemp("", "sbe2e")
 	must.NoError(t, err)
-	a := &agent{dir: dir, socket: filepath.Join(dir, "run", "node.sock")}
+	a := &agent{dir: dir, socket: filepath.Join(dir, "run", "node.sock"), machine: m}
 	ports := freePorts(t, 3)
 	a.http = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	for _, sub := range []string{"plugins", "run", "data", "node"} {
@@ -47,7 +80,13 @@ func startAgent(t *testing.T) *agent {
 	}
 	must.NoError(t, os.Symlink(binary(t, "nomad-driver-soulbox"), filepath.Join(dir, "plugins", "nomad-driver-soulbox")))
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad.hcl"), []byte(a.config(t, ports)), 0o600))
-	a.api, err = nomadapi.NewClient(&nomadapi.Config{Address: "http://" + a.http})
+	config := &nomadapi.Config{Address: "http://" + a.http}
+	if m.netns != nil {
+		transport := &http.Transport{DialContext: m.dial}
+		t.Cleanup(transport.CloseIdleConnections)
+		config.HttpClient = &http.Client{Transport: transport}
+	}
+	a.api, err = nomadapi.NewClient(config)
 	must.NoError(t, err)
 	a.start(t)
 	t.Cleanup(func() { a.stop(t) })
@@ -58,6 +97,11 @@ func startAgent(t *testing.T) *agent {
 
 func (a *agent) config(t *testing.T, ports []int) string {
 	t.Helper()
+	nodeArgs, err := json.Marshal(append([]string{
+		"-state-dir", filepath.Join(a.dir, "node"), "-run-dir", filepath.Join(a.dir, "run"), "-init", binary(t, "soulbox-init"),
+		"-cgroup-parent", filepath.Base(a.dir), "-id-range-base", strconv.Itoa(1 << 29),
+	}, a.nodeArgs...))
+	must.NoError(t, err)
 	return fmt.Sprintf(`
 data_dir   = %q
 plugin_dir = %q
@@ -85,9 +129,11 @@ client {
   enabled = true
   options = {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
-    "driver.allowlist"     = "soulbox"
+    "driver.allowlist"     = "soulbox%s"
   }
+%s
 }
+%s
 telemetry {
   publish_allocation_metrics = true # else nomad alloc status -stats shows nothing, for any driver
 }
@@ -95,12 +141,11 @@ plugin "nomad-driver-soulbox" {
   config {
     socket    = %q
     node_log  = %q
-    node_args = ["-state-dir", %q, "-run-dir", %q, "-init", %q, "-cgroup-parent", %q, "-id-range-base", "%d"]
+    node_args = %s
   }
 }
 `, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), ports[0], ports[1], ports[2],
-		a.socket, filepath.Join(a.dir, "node.log"), filepath.Join(a.dir, "node"), filepath.Join(a.dir, "run"),
-		binary(t, "soulbox-init"), filepath.Base(a.dir), 1<<29)
+		a.drivers, a.client, a.plugins, a.socket, filepath.Join(a.dir, "node.log"), nodeArgs)
 }
 
 // host is what the node may leave behind.
@@ -140,7 +185,7 @@ func (a *agent) start(t *testing.T) {
 	a.cmd = exec.Command(binary(t, "nomad"), "agent", "-config", filepath.Join(a.dir, "nomad.hcl"))
 	a.cmd.Stdout, a.cmd.Stderr = log, log
 	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	must.NoError(t, a.cmd.Start())
+	must.NoError(t, a.in(a.cmd.Start))
 	a.done = make(chan struct{})
 	go func(cmd *exec.Cmd, done chan struct{}) { defer close(done); _ = cmd.Wait() }(a.cmd, a.done)
 }
@@ -290,7 +335,8 @@ func (a *agent) cli(t *testing.T, args ...string) string {
 func (a *agent) tryCLI(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	cmd := a.command(t, args...)
-	b, err := cmd.CombinedOutput()
+	var b []byte
+	err := a.in(func() (err error) { b, err = cmd.CombinedOutput(); return err })
 	return string(b), err
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/shoenig/test/must"
@@ -405,7 +406,8 @@ func TestCapabilities_includeTheNetworkOfAGroup(t *testing.T) {
 // What becomes of a task's ports while nobody looks is told in its events: after a restart of the plugin, and of the daemon.
 func TestPorts_thatAreLostAreToldInTheTasksEvents(t *testing.T) {
 	node, socket := serveFake(t)
-	cfg := task(t, TaskConfig{Command: "true"})
+	cfg := task(t, TaskConfig{Command: "true", Ports: []string{"http"}})
+	cfg.Resources.Ports = &structs.AllocatedPorts{{Label: "http", Value: 23456, To: 80}}
 	handle, _, err := driverOn(t, socket).StartTask(cfg)
 	must.NoError(t, err)
 	next := driverOn(t, socket)
@@ -421,9 +423,9 @@ func TestPorts_thatAreLostAreToldInTheTasksEvents(t *testing.T) {
 		must.Eq(t, cfg.Name, e.TaskName)
 		must.StrContains(t, e.Message, "tcp 80: /var/run/netns/x: not a network namespace")
 	}
-	told()
 	ch, err := next.WaitTask(t.Context(), cfg.ID)
 	must.NoError(t, err)
+	told()
 	node.hangUp() // as a daemon does that ends
 	told()
 	node.end(sandboxID(cfg.ID), nodeapi.Exit{Reason: nodeapi.ExitMainExited})

@@ -70,7 +70,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		logs.close()
 		return nil, nil, errors.Join(fmt.Errorf("task handle: %w", err), node.Delete(ctx, sb.ID))
 	}
-	d.tasks.put(cfg.ID, cfg.Name, sb.ID, logs)
+	d.tasks.put(cfg, entry{sandbox: sb.ID, ports: len(req.Publish) > 0, logs: logs})
 	d.emit(cfg, fmt.Sprintf("Sandbox %s is running", sb.ID), map[string]string{
 		"sandbox_id": sb.ID.String(), "template": sb.Template, "template_digest": sb.Digest,
 	})
@@ -170,16 +170,17 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if sb.Owner.TaskID != handle.Config.ID {
 		return fmt.Errorf("recover task %s: sandbox %s belongs to task %q", handle.Config.ID, id, sb.Owner.TaskID)
 	}
-	if sb.State != nodeapi.StateStopped {
-		d.renewPorts(ctx, node, id, handle.Config)
-	}
 	var logs *heldLogs
 	if sb.State != nodeapi.StateStopped && sb.Main != 0 {
 		if logs, err = holdLogs(logTargets(handle.Config)); err != nil {
 			d.logger.Warn("log pipes of a recovered task", "task_id", handle.Config.ID, "error", err)
 		}
 	}
-	d.tasks.put(handle.Config.ID, handle.Config.Name, id, logs)
+	var tc TaskConfig
+	if err := handle.Config.DecodeDriverConfig(&tc); err != nil { // it was read before; without it a lost port is not told of
+		d.logger.Warn("config of a recovered task", "task_id", handle.Config.ID, "error", err)
+	}
+	d.tasks.put(handle.Config, entry{sandbox: id, ports: len(tc.Ports) > 0, logs: logs})
 	return nil
 }
 
@@ -206,15 +207,12 @@ func (d *Driver) WaitTask(ctx context.Context, taskID string) (<-chan *drivers.E
 // wait outlasts restarts of the daemon, which it starts again where nobody else does. It returns nil when ctx ends.
 func (d *Driver) wait(ctx context.Context, taskID string, id api.SandboxID) *drivers.ExitResult {
 	const pause = 500 * time.Millisecond
-	for again := false; ctx.Err() == nil; again = true {
+	for ctx.Err() == nil {
 		node, err := d.connect(ctx)
 		if err == nil {
 			var sb nodeapi.Sandbox
-			if again { // most likely another daemon
-				if sb, err := node.Get(ctx, id); err == nil && sb.State != nodeapi.StateStopped {
-					_, name, _ := d.tasks.get(taskID)
-					d.renewPorts(ctx, node, id, &drivers.TaskConfig{ID: taskID, Name: name, AllocID: sb.Owner.AllocID})
-				}
+			if task := d.tasks.withPorts(taskID); task != nil { // the daemon, or the plugin, may be another one than before
+				d.renewPorts(ctx, node, id, task)
 			}
 			if sb, err = node.Wait(ctx, id); err == nil {
 				return exitResult(sb)

@@ -14,6 +14,8 @@ import (
 type entry struct {
 	sandbox api.SandboxID
 	name    string
+	alloc   string
+	ports   bool      // some lead into its sandbox
 	logs    *heldLogs // nil where it has none, or has ended
 }
 
@@ -26,14 +28,26 @@ type taskStore struct {
 func newTaskStore() *taskStore { return &taskStore{byID: map[string]*entry{}} }
 
 // put enters a task and takes its logs over. Where a call for the same task was faster, that one's entry stays.
-func (s *taskStore) put(taskID, name string, id api.SandboxID, logs *heldLogs) {
+func (s *taskStore) put(cfg *drivers.TaskConfig, e entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byID[taskID] != nil {
-		logs.close()
+	if s.byID[cfg.ID] != nil {
+		e.logs.close()
 		return
 	}
-	s.byID[taskID] = &entry{sandbox: id, name: name, logs: logs}
+	e.name, e.alloc = cfg.Name, cfg.AllocID
+	s.byID[cfg.ID] = &e
+}
+
+// withPorts returns a task into whose sandbox ports lead, as far as its events name it; nil where none do.
+func (s *taskStore) withPorts(taskID string) *drivers.TaskConfig {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.byID[taskID]
+	if t == nil || !t.ports {
+		return nil
+	}
+	return &drivers.TaskConfig{ID: taskID, Name: t.name, AllocID: t.alloc}
 }
 
 func (s *taskStore) get(taskID string) (id api.SandboxID, name string, ok bool) {
