@@ -102,6 +102,7 @@ type Core struct {
 	BootstrapFile string
 
 	reconciler   *reconcile.Reconciler
+	nodeKeys     *nodeKeys
 	rings        []*local.Ring // that the leader makes
 	defaultQuota map[string]int64
 }
@@ -179,6 +180,8 @@ func (c *Core) build(cfg Config) error {
 		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
 	}
 	fc.Mark, fc.Now = c.nodeMark, cfg.Now
+	c.nodeKeys = newNodeKeys(c.SnapshotKeys, cfg.Logger.Named("keys"))
+	fc.Greet = c.nodeKeys.greet
 	if cfg.Nodes != nil {
 		cfg.Nodes(&fc)
 	}
@@ -274,6 +277,7 @@ func (c *Core) lead(ctx context.Context, log hclog.Logger) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { c.makeRings(ctx, log) })
+	wg.Go(func() { c.nodeKeys.run(ctx, c.Fleet) })
 	wg.Go(func() { c.reconciler.Run(ctx) })
 	wg.Go(func() { c.Pools.Run(ctx) })
 	wg.Go(func() { c.Sandboxes.Drain(ctx) })

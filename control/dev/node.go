@@ -52,6 +52,7 @@ run_dir   = %q
 socket    = %q
 address   = %q
 init_path = %q
+snapshot_key_from = "control"
 tls {
   ca_file      = %s
   cert_file    = %s

@@ -26,6 +26,8 @@ type Config struct {
 	TLS func(health.Node) (*tls.Config, error)
 	// Check refuses nodes that this version cannot work with. nil: only the version of the node's API counts.
 	Check func(nodeapi.Node) error
+	// Greet is called with each new connection's node before it counts as connected, for at most CallTimeout. An error ends the connection. nil: nothing.
+	Greet func(context.Context, *nodeapi.Client, nodeapi.Node) error
 	// OnChange is called after the view of a sandbox changed, and with an empty sandbox id after a node's connection did.
 	// It must return at once, and may not call the fleet.
 	OnChange func(api.NodeID, api.SandboxID)
@@ -43,6 +45,9 @@ type Config struct {
 func (c *Config) defaults() {
 	if c.Check == nil {
 		c.Check = CheckAPIVersion
+	}
+	if c.Greet == nil {
+		c.Greet = func(context.Context, *nodeapi.Client, nodeapi.Node) error { return nil }
 	}
 	if c.OnChange == nil {
 		c.OnChange = func(api.NodeID, api.SandboxID) {}

@@ -89,13 +89,8 @@ func (m *member) converse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	call, cancelCall := context.WithTimeout(ctx, m.f.cfg.CallTimeout)
-	self, err := client.Node(call)
-	cancelCall()
+	self, err := m.greet(ctx, client)
 	if err != nil {
-		return err
-	}
-	if err := m.meet(self); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -122,6 +117,20 @@ func (m *member) converse(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// greet asks who answers, and gives it what it needs.
+func (m *member) greet(ctx context.Context, client *nodeapi.Client) (nodeapi.Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, m.f.cfg.CallTimeout)
+	defer cancel()
+	self, err := client.Node(ctx)
+	if err == nil {
+		err = m.meet(self)
+	}
+	if err == nil {
+		err = m.f.cfg.Greet(ctx, client, self)
+	}
+	return self, err
 }
 
 func cause(ctx context.Context, err error) error {

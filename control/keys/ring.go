@@ -21,12 +21,14 @@ var ErrKeyRevoked = errors.New("the key version is revoked or unknown")
 // revoked. Current and Key answer from memory, for every request, from any goroutine; Rotate and Revoke may take as long as storing
 // takes, and count for all later calls of this server once they have returned, and for the other servers before long.
 //
-// Where the keys are kept elsewhere and that cannot be reached for longer than a copy of them is good, Current and Key answer with an
+// Where the keys are kept elsewhere and that cannot be reached for longer than a copy of them is good, those three answer with an
 // *api.Error of status 503.
 type Ring interface {
 	Current() (MACKey, error)
 	// Key returns a version, or an error with ErrKeyRevoked in its chain.
 	Key(v KeyVersion) (MACKey, error)
+	// Keys returns all versions that are good, the oldest first: the last one is the current.
+	Keys() ([]MACKey, error)
 	// Rotate makes a new version and returns it: it is the current one from then on.
 	Rotate(ctx context.Context) (MACKey, error)
 	// Revoke takes a version and all before it away, for good. Where it is the current one, a new one is made first.

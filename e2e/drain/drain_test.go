@@ -198,7 +198,7 @@ func visits(t *testing.T, all []*visitor, f func()) {
 // TestDrain_movesWhatRuns drains one of two Nomad clients while every sandbox on it is asked all the time.
 func TestDrain_movesWhatRuns(t *testing.T) { drain(t, start(t, ""), 3) }
 
-// TestDrain_movesThroughABucket has the nodes share a bucket of S3 in place of a folder.
+// TestDrain_movesThroughABucket has the nodes share a bucket of S3 in place of a folder, and the control service's key in place of a file.
 func TestDrain_movesThroughABucket(t *testing.T) {
 	back := s3mem.New()
 	must.NoError(t, back.CreateBucket("snapshots"))
@@ -206,7 +206,7 @@ func TestDrain_movesThroughABucket(t *testing.T) {
 	t.Cleanup(srv.Close)
 	secret := filepath.Join(t.TempDir(), "secret")
 	must.NoError(t, os.WriteFile(secret, []byte("of nobody\n"), 0o600))
-	c := start(t, fmt.Sprintf("snapshot_s3 {\n  endpoint = %q\n  bucket = \"snapshots\"\n  region = \"us-east-1\"\n  access_key = \"nobody\"\n  secret_key_file = %q\n}", srv.URL, secret))
+	c := start(t, fmt.Sprintf("snapshot_s3 {\n  endpoint = %q\n  bucket = \"snapshots\"\n  region = \"us-east-1\"\n  access_key = \"nobody\"\n  secret_key_file = %q\n}\nsnapshot_key_from = \"control\"", srv.URL, secret))
 	drain(t, c, 1)
 	left, err := back.ListBucket("snapshots", &gofakes3.Prefix{}, gofakes3.ListBucketPage{})
 	must.NoError(t, err)

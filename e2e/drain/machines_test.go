@@ -87,7 +87,7 @@ func startWith(t *testing.T, store string, killed bool) *cluster {
 		c.arm = filepath.Join(dir, "step")
 	}
 	if store == "" {
-		store = fmt.Sprintf("snapshot_dir = %q", filepath.Join(dir, "snapshots"))
+		store = fmt.Sprintf("snapshot_dir = %q\nsnapshot_key = %q", filepath.Join(dir, "snapshots"), filepath.Join(dir, "snapshot.key"))
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -170,7 +170,6 @@ init_path     = %q
 criu_path     = %q
 cgroup_parent = %q
 id_range_base = %d
-snapshot_key  = %q
 %s
 tls {
   ca_file      = %q
@@ -186,7 +185,7 @@ network {
   ahead = 2
 }
 `, m.id, m.name, m.host().StateDir, m.host().RunDir, m.port, binaries.Path(t, "soulbox-init"), sandboxtest.CRIU(t), m.host().CgroupParent, idBase+i*idsEach,
-			filepath.Join(m.c.dir, "snapshot.key"), m.store, tls(keys.CAFile), tls(keys.CertFile), tls(keys.KeyFile), keys.RoleServer.DNSName(), m.c.consul.Config.Address()), 0o600))
+			m.store, tls(keys.CAFile), tls(keys.CertFile), tls(keys.KeyFile), keys.RoleServer.DNSName(), m.c.consul.Config.Address()), 0o600))
 	}
 	var err error
 	m.daemon, err = agent.Start(t.Context(), agent.Spec{

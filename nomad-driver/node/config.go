@@ -40,12 +40,14 @@ type Config struct {
 	Address  string // host:port of the API over TCP; empty: none
 	TLS      TLS    // needed where Address is set
 
-	SnapshotDir  string     // of the snapshot store, which nodes may share; StateDir/snapshots where empty
-	SnapshotS3   *s3.Config // the bucket of the snapshot store; nil: it is in SnapshotDir
-	SnapshotKey  string     // file with its key, the same for all that share it; made at StateDir/snapshot.key where empty
-	CRIUPath     string     // of the CRIU for checkpoints; looked for on PATH where empty
-	InitPath     string     // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
-	CgroupParent string     // name of the control group that sandboxes' groups are in
+	SnapshotDir string     // of the snapshot store, which nodes may share; StateDir/snapshots where empty
+	SnapshotS3  *s3.Config // the bucket of the snapshot store; nil: it is in SnapshotDir
+	SnapshotKey string     // file with its key, the same for all that share it; made at StateDir/snapshot.key where empty
+	// SnapshotKeyGiven says that the key comes from the control service instead, which keeps it for all nodes. SnapshotKey is empty then.
+	SnapshotKeyGiven bool
+	CRIUPath         string // of the CRIU for checkpoints; looked for on PATH where empty
+	InitPath         string // soulbox-init; looked for beside the executable and in /usr/libexec/soulbox where empty
+	CgroupParent     string // name of the control group that sandboxes' groups are in
 
 	ID      api.NodeID // made at the first start and kept where empty
 	Name    string     // host name where empty
@@ -100,7 +102,9 @@ func (c *Config) setDefaults() error {
 	set(&c.RunDir, DefaultRunDir)
 	set(&c.Socket, filepath.Join(c.RunDir, "node.sock"))
 	set(&c.SnapshotDir, filepath.Join(c.StateDir, "snapshots"))
-	set(&c.SnapshotKey, filepath.Join(c.StateDir, "snapshot.key"))
+	if !c.SnapshotKeyGiven {
+		set(&c.SnapshotKey, filepath.Join(c.StateDir, "snapshot.key"))
+	}
 	set(&c.CgroupParent, DefaultCgroupParent)
 	set(&c.MaxSandboxes, DefaultMaxSandboxes)
 	set(&c.IDRangeBase, DefaultIDRangeBase)

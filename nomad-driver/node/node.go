@@ -76,7 +76,8 @@ type Node struct {
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
 	snapshots *chunk.Store
-	storeID   string // of snapshots
+	storeID   string          // of snapshots
+	givenKey  *chunk.GivenKey // of snapshots; nil: it is in a file
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -406,7 +407,7 @@ func (n *Node) Info() nodeapi.Node {
 		PID:          os.Getpid(), Address: n.cfg.Address,
 	}
 	if n.engine != nil {
-		info.SnapshotStore = n.storeID
+		info.SnapshotStore, info.TakesSnapshotKey = n.storeID, n.givenKey != nil
 	}
 	for _, p := range n.probes.All() {
 		info.Probes = append(info.Probes, nodeapi.Probe(p))

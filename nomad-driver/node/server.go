@@ -52,6 +52,7 @@ func (n *Node) routes() http.Handler {
 		"GET /v1/snapshots":                       n.getSnapshots,
 		"POST /v1/snapshots/collect":              n.collectSnapshots,
 		"GET /v1/snapshots/{id}":                  n.getSnapshot,
+		"PUT /v1/snapshot-key":                    n.putSnapshotKey,
 		"DELETE /v1/snapshots/{id}":               n.deleteSnapshot,
 		"GET /v1/sandboxes/{id}/wait":             n.getWait,
 		"PUT /v1/sandboxes/{id}/deadline":         n.putDeadline,

@@ -51,7 +51,7 @@ func (n *Node) openSnapshots() error {
 	if err != nil {
 		return err
 	}
-	key, err := chunk.OpenLocalKey(n.cfg.SnapshotKey)
+	key, err := n.snapshotKey()
 	if err != nil {
 		return err
 	}
@@ -62,6 +62,39 @@ func (n *Node) openSnapshots() error {
 	if n.storeID, err = n.snapshots.Identity(n.ctx); err != nil {
 		return err
 	}
+	return nil
+}
+
+// snapshotKey is what the control service gives where the configuration says so, else a file.
+func (n *Node) snapshotKey() (chunk.Sealer, error) {
+	if n.cfg.SnapshotKeyGiven {
+		n.givenKey = &chunk.GivenKey{}
+		return n.givenKey, nil
+	}
+	return chunk.OpenLocalKey(n.cfg.SnapshotKey)
+}
+
+// putSnapshotKey takes the key of the snapshot store from the control service.
+func (n *Node) putSnapshotKey(w http.ResponseWriter, r *http.Request) error {
+	var req nodeapi.SnapshotKey
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	if n.givenKey == nil {
+		return api.Errorf(http.StatusConflict, api.CodeConflict, "this node has the key of its snapshot store in a file")
+	}
+	versions := make(map[int][]byte, len(req.Versions))
+	for _, v := range req.Versions {
+		versions[v.Version] = v.Secret
+	}
+	changed, err := n.givenKey.Give(versions)
+	if err != nil {
+		return invalid("versions: %v", err)
+	}
+	if changed {
+		n.log.Info("the control service gave the snapshot key", "versions", len(versions))
+	}
+	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
 

@@ -35,6 +35,7 @@ func (n *Node) handler() http.Handler {
 	mux.HandleFunc("POST /v1/sandboxes/{id}/resume", n.postResume)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/snapshot", n.postSnapshot)
 	mux.HandleFunc("POST /v1/snapshots/collect", n.postCollect)
+	mux.HandleFunc("PUT /v1/snapshot-key", n.putSnapshotKey)
 	mux.HandleFunc("GET /v1/snapshots/{id}", n.getSnapshot)
 	mux.HandleFunc("DELETE /v1/snapshots/{id}", n.deleteSnapshot)
 	mux.HandleFunc("GET /v1/templates", n.listTemplates)

@@ -50,8 +50,10 @@ type Node struct {
 	archives  map[string][]byte // by digest
 	ports     map[int]bool      // that are somebody else's
 
-	checkpoints bool   // pauses go to disk
-	collects    int    // how often it was asked to
+	checkpoints bool // pauses go to disk
+	collects    int  // how often it was asked to
+	key         nodeapi.SnapshotKey
+	keys        int    // how often it was given one
 	unfit       string // why it can restore no snapshot
 	events      []nodeapi.Event
 	seq         uint64

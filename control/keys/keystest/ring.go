@@ -35,7 +35,16 @@ func Ring(t *testing.T, open func() keys.Ring) {
 		must.Eq(t, k, same)
 	}
 
+	list := func(r keys.Ring) []keys.MACKey {
+		t.Helper()
+		l, err := r.Keys()
+		must.NoError(t, err)
+		return l
+	}
+	must.Eq(t, []keys.MACKey{one, two, three}, list(r))
+
 	must.NoError(t, r.Revoke(t.Context(), two.Version))
+	must.Eq(t, []keys.MACKey{three}, list(r))
 	for _, v := range []keys.KeyVersion{one.Version, two.Version} {
 		_, err = r.Key(v)
 		must.ErrorIs(t, err, keys.ErrKeyRevoked, must.Sprint("the version and those before it"))
@@ -54,6 +63,7 @@ func Ring(t *testing.T, open func() keys.Ring) {
 
 	again := open()
 	must.Eq(t, four, current(again))
+	must.Eq(t, []keys.MACKey{four}, list(again))
 	_, err = again.Key(three.Version)
 	must.ErrorIs(t, err, keys.ErrKeyRevoked)
 }

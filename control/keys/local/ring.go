@@ -166,6 +166,15 @@ func (r *Ring) Current() (keys.MACKey, error) {
 	return s.list[len(s.list)-1], nil
 }
 
+// Keys implements keys.Ring.
+func (r *Ring) Keys() ([]keys.MACKey, error) {
+	s, err := r.state()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(s.list), nil
+}
+
 // Key implements keys.Ring.
 func (r *Ring) Key(v keys.KeyVersion) (keys.MACKey, error) {
 	s, err := r.state()

@@ -1,9 +1,12 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -130,6 +133,15 @@ func (r *Ring) Current() (keys.MACKey, error) {
 		return keys.MACKey{}, err
 	}
 	return c.current, nil
+}
+
+// Keys implements keys.Ring.
+func (r *Ring) Keys() ([]keys.MACKey, error) {
+	c, err := r.fresh()
+	if err != nil {
+		return nil, err
+	}
+	return slices.SortedFunc(maps.Values(c.keys), func(a, b keys.MACKey) int { return cmp.Compare(a.Version, b.Version) }), nil
 }
 
 // Key implements keys.Ring.

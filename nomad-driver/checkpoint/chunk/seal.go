@@ -153,6 +153,25 @@ func (r keyRing) mac(version int, purpose string, message []byte) ([]byte, error
 	return h.Sum(nil), nil
 }
 
+func (r keyRing) check(message []byte, version int, mac []byte) error {
+	want, err := r.mac(version, "seal", message)
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(mac, want) {
+		return fmt.Errorf("%w: the seal does not fit", ErrBad)
+	}
+	return nil
+}
+
+func (r keyRing) secret(version int, purpose string) ([32]byte, error) {
+	b, err := r.mac(version, "secret", []byte(purpose))
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return [32]byte(b), nil
+}
+
 // identity is what the store was known by before a first rotation.
 func (r keyRing) identity() ([32]byte, error) {
 	if r.Identity != "" {
@@ -193,14 +212,7 @@ func (k *LocalKey) Check(_ context.Context, message []byte, version int, mac []b
 	if err != nil {
 		return err
 	}
-	want, err := r.mac(version, "seal", message)
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(mac, want) {
-		return fmt.Errorf("%w: the seal does not fit", ErrBad)
-	}
-	return nil
+	return r.check(message, version, mac)
 }
 
 // Secret implements Sealer.
@@ -209,11 +221,7 @@ func (k *LocalKey) Secret(_ context.Context, version int, purpose string) ([32]b
 	if err != nil {
 		return [32]byte{}, err
 	}
-	b, err := r.mac(version, "secret", []byte(purpose))
-	if err != nil {
-		return [32]byte{}, err
-	}
-	return [32]byte(b), nil
+	return r.secret(version, purpose)
 }
 
 // Identity implements Sealer.

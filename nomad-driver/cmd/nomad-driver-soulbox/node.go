@@ -36,6 +36,7 @@ type nodeFile struct {
 	CRIUPath      string        `hcl:"criu_path,optional"`
 	SnapshotDir   string        `hcl:"snapshot_dir,optional"`
 	SnapshotKey   string        `hcl:"snapshot_key,optional"`
+	SnapshotFrom  string        `hcl:"snapshot_key_from,optional"` // file, or control
 	SnapshotS3    *s3Block      `hcl:"snapshot_s3,block"`
 	CgroupParent  string        `hcl:"cgroup_parent,optional"`
 	NodeID        string        `hcl:"node_id,optional"`
@@ -242,6 +243,7 @@ func nodeConfig(args []string) (node.Config, *consulBlock, error) {
 	fs.StringVar(&f.InitPath, "init", "", "`path` of soulbox-init (default beside this program, then /usr/libexec/soulbox)")
 	fs.StringVar(&f.SnapshotDir, "snapshot-dir", "", "`directory` of the snapshot store, which nodes may share (default snapshots in the state directory)")
 	fs.StringVar(&f.SnapshotKey, "snapshot-key", "", "`file` with the snapshot store's key, the same for all that share it (default snapshot.key in the state directory)")
+	fs.StringVar(&f.SnapshotFrom, "snapshot-key-from", "", "where the snapshot store's key comes from: `file`, or control for the key that the control service keeps for all nodes (default file)")
 	fs.StringVar(&f.CRIUPath, "criu", "", "`path` of the CRIU for checkpoints (default criu on PATH)")
 	fs.StringVar(&f.CgroupParent, "cgroup-parent", "", "`name` of the control group for sandboxes (default "+node.DefaultCgroupParent+")")
 	fs.StringVar(&f.NodeID, "node-id", "", "`id` of the node (default: made at the first start)")
@@ -283,7 +285,7 @@ func (f nodeFile) over(file nodeFile) nodeFile {
 		{&file.StateDir, &f.StateDir}, {&file.RunDir, &f.RunDir}, {&file.Socket, &f.Socket}, {&file.Address, &f.Address},
 		{&file.InitPath, &f.InitPath}, {&file.CgroupParent, &f.CgroupParent}, {&file.NodeID, &f.NodeID},
 		{&file.NodeName, &f.NodeName}, {&file.LogLevel, &f.LogLevel},
-		{&file.SnapshotDir, &f.SnapshotDir}, {&file.SnapshotKey, &f.SnapshotKey}, {&file.CRIUPath, &f.CRIUPath},
+		{&file.SnapshotDir, &f.SnapshotDir}, {&file.SnapshotKey, &f.SnapshotKey}, {&file.SnapshotFrom, &f.SnapshotFrom}, {&file.CRIUPath, &f.CRIUPath},
 	} {
 		if *s.from != "" {
 			*s.to = *s.from
@@ -351,6 +353,15 @@ func (f nodeFile) config() (node.Config, error) {
 	}
 	if f.TLS != nil {
 		cfg.TLS = node.TLS(*f.TLS)
+	}
+	switch {
+	case f.SnapshotFrom == "" || f.SnapshotFrom == "file":
+	case f.SnapshotFrom != "control":
+		return node.Config{}, fmt.Errorf("snapshot_key_from %q is neither file nor control", f.SnapshotFrom)
+	case f.SnapshotKey != "":
+		return node.Config{}, errors.New(`snapshot_key is a file, and snapshot_key_from = "control" has none`)
+	default:
+		cfg.SnapshotKeyGiven = true
 	}
 	if f.SnapshotS3 != nil {
 		if f.SnapshotDir != "" {

@@ -63,6 +63,16 @@ consul {
 	must.Eq(t, node.TLS{CAFile: "/ca", CertFile: "/cert", KeyFile: "/key", ClientNames: []string{"control.soulbox"}}, cfg.TLS)
 }
 
+func TestNodeConfig_snapshotKeyOfTheControlService(t *testing.T) {
+	cfg, _, err := nodeConfig([]string{"-snapshot-key-from", "control"})
+	must.NoError(t, err)
+	must.True(t, cfg.SnapshotKeyGiven)
+	_, _, err = nodeConfig([]string{"-snapshot-key-from", "control", "-snapshot-key", "/k"})
+	must.ErrorContains(t, err, "snapshot_key_from")
+	_, _, err = nodeConfig([]string{"-snapshot-key-from", "vault"})
+	must.ErrorContains(t, err, "snapshot_key_from")
+}
+
 func TestNodeConfig_badInput(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, text string) string {

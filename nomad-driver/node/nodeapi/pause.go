@@ -212,4 +212,20 @@ func (c *Client) CollectSnapshots(ctx context.Context, req CollectRequest) (Coll
 	return out, c.call(ctx, http.MethodPost, "/v1/snapshots/collect", nil, req, &out)
 }
 
+// SnapshotKey is the key of a snapshot store, as the control service keeps it.
+type SnapshotKey struct {
+	Versions []SnapshotKeyVersion `json:"versions"` // all that are good; the highest one is for what is stored now
+}
+
+// SnapshotKeyVersion is one version of it.
+type SnapshotKeyVersion struct {
+	Version int    `json:"version"` // from 1 on
+	Secret  []byte `json:"secret"`  // 32 bytes
+}
+
+// PutSnapshotKey gives a node that takes it the key of its snapshot store, in place of the one before.
+func (c *Client) PutSnapshotKey(ctx context.Context, key SnapshotKey) error {
+	return c.call(ctx, http.MethodPut, "/v1/snapshot-key", nil, key, nil)
+}
+
 func snapshotPath(id api.SnapshotID) string { return "/v1/snapshots/" + url.PathEscape(string(id)) }

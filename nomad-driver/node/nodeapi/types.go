@@ -284,7 +284,9 @@ type Node struct {
 	// SnapshotStore tells one snapshot store from another: nodes with the same can restore each other's snapshots. Empty: the node
 	// restores none.
 	SnapshotStore string `json:"snapshot_store,omitempty"`
-	Address       string `json:"address"` // host:port of its API over TCP, empty where it has none
+	// TakesSnapshotKey says that the store's key has to be given by PutSnapshotKey.
+	TakesSnapshotKey bool   `json:"takes_snapshot_key,omitempty"`
+	Address          string `json:"address"` // host:port of its API over TCP, empty where it has none
 }
 
 // OwnTemplate is a tenant's own copy of a template.
