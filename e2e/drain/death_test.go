@@ -10,8 +10,9 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
-// TestDeath_pausedSandboxesComeBackOnTheOther kills a machine that has paused sandboxes: the stored copies are the sandboxes, and the next
-// request brings each back where the store is.
+// TestDeath_pausedSandboxesComeBackOnTheOther kills a machine's daemon and Nomad client, as a cut cable does, while it has paused sandboxes, and one
+// that runs: the stored copies are the sandboxes, and the next request brings each back where the store is; the one that runs is given up, and is
+// taken back when the machine is. None is ever in two places.
 func TestDeath_pausedSandboxesComeBackOnTheOther(t *testing.T) {
 	c := start(t, "")
 	dies, lives := c.nodes[0], c.nodes[1]
@@ -20,6 +21,7 @@ func TestDeath_pausedSandboxesComeBackOnTheOther(t *testing.T) {
 	for range 2 {
 		all = append(all, c.create(t))
 	}
+	runs := c.create(t)
 	c.only(nil)
 	for _, v := range all {
 		must.NoError(t, c.client.PauseSandbox(t.Context(), v.id, false))
@@ -61,15 +63,29 @@ func TestDeath_pausedSandboxesComeBackOnTheOther(t *testing.T) {
 		must.Eq(t, "running", sb.State)
 	}
 
+	c.until("the one that ran to be given up", func() error {
+		if sb := c.get(runs.id); sb.State != "lost" {
+			return fmt.Errorf("%s is %s", runs.id, sb.State)
+		}
+		return nil
+	})
+
 	// What was on the dead machine's disk is the past: it goes when the machine is back, and the sandboxes stay where they are.
 	dies.comeBack()
-	c.until("the old copies to go", func() error {
+	c.until("the old copies to go, and the one that runs to be taken back", func() error {
 		list, err := dies.client.List(t.Context())
-		if err == nil && len(list) != 0 {
+		if err == nil && (len(list) != 1 || list[0].ID != runs.id) {
 			err = fmt.Errorf("%+v", list)
+		}
+		if sb := c.get(runs.id); err == nil && (sb.State != "running" || sb.Node != dies.id) {
+			err = fmt.Errorf("%s is %s at %s", runs.id, sb.State, sb.Node)
 		}
 		return err
 	})
+	runs.whole(t)
+	on, err := lives.client.List(t.Context())
+	must.NoError(t, err)
+	must.Len(t, len(all), on)
 	for _, v := range all {
 		v.whole(t)
 		on, err := lives.client.Get(t.Context(), v.id)
