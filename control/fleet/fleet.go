@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,6 +41,8 @@ type Config struct {
 	CallTimeout time.Duration // of a short call; 5 s
 	RetryMin    time.Duration // before the first new attempt; 50 ms
 	RetryMax    time.Duration // between later ones; 3 s
+	// Unlisted is how long a node is kept that is connected and not in the directory any more; 1 min. A directory that has lost what it knew has the nodes back in seconds.
+	Unlisted time.Duration
 }
 
 func (c *Config) defaults() {
@@ -70,6 +73,7 @@ func (c *Config) defaults() {
 	set(&c.CallTimeout, 5*time.Second)
 	set(&c.RetryMin, 50*time.Millisecond)
 	set(&c.RetryMax, 3*time.Second)
+	set(&c.Unlisted, time.Minute)
 }
 
 // Fleet is all nodes. It is safe for concurrent use.
@@ -113,8 +117,14 @@ func (f *Fleet) Close() {
 func (f *Fleet) follow(ctx context.Context) {
 	defer f.stopAll()
 	index, retry := uint64(0), f.cfg.RetryMin
+	var nodes []health.Node // as last listed
+	var due time.Time       // when a member that is not listed is let go; zero: none is
 	for ctx.Err() == nil {
-		view, err := f.cfg.Directory.Nodes(ctx, index)
+		view, err := f.nodes(ctx, index, due)
+		if errors.Is(err, errDue) {
+			due = f.update(ctx, nodes)
+			continue
+		}
 		if err != nil {
 			if ctx.Err() == nil {
 				f.log.Warn("directory of nodes does not answer", "error", err)
@@ -126,8 +136,26 @@ func (f *Fleet) follow(ctx context.Context) {
 		}
 		index, retry = view.Index, f.cfg.RetryMin
 		f.setStale(view.StaleSince)
-		f.update(ctx, view.Nodes)
+		nodes = view.Nodes
+		due = f.update(ctx, nodes)
 	}
+}
+
+// errDue means that it is time to look at members that the directory does not list.
+var errDue = errors.New("due")
+
+// nodes asks the directory for what is newer than index, until the time due.
+func (f *Fleet) nodes(ctx context.Context, index uint64, due time.Time) (health.View, error) {
+	if due.IsZero() {
+		return f.cfg.Directory.Nodes(ctx, index)
+	}
+	until, cancel := context.WithDeadlineCause(ctx, due, errDue)
+	defer cancel()
+	view, err := f.cfg.Directory.Nodes(until, index)
+	if err != nil && errors.Is(context.Cause(until), errDue) {
+		err = errDue
+	}
+	return view, err
 }
 
 func (f *Fleet) setStale(t time.Time) {
@@ -138,8 +166,9 @@ func (f *Fleet) setStale(t time.Time) {
 	}
 }
 
-// update starts members for new entries, ends those of entries that are gone, and tells the others what changed.
-func (f *Fleet) update(ctx context.Context, nodes []health.Node) {
+// update starts members for new entries, ends those of entries that are gone, and tells the others what changed. A node that is connected stays for a while after its entry, unless
+// it is listed elsewhere: next is when that is over for the first of them; zero: there is none.
+func (f *Fleet) update(ctx context.Context, nodes []health.Node) (next time.Time) {
 	f.mu.Lock()
 	gone := make(map[string]*member, len(f.members))
 	for a, m := range f.members {
@@ -147,12 +176,20 @@ func (f *Fleet) update(ctx context.Context, nodes []health.Node) {
 	}
 	for _, n := range nodes {
 		if m, ok := f.members[n.Address]; ok && (n.ID == "" || m.entry.ID == "" || m.entry.ID == n.ID) {
-			m.entry = n
+			m.entry, m.unlisted = n, time.Time{}
 			m.see()
 			delete(gone, n.Address)
 		}
 	}
-	for a := range gone {
+	for a, m := range gone {
+		elsewhere := slices.ContainsFunc(nodes, func(n health.Node) bool { return n.Address == a || n.ID != "" && n.ID == m.self.ID })
+		if m.stays(elsewhere) {
+			delete(gone, a)
+			if over := m.unlisted.Add(f.cfg.Unlisted); next.IsZero() || over.Before(next) {
+				next = over
+			}
+			continue
+		}
 		delete(f.members, a)
 	}
 	for _, n := range nodes {
@@ -168,6 +205,7 @@ func (f *Fleet) update(ctx context.Context, nodes []health.Node) {
 		m.stop()
 	}
 	f.cfg.OnChange("", "")
+	return next
 }
 
 func (f *Fleet) stopAll() {

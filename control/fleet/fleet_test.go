@@ -144,16 +144,42 @@ func TestFleet_refusesNodes(t *testing.T) {
 
 func TestFleet_followsTheDirectory(t *testing.T) {
 	a, b := fleettest.New(t), fleettest.New(t)
-	f, dir := start(t, nil, entry(a))
+	f, dir := start(t, func(c *fleet.Config) { c.Unlisted = 200 * time.Millisecond }, entry(a))
 	connected(t, f, 1)
 	must.NoError(t, dir.Set(entry(a), entry(b)))
 	connected(t, f, 2)
+	began := time.Now()
 	must.NoError(t, dir.Set(entry(b)))
 	until(t, "a is let go", func() bool { _, ok := f.Node(a.ID()); return !ok })
+	must.GreaterEq(t, 200*time.Millisecond, time.Since(began))
 	_, err := f.Client(b.ID())
 	must.NoError(t, err)
 	_, err = f.Client(a.ID())
 	must.Eq(t, 503, api.StatusOf(err))
+}
+
+// A directory that has lost everything does not take the nodes along that are connected.
+func TestFleet_keepsWhomItIsConnectedToWhenTheDirectoryForgets(t *testing.T) {
+	a := fleettest.New(t)
+	f, dir := start(t, func(c *fleet.Config) { c.Unlisted = time.Hour }, entry(a))
+	connected(t, f, 1)
+	must.NoError(t, dir.Set())
+	until(t, "that it is not listed", func() bool {
+		n, ok := f.Node(a.ID())
+		return ok && n.Status.State == fleet.Degraded && n.Status.Reason != ""
+	})
+	_, err := f.Client(a.ID())
+	must.NoError(t, err)
+	must.NoError(t, dir.Set(entry(a)))
+	until(t, "that it is again", func() bool {
+		n, ok := f.Node(a.ID())
+		return ok && n.Status.State == fleet.Healthy
+	})
+	must.NoError(t, dir.Set(health.Node{ID: a.ID(), Address: "unix:///nowhere"}))
+	until(t, "it to be where it is listed, and only there", func() bool {
+		list := f.Nodes()
+		return len(list) == 1 && list[0].Entry.Address == "unix:///nowhere"
+	})
 }
 
 func TestFleet_twoAddressesOfOneNodeCountOnce(t *testing.T) {

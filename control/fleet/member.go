@@ -20,6 +20,7 @@ type member struct {
 
 	// mark
 	entry     health.Node
+	unlisted  time.Time    // since when the directory does not list it; zero: it does
 	self      nodeapi.Node // as last heard; ID is empty before that
 	client    *nodeapi.Client
 	holds     bool // it speaks for the node: no other entry does until it lets go
@@ -47,6 +48,21 @@ func newMember(f *Fleet, entry health.Node) *member {
 	}
 	m.see()
 	return m
+}
+
+// stays reports whether a member that the directory does not list is kept: it is there, as it says itself. Called with the lock held.
+func (m *member) stays(elsewhere bool) bool {
+	now := time.Now()
+	switch {
+	case elsewhere || m.unlisted.IsZero() && !m.connected:
+		return false
+	case m.unlisted.IsZero():
+		m.unlisted = now
+		m.entry.Status, m.entry.Reason = health.Unknown, "the directory does not list it any more"
+		m.see()
+		m.f.log.Warn("a node that is connected is not in the directory any more; it is kept for a while", "node", m.self.ID, "address", m.address)
+	}
+	return now.Sub(m.unlisted) < m.f.cfg.Unlisted
 }
 
 func (m *member) start(parent context.Context) {

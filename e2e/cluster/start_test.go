@@ -142,6 +142,7 @@ type events struct {
 	mu      sync.Mutex
 	made    map[api.SandboxID]int
 	running map[api.SandboxID]time.Time
+	ran     map[api.SandboxID]int
 	changed chan struct{}
 }
 
@@ -150,7 +151,7 @@ func (c *cluster) follow(t testing.TB) *events {
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := c.node.Events(ctx, "", 0)
 	must.NoError(t, err)
-	e := &events{made: map[api.SandboxID]int{}, running: map[api.SandboxID]time.Time{}, changed: make(chan struct{})}
+	e := &events{made: map[api.SandboxID]int{}, running: map[api.SandboxID]time.Time{}, ran: map[api.SandboxID]int{}, changed: make(chan struct{})}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -178,6 +179,7 @@ func (e *events) see(ev nodeapi.Event) {
 		e.made[ev.ID]++
 	case nodeapi.EventRunning:
 		e.running[ev.ID] = time.Now()
+		e.ran[ev.ID]++
 	}
 	close(e.changed)
 	e.changed = make(chan struct{})
@@ -204,6 +206,12 @@ func (e *events) madeTimes(id api.SandboxID) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.made[id]
+}
+
+func (e *events) ranTimes(id api.SandboxID) int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ran[id]
 }
 
 // closed reports whether nobody listens at the URL any more.

@@ -346,7 +346,7 @@ func TestStart_removesWhatAnEarlierRunLeft(t *testing.T) {
 	must.MapContainsKeys(t, node.has(), []api.SandboxID{sandboxID(again.ID), sandboxID(other.ID)})
 }
 
-func TestStart_dispatchedAgainReplacesTheSandboxOfTheSameAllocation(t *testing.T) {
+func TestStart_dispatchedAgainGoesOnWithTheSandboxOfTheSameAllocation(t *testing.T) {
 	node, socket := serveFake(t)
 	req := nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}
 	first := task(t, TaskConfig{})
@@ -357,16 +357,45 @@ func TestStart_dispatchedAgainReplacesTheSandboxOfTheSameAllocation(t *testing.T
 	again := task(t, TaskConfig{})
 	again.ID = "alloc-1/main/feedbeef"
 	writeDispatch(t, again, req)
-	_, _, err = driverOn(t, socket).StartTask(again)
+	second := driverOn(t, socket)
+	handle, _, err := second.StartTask(again)
 	must.NoError(t, err)
-	must.Eq(t, again.ID, node.has()[req.ID].Owner.TaskID)
+	must.Eq(t, first.ID, node.has()[req.ID].Owner.TaskID, must.Sprint("it is the one that somebody may use already"))
+	must.NoError(t, driverOn(t, socket).RecoverTask(handle), must.Sprint("a plugin that was started later finds it by the second run"))
 
 	foreign := task(t, TaskConfig{})
 	foreign.ID, foreign.AllocID = "alloc-2/main/feedbeef", "alloc-2"
 	writeDispatch(t, foreign, req)
 	_, _, err = driverOn(t, socket).StartTask(foreign)
 	must.ErrorContains(t, err, "exists and is another")
-	must.Eq(t, again.ID, node.has()[req.ID].Owner.TaskID)
+	must.MapContainsKey(t, node.has(), req.ID)
+	must.NoError(t, driverOn(t, socket).DestroyTask(again.ID, true))
+	must.MapNotContainsKey(t, node.has(), req.ID)
+}
+
+// The control service ended a sandbox while Nomad's client was away: it is not started again.
+func TestRecover_dispatchedSandboxThatIsGoneHasEnded(t *testing.T) {
+	node, socket := serveFake(t)
+	req := nodeapi.CreateRequest{ID: api.NewSandboxID(), Template: "base"}
+	cfg := task(t, TaskConfig{})
+	writeDispatch(t, cfg, req)
+	handle, _, err := driverOn(t, socket).StartTask(cfg)
+	must.NoError(t, err)
+	must.NoError(t, driverOn(t, socket).DestroyTask(cfg.ID, true))
+	must.MapEmpty(t, node.has())
+	later := driverOn(t, socket)
+	must.NoError(t, later.RecoverTask(handle))
+	ended, err := later.WaitTask(t.Context(), cfg.ID)
+	must.NoError(t, err)
+	must.ErrorContains(t, (<-ended).Err, "gone from the node")
+	must.NoError(t, later.StopTask(cfg.ID, 0, ""))
+	must.NoError(t, later.DestroyTask(cfg.ID, true))
+
+	own := task(t, TaskConfig{}) // a task of a job file is another thing: Nomad is its owner
+	handle, _, err = driverOn(t, socket).StartTask(own)
+	must.NoError(t, err)
+	must.NoError(t, driverOn(t, socket).DestroyTask(own.ID, true))
+	must.Error(t, driverOn(t, socket).RecoverTask(handle))
 }
 
 func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {

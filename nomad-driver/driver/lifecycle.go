@@ -78,8 +78,9 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 }
 
 // create makes the task's sandbox, or finds the one that an earlier call for the same task made before the plugin, the
-// client or the daemon was killed. What an earlier run of the task left is removed first: Nomad starts a task again under a
-// new id where it never heard of the first start, and nobody would ask for that one again.
+// client or the daemon was killed. Nomad starts a task again under a new id where its client was killed before it had noted the
+// first start. What that left of a task of a job file is removed: nobody would ask for it again. A sandbox of the control service
+// goes on as the new run's: its owner may use it already, since the node's word counts and not Nomad's.
 func (d *Driver) create(ctx context.Context, node *nodeapi.Client, req nodeapi.CreateRequest) (nodeapi.Sandbox, error) {
 	if req.Owner.Kind == ownerNomad {
 		if err := d.removeEarlier(ctx, node, req.Owner); err != nil {
@@ -94,13 +95,15 @@ func (d *Driver) create(ctx context.Context, node *nodeapi.Client, req nodeapi.C
 	if gerr != nil || there.Owner.AllocID != req.Owner.AllocID {
 		return nodeapi.Sandbox{}, err // another's
 	}
-	if there.Owner.TaskID == req.Owner.TaskID {
-		return there, nil // a deadline counts from each call, so that the requests differ
-	}
-	if err := ignoreNotFound(node.Delete(ctx, req.ID)); err != nil {
+	if !ofTask(there, req.Owner.TaskID) {
 		return nodeapi.Sandbox{}, err
 	}
-	return node.Create(ctx, req)
+	return there, nil // a deadline counts from each call, so that the requests differ
+}
+
+// ofTask reports whether a sandbox is a task's: made by this run of it or, where the control service made it, by an earlier one.
+func ofTask(sb nodeapi.Sandbox, taskID string) bool {
+	return sb.Owner.TaskID == taskID || sb.Owner.Kind != ownerNomad && earlierRun(sb.Owner.TaskID, taskID)
 }
 
 // removeEarlier removes the sandboxes of earlier runs of a task.
@@ -164,10 +167,15 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 		return err
 	}
 	sb, err := node.Get(ctx, id)
+	if api.IsNotFound(err) && id != sandboxID(handle.Config.ID) {
+		// The control service ended it while Nomad's client was away. To Nomad a task that is not recovered is one to be started again; this one has ended, as WaitTask says.
+		d.tasks.put(handle.Config, entry{sandbox: id})
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("recover task %s: %w", handle.Config.ID, err)
 	}
-	if sb.Owner.TaskID != handle.Config.ID {
+	if !ofTask(sb, handle.Config.ID) {
 		return fmt.Errorf("recover task %s: sandbox %s belongs to task %q", handle.Config.ID, id, sb.Owner.TaskID)
 	}
 	var logs *heldLogs

@@ -100,6 +100,9 @@ func (d *Driver) find(ctx context.Context, node *nodeapi.Client, taskID string) 
 		if sb.Owner.TaskID == taskID {
 			return sb.ID, true, nil
 		}
+		if ofTask(sb, taskID) {
+			id, found = sb.ID, true
+		}
 	}
-	return "", false, nil
+	return id, found, nil
 }

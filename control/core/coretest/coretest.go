@@ -46,7 +46,7 @@ func New(t testing.TB, change func(*Server)) *Server {
 	t.Cleanup(placer.Close)
 	s := &Server{Node: node, Directory: dir, Config: core.Config{
 		DataDir: t.TempDir(), Directory: dir, Placer: placer, Logger: Logger(t),
-		Nodes: func(c *fleet.Config) { c.RetryMax = 100 * time.Millisecond },
+		Nodes: func(c *fleet.Config) { c.RetryMax, c.Unlisted = 100*time.Millisecond, 200*time.Millisecond },
 		Pace:  Quick,
 	}}
 	if change != nil {
