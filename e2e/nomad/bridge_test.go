@@ -372,6 +372,18 @@ func (g *groupOf) address(t *testing.T) (address string) {
 	return address
 }
 
+// recovered waits until the plugin knows the task.
+func (g *groupOf) recovered(t *testing.T) {
+	t.Helper()
+	poll(t, "exec to work again", func() error {
+		out, err := g.a.tryCLI(t, "alloc", "exec", "-t=false", "-task", "web", g.alloc.ID, "echo", "here")
+		if err != nil || out != "here\n" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+}
+
 // survives kills the plugin and the daemon, restarts the agent, and takes the group's namespace away for a while.
 func (g *groupOf) survives(t *testing.T, path string) {
 	a := g.a
@@ -392,6 +404,7 @@ func (g *groupOf) survives(t *testing.T, path string) {
 	must.SliceLen(t, 1, before)
 	killPID(t, a.pluginPID(t))
 	g.reached(t)
+	g.recovered(t) // a daemon that is killed before would leave the task's log pipes with nobody
 	killNode()
 	g.reached(t)
 	must.NoError(t, unix.Unmount(path, unix.MNT_DETACH))
@@ -409,6 +422,7 @@ func (g *groupOf) survives(t *testing.T, path string) {
 	networktest.MountAt(t, g.ns, path)
 	killPID(t, a.pluginPID(t)) // the next one asks for the ports again
 	g.reached(t)
+	g.recovered(t)
 	g.checksPass(t, 2)
 
 	// Nomad notes the address of a group once a minute, and when it ends: an agent that is killed before would give the allocation up.
@@ -418,13 +432,7 @@ func (g *groupOf) survives(t *testing.T, path string) {
 	a.start(t)
 	a.waitDriver(t)
 	g.reached(t)
-	poll(t, "exec to work again", func() error {
-		out, err := a.tryCLI(t, "alloc", "exec", "-t=false", "-task", "web", g.alloc.ID, "echo", "here")
-		if err != nil || out != "here\n" {
-			return fmt.Errorf("%v: %s", err, out)
-		}
-		return nil
-	})
+	g.recovered(t)
 	after := a.sandboxes(t)
 	must.SliceLen(t, 1, after)
 	must.Eq(t, before[0].ID, after[0].ID)
