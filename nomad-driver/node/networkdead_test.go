@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -20,27 +19,13 @@ import (
 // serveEcho answers each line with itself, at an address of a namespace.
 func serveEcho(t *testing.T, ns *os.File, address string) {
 	t.Helper()
-	var l net.Listener
-	must.NoError(t, networktest.In(ns, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
+	networktest.ServeStreams(t, ns, address, func(c net.Conn) {
+		for s := bufio.NewScanner(c); s.Scan(); {
+			if _, err := fmt.Fprintln(c, s.Text()); err != nil {
 				return
 			}
-			wg.Go(func() {
-				defer c.Close()
-				for s := bufio.NewScanner(c); s.Scan(); {
-					if _, err := fmt.Fprintln(c, s.Text()); err != nil {
-						return
-					}
-				}
-			})
-			t.Cleanup(func() { _ = c.Close() })
 		}
 	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
 }
 
 // deadScript tries, round after round, what needs nobody, what needs the resolver or the proxy, and what is denied (its $0), and writes down what came of

@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-
-	"github.com/shoenig/test/must"
 )
 
 // Egress is a proxy outside, as a sandbox's owner has one: HTTP's CONNECT, or SOCKS5.
@@ -29,26 +27,11 @@ type Egress struct {
 func ServeEgress(t testing.TB, ns *os.File, scheme, address, user, password string, hosts map[string]string) *Egress {
 	t.Helper()
 	e := &Egress{ns: ns, user: user, password: password, hosts: hosts}
-	var l net.Listener
-	must.NoError(t, In(ns, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer c.Close()
-				if scheme == "http" {
-					e.connect(c)
-				} else {
-					e.socks(c)
-				}
-			})
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	answer := e.socks
+	if scheme == "http" {
+		answer = e.connect
+	}
+	ServeStreams(t, ns, address, answer)
 	return e
 }
 

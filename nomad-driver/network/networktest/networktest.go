@@ -4,6 +4,7 @@ package networktest
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,32 +126,38 @@ func Plug(link, cidr string) error {
 	return errors.Join(netlink.AddrAdd(l, addr), netlink.LinkSetUp(l))
 }
 
-// Serve answers each TCP connection and each UDP packet to a port of a namespace with the address that it came from.
-func Serve(t testing.TB, ns *os.File, address string) {
+// ServeStreams hands each connection to an address of a namespace to serve, and closes it afterwards; at the end of the test it closes all of them.
+func ServeStreams(t testing.TB, ns *os.File, address string, serve func(net.Conn)) {
 	t.Helper()
 	var l net.Listener
-	var u net.PacketConn
-	must.NoError(t, In(ns, func() (err error) {
-		if l, err = net.Listen("tcp4", address); err != nil {
-			return err
-		}
-		u, err = net.ListenPacket("udp4", address)
-		return err
-	}))
-	done := make(chan struct{}, 2)
-	go func() {
-		defer func() { done <- struct{}{} }()
+	must.NoError(t, In(ns, func() (err error) { l, err = net.Listen("tcp4", address); return err }))
+	ctx, end := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = io.WriteString(c, c.RemoteAddr().String()+"\n")
-			_ = c.Close()
+			wg.Go(func() {
+				defer c.Close()
+				defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+				serve(c)
+			})
 		}
-	}()
+	})
+	t.Cleanup(func() { end(); _ = l.Close(); wg.Wait() })
+}
+
+// Serve answers each TCP connection and each UDP packet to a port of a namespace with the address that it came from.
+func Serve(t testing.TB, ns *os.File, address string) {
+	t.Helper()
+	ServeStreams(t, ns, address, func(c net.Conn) { _, _ = io.WriteString(c, c.RemoteAddr().String()+"\n") })
+	var u net.PacketConn
+	must.NoError(t, In(ns, func() (err error) { u, err = net.ListenPacket("udp4", address); return err }))
+	done := make(chan struct{})
 	go func() {
-		defer func() { done <- struct{}{} }()
+		defer close(done)
 		b := make([]byte, 100)
 		for {
 			_, from, err := u.ReadFrom(b)
@@ -159,11 +167,7 @@ func Serve(t testing.TB, ns *os.File, address string) {
 			_, _ = u.WriteTo([]byte(from.String()+"\n"), from)
 		}
 	}()
-	t.Cleanup(func() {
-		_, _ = l.Close(), u.Close()
-		<-done
-		<-done
-	})
+	t.Cleanup(func() { _ = u.Close(); <-done })
 }
 
 // Ask connects from a namespace and returns what the other end calls the connection's source, without its port.
