@@ -83,7 +83,7 @@ type Sandbox struct {
 
 // SandboxExit says how a sandbox ended.
 type SandboxExit struct {
-	Reason  string `json:"reason"` // main_exited, stopped, deadline, killed, lost_with_reboot
+	Reason  string `json:"reason"` // main_exited, stopped, deadline, killed, lost_with_reboot, memory_lost
 	Code    int    `json:"code"`   // exit code of its own command; 128+Signal where Signal is set
 	Signal  int    `json:"signal,omitempty"`
 	OOM     bool   `json:"oom,omitempty"`        // the kernel's out-of-memory killer ended a process of it

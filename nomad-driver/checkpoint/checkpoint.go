@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
 )
 
 // MinVersion is the oldest CRIU that works: older ones wait for ever at the end of a dump on Linux 6.18, and before 4.1 cannot restore the vDSO of kernels from 6.13 on. major*10000+minor*100+sublevel.
@@ -29,6 +31,7 @@ type Engine struct {
 	version int
 	kerndat []byte // what CRIU knows of the kernel; nil: it asks each time
 	slow    error  // why so
+	lazy    error  // why memory comes back at once; nil: it need not
 }
 
 // Open looks for CRIU: at path, or where that is empty on PATH.
@@ -40,7 +43,7 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
-	e := &Engine{program: program{path: found}}
+	e := &Engine{program: program{path: found}, lazy: pager.Probe()}
 	var direct program
 	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION, started: func(p *os.Process) error {
 		direct = waiting(ctx, p.Pid)
@@ -56,7 +59,7 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	}
 	if direct.path != "" {
 		// Where it works, as it does but in the midst of an update, no wrapper is started again and again.
-		d := &Engine{program: direct, version: e.version}
+		d := &Engine{program: direct, version: e.version, lazy: e.lazy}
 		if d.learn(ctx) == nil {
 			return d, nil
 		}

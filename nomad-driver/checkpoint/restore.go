@@ -44,6 +44,7 @@ type RestoreOptions struct {
 	// somebody has taken note of it.
 	Complete func(pid int) error
 	Started  func(p *os.Process) error
+	Lazy     *Lazy // what is left out; nil: nothing
 }
 
 // Restore brings a dump back. The root is a child of this process: where an error comes with a pid, that is to be killed and waited for.
@@ -57,7 +58,7 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 	if err := rebase(o.Images, o.IDBase); err != nil {
 		return 0, err
 	}
-	images, err := openDir(o.Images)
+	images, err := o.open()
 	if err != nil {
 		return 0, err
 	}
@@ -136,6 +137,18 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		return pid, fmt.Errorf("criu restored process %d and told of %d", got, pid)
 	}
 	return pid, nil
+}
+
+// open opens the folder of the images that are restored.
+func (o *RestoreOptions) open() (*os.File, error) {
+	if o.Lazy == nil {
+		return openDir(o.Images)
+	}
+	images, err := o.Lazy.thin.open(o.Images)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLazy, err)
+	}
+	return images, nil
 }
 
 // worker readies the thread that CRIU is started from: what CRIU restores takes its control group namespace and its keyring from there.

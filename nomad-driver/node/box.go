@@ -67,6 +67,7 @@ type box struct {
 	rec      record
 	err      error              // of the creation
 	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
+	paging   *paging            // nil: it has all of its memory
 	inst     instance
 	slot     *network.Slot    // nil where it has its loopback only
 	asker    *resolver.Client // with slot, as carrier

@@ -117,6 +117,10 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
+	// CRIU would find zeros where memory is not there yet.
+	if err := n.awaitPages(ctx, b); err != nil {
+		return fmt.Errorf("checkpoint of %s: %w", b.id, err)
+	}
 	home := n.checkpointDir(b.id)
 	temp, done := filepath.Join(home, checkpointTemp), filepath.Join(home, checkpointDone)
 	if err := errors.Join(os.MkdirAll(home, 0o700), os.RemoveAll(temp), os.RemoveAll(done)); err != nil {
@@ -204,6 +208,10 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	if err != nil {
 		return err
 	}
+	server := pagesOf(inst)
+	if server != nil {
+		n.page(b, inst, server)
+	}
 	failpoint.At("restore.recorded")
 	n.wake(context.WithoutCancel(ctx), b, inst, nil)
 	failpoint.At("restore.woken")
@@ -213,8 +221,8 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	n.note(b, logbook.Info, "sandbox restored", nil)
 	n.forgetStored(tenant, stored)
 	n.logAgain(b, inst.Guest())
-	if err := os.RemoveAll(n.checkpointDir(b.id)); err != nil {
-		n.log.Warn("old checkpoint stays", "sandbox", b.id, "error", err)
+	if server == nil {
+		n.removeImages(b)
 	}
 	return nil
 }
@@ -275,7 +283,7 @@ func (n *Node) bringBack(ctx context.Context, rt restorer, b *box) (pausable, er
 	b.mu.Lock()
 	sb, rec := b.rec.Sandbox, b.rec
 	b.mu.Unlock()
-	inst, err := rt.Restore(ctx, sandbox.RestoreConfig{
+	inst, err := n.restored(ctx, rt, b, home, sandbox.RestoreConfig{
 		Config: sandbox.Config{
 			ID: b.id, Lower: b.lease.Root, IDBase: rec.IDBase, Limits: sandbox.Limits(sb.Limits), QoS: sandbox.QoS(sb.QoS),
 			Boot: guest.Boot{Hostname: sb.Hostname, Profile: sb.Profile},
@@ -323,7 +331,7 @@ func (n *Node) sweepCheckpoints() {
 			continue
 		}
 		p := filepath.Join(n.path("checkpoints"), e.Name())
-		if err := errors.Join(n.awaitCRIU(p), os.RemoveAll(p)); err != nil {
+		if err := errors.Join(n.awaitCRIU(p), n.clearPages(p), os.RemoveAll(p)); err != nil {
 			n.log.Error("checkpoint of no sandbox stays", "path", p, "error", err)
 		}
 	}
@@ -407,6 +415,14 @@ func (n *Node) takeOverPause(b *box) error {
 	ctx, cancel := context.WithTimeout(n.ctx, undoTimeout)
 	defer cancel()
 	rec := &b.rec
+	onDisk := rec.Sandbox.State == nodeapi.StatePaused && rec.Sandbox.Pause.Depth != nodeapi.DepthFrozen
+	paging := false
+	if !onDisk {
+		var err error
+		if paging, err = n.takeOverPages(b); err != nil {
+			return err
+		}
+	}
 	if rec.Pause == nil {
 		select {
 		case <-b.inst.Done():
@@ -414,27 +430,33 @@ func (n *Node) takeOverPause(b *box) error {
 		default:
 		}
 	}
+	forget := func() error {
+		if paging { // its images are still needed, and go with the last page
+			return nil
+		}
+		return os.RemoveAll(home)
+	}
 	inst, ok := b.inst.(pausable)
 	if !ok {
 		return nil
 	}
 	switch {
-	case rec.Sandbox.State == nodeapi.StatePaused && rec.Sandbox.Pause.Depth != nodeapi.DepthFrozen:
+	case onDisk:
 		// Whatever runs was on disk before its end, or came back and was never told of.
 		if err := inst.End(ctx); err != nil {
 			return err
 		}
 		b.inst = nil
-		return os.RemoveAll(filepath.Join(home, checkpointTemp))
+		return errors.Join(n.clearPages(home), os.RemoveAll(filepath.Join(home, checkpointTemp)))
 	case rec.Sandbox.State == nodeapi.StatePaused:
 		select {
 		case <-inst.Done():
 			return nil // takeOver tells of its end
 		default:
 		}
-		return errors.Join(inst.FreezeAgain(ctx), os.RemoveAll(home))
+		return errors.Join(inst.FreezeAgain(ctx), forget())
 	case rec.Sandbox.State == nodeapi.StateRunning:
-		return errors.Join(inst.Thaw(ctx), os.RemoveAll(home))
+		return errors.Join(inst.Thaw(ctx), forget())
 	}
 	return nil
 }

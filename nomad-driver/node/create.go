@@ -209,8 +209,15 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	}
 	if req.Restore != nil {
 		b.mu.Unlock()
+		server := pagesOf(inst)
+		if server != nil {
+			n.page(b, inst, server)
+		}
 		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
 		failpoint.At("fork.woken")
+		if server == nil {
+			n.removeImages(b)
+		}
 		b.mu.Lock()
 	} else {
 		n.prestart(b, inst.Guest(), b.lease.Root)
@@ -252,6 +259,10 @@ func (n *Node) fail(caller, ctx context.Context, b *box, inst instance, err erro
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		undo = inst.Release(undoCtx)
+		if p := pagesOf(inst); p != nil {
+			undo = errors.Join(undo, p.End())
+		}
+		n.removeImages(b)
 	}
 	if rerr := n.records.remove(b.id); rerr != nil {
 		n.log.Error("record of a sandbox that did not start stays", "sandbox", b.id, "error", rerr)

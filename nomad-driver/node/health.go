@@ -46,8 +46,10 @@ func (n *Node) runtimeCheck() nodeapi.Check {
 
 func (n *Node) checkpointCheck() nodeapi.Check {
 	switch {
+	case n.engine != nil && n.engine.Lazy() != nil:
+		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; all memory comes back at once: %v", n.engine.Version(), n.engine.Lazy())
 	case n.engine != nil:
-		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them", n.engine.Version())
+		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; large memory comes back while the sandbox runs", n.engine.Version())
 	case n.cfg.CRIUPath != "":
 		return warning(nodeapi.CheckCheckpoint, "none, pauses freeze only: %v", n.noEngine)
 	default:

@@ -75,9 +75,11 @@ type Node struct {
 	cgroups   *cgroup.Manager    // nil: a test's runtime has none
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
-	snapshots *chunk.Store
-	storeID   string          // of snapshots
-	givenKey  *chunk.GivenKey // of snapshots; nil: it is in a file
+	// initProgram is where the init binary is, which page servers run from too.
+	initProgram string
+	snapshots   *chunk.Store
+	storeID     string          // of snapshots
+	givenKey    *chunk.GivenKey // of snapshots; nil: it is in a file
 
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
@@ -200,7 +202,7 @@ func (n *Node) openParts() error {
 	if err != nil {
 		return err
 	}
-	n.cgroups = cgroups
+	n.cgroups, n.initProgram = cgroups, bin.Program()
 	n.closers = append(n.closers, bin.Close, cgroups.Close)
 	if err := n.openNetwork(); err != nil {
 		return err

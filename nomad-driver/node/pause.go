@@ -94,6 +94,12 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 	case req.Depth == nodeapi.DepthFiles && sb.Main != 0:
 		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s lives as long as its own command: no pause can keep its files alone", id)
 	case ran:
+		if req.Depth == nodeapi.DepthCheckpointed && req.Wait {
+			// It runs on for as long as that takes.
+			if err := n.awaitPages(ctx, b); err != nil {
+				return nodeapi.Sandbox{}, err
+			}
+		}
 		if err := n.freeze(ctx, b, req.Depth); err != nil {
 			return nodeapi.Sandbox{}, err
 		}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -44,6 +45,7 @@ while True:
 // pauses are the times of one kind of sandbox.
 type pauses struct {
 	freeze, thaw, frozen, checkpoint, restore, answer []time.Duration
+	whole                                             []time.Duration // from the resume until all memory is there
 	dumpFloor, restoreFloor                           []time.Duration
 }
 
@@ -70,7 +72,7 @@ func BenchmarkPause(b *testing.B) {
 	for _, k := range kinds {
 		p := all[k.name]
 		for name, times := range map[string][]time.Duration{
-			"freeze": p.freeze, "thaw": p.thaw, "frozen": p.frozen, "checkpoint": p.checkpoint, "restore": p.restore, "answer": p.answer,
+			"freeze": p.freeze, "thaw": p.thaw, "frozen": p.frozen, "checkpoint": p.checkpoint, "restore": p.restore, "answer": p.answer, "whole": p.whole,
 			"dump-floor": p.dumpFloor, "restore-floor": p.restoreFloor,
 		} {
 			b.ReportMetric(quantile(times, .5), k.name+"-"+name+"-µs")
@@ -106,10 +108,16 @@ func (p *pauses) measure(b *testing.B, d *daemon, criu string, mib int) {
 	p.frozen = append(p.frozen, snap.Frozen)
 	must.NoError(b, d.client.DeleteSnapshot(b.Context(), "", snap.ID))
 	timed(&p.checkpoint, pause(nodeapi.DepthCheckpointed))
-	timed(&p.answer, func() {
-		timed(&p.restore, resume)
-		_, code := d.exec(sb, "true")
-		must.Eq(b, 0, code)
+	timed(&p.whole, func() {
+		timed(&p.answer, func() {
+			timed(&p.restore, resume)
+			_, code := d.exec(sb, "true")
+			must.Eq(b, 0, code)
+		})
+		waitUntil(b, "all memory", func() bool {
+			_, err := os.Stat(filepath.Join(d.dir, "s/checkpoints", string(sb.ID)))
+			return errors.Is(err, os.ErrNotExist)
+		})
 	})
 	must.NoError(b, d.client.Delete(b.Context(), sb.ID))
 	dump, restore := criuFloor(b, criu, mib)

@@ -81,7 +81,9 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	}
 	home, state := n.checkpointDir(b.id), filepath.Join(n.path("sandboxes"), string(b.id))
 	defer func() {
-		err = errors.Join(err, os.RemoveAll(home))
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(home))
+		}
 	}()
 	if err := errors.Join(os.MkdirAll(filepath.Join(home, "c", "work"), 0o700), os.Mkdir(state, 0o700)); err != nil {
 		return nil, err
@@ -112,7 +114,7 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	images := time.Now()
 	failpoint.At("fork.fetched")
 	c := n.sandboxConfig(b, req)
-	inst, err := rt.Restore(ctx, sandbox.RestoreConfig{
+	inst, err := n.restored(ctx, rt, b, home, sandbox.RestoreConfig{
 		Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
 		Network: n.adoptSlot(ctx, b, req.Network),
 	})

@@ -183,6 +183,9 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 		b.mu.Unlock()
 		images, layer = filepath.Join(n.checkpointDir(id), checkpointDone, "images"), filepath.Join(n.path("sandboxes"), string(id), "upper")
 	case sb.State == nodeapi.StateRunning || sb.State == nodeapi.StatePaused:
+		if err := n.awaitPages(ctx, b); err != nil {
+			return nodeapi.Snapshot{}, err
+		}
 		dump, frozen, err = n.copyFrozen(ctx, b, home, sb.State == nodeapi.StateRunning)
 	default:
 		err = notRunning(sb)

@@ -249,6 +249,7 @@ func (n *Node) release(b *box) {
 		sleep(n.ctx, wait)
 	}
 	n.giveSlot(b)
+	n.endPages(b)
 	if err := os.RemoveAll(n.checkpointDir(b.id)); err != nil {
 		n.log.Warn("checkpoint stays", "sandbox", b.id, "error", err)
 	}

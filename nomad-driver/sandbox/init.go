@@ -203,6 +203,11 @@ func (b *InitBinary) clone() (*os.File, error) {
 	return f, nil
 }
 
+// Program is where this process, and what it starts, finds the copy while InitBinary is open.
+func (b *InitBinary) Program() string {
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(b.file.Fd()))
+}
+
 // Close lets go of the binary. Sandboxes that run from it go on.
 func (b *InitBinary) Close() error {
 	b.stop()

@@ -26,6 +26,14 @@ type RestoreConfig struct {
 	Started func(*os.Process) error
 	// Network sets up the network namespace that CRIU made, which is empty; nil brings loopback up.
 	Network func(netns *os.File) error
+	// Lazy, where it is set, has memory come after Restore, if there is that much of it.
+	Lazy *Lazy
+}
+
+// Lazy says how memory comes after a restore.
+type Lazy struct {
+	Dir   string // of the page server, below the folder of the checkpoint's; it must not be there
+	Least int64  // bytes; 0: checkpoint.LazyLeast
 }
 
 // Directories that every kernel has, everybody may search, and CRIU does not look into: in a mount namespace of CRIU's own the root
@@ -41,7 +49,10 @@ const renewTimeout = 30 * time.Second
 
 // Restore brings a sandbox back whose writable layer is in place at StateDir/ID, with the id and the ids that it is given. It comes
 // back frozen: nothing of it has run when Restore returns, and a daemon that is killed before it has taken note of the sandbox can
-// kill it and restore it again. Call Wake then. On error nothing runs, and the writable layer is as it was.
+// kill it and restore it again. Call Wake then. On error nothing runs, and the writable layer is as it was; with checkpoint.ErrLazy it would have
+// gone well without Lazy.
+//
+// Where memory comes later, Pages returns its server, and the checkpoint's images must stay until that has ended.
 func Restore(ctx context.Context, c RestoreConfig) (*Sandbox, error) {
 	var err error
 	if c.Config, err = c.Config.withDefaults(); err != nil {
@@ -61,6 +72,7 @@ type restorer struct {
 	b     *builder
 	pid   int
 	pidfd *os.File
+	pages *checkpoint.Pages // nil: all memory is there
 }
 
 func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
@@ -99,6 +111,11 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, program.Close()) }()
+	lazy, err := r.plan()
+	if err != nil {
+		return nil, err
+	}
+	b.step("plan")
 	o := checkpoint.RestoreOptions{
 		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: filepath.Join(restoreInit, initName), IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
@@ -107,7 +124,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			}
 			return attachInit(program)
 		},
-		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started,
+		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
 	}
 	rules, err := boot.NewLandlockRules()
 	if err != nil {
@@ -123,7 +140,36 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	b.step("criu")
+	if lazy != nil {
+		if err := r.serve(ctx, lazy); err != nil {
+			return nil, err
+		}
+		b.step("pages")
+	}
 	return r.adopt()
+}
+
+// serve has the page server begin, once everything is frozen.
+func (r *restorer) serve(ctx context.Context, lazy *checkpoint.Lazy) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+	defer cancel()
+	if err := r.b.group.Freeze(ctx); err != nil {
+		return err
+	}
+	r.pages, err = lazy.Serve(ctx, r.b.group, r.b.c.Init.Program())
+	return err
+}
+
+// plan says what memory comes later; nil: none.
+func (r *restorer) plan() (*checkpoint.Lazy, error) {
+	if r.c.Lazy == nil {
+		return nil, nil
+	}
+	least := r.c.Lazy.Least
+	if least == 0 {
+		least = checkpoint.LazyLeast
+	}
+	return r.c.Engine.PlanLazy(checkpoint.LazyOptions{Images: r.c.Dir.Images(), Dir: r.c.Lazy.Dir, Least: least})
 }
 
 // attachInit puts the mount of the init binary where processes with any ids find it. What PID 1 runs from is the copy, as in a
@@ -299,7 +345,7 @@ func (r *restorer) adopt() (*Sandbox, error) {
 		r.b.disk = r.b.c.Disk
 	}
 	s := newSandbox(ref, r.b.group, r.b.disk)
-	s.steps = r.b.steps
+	s.steps, s.pages = r.b.steps, r.pages
 	s.frozen.Store(true)
 	if s.oom, err = watchOOM(r.b.group); err != nil {
 		return nil, err
@@ -324,8 +370,14 @@ func (r *restorer) undo() error {
 	if r.pidfd != nil {
 		errs = append(errs, reap(ctx, &child{pid: r.pid, pidfd: r.pidfd}))
 	}
+	if r.pages != nil {
+		errs = append(errs, r.pages.End())
+	}
 	return errors.Join(append(errs, scrub(ctx, at, r.b.group, nil))...)
 }
+
+// Pages returns the server of what a restored sandbox still gets of its memory; nil: it has had all from the beginning.
+func (s *Sandbox) Pages() *checkpoint.Pages { return s.pages }
 
 // Wake lets a restored sandbox run and tells its PID 1 who it is now.
 func (s *Sandbox) Wake(ctx context.Context, env []string) error {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 )
@@ -142,6 +143,7 @@ type Sandbox struct {
 	disk    disk.Limiter // nil where none bounds the writable layer
 	oom     *oomWatch    // nil where the kernel ends all of it by itself
 	meter   meter
+	pages   *checkpoint.Pages // see Pages
 
 	releasing sync.Mutex
 	released  bool

@@ -1,4 +1,5 @@
-// Command soulbox-init is PID 1 of a sandbox. Only a node starts it, with a boot socket as descriptor 3.
+// Command soulbox-init is PID 1 of a sandbox. Only a node starts it, with a boot socket as descriptor 3. As "soulbox-init pages", outside of
+// sandboxes, it is the page server of one that was restored without its memory.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 	"os"
 	"runtime"
 
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
@@ -21,6 +23,9 @@ var version = "dev"
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "pages" && os.Getpid() != 1 {
+		os.Exit(pager.Run())
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "soulbox-init", version, "is PID 1 of a sandbox: only a SoulBox node starts it")
 		os.Exit(2)

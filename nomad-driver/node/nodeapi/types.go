@@ -174,6 +174,7 @@ const (
 	ExitDeadline   = "deadline"         // the node ended it at its deadline
 	ExitKilled     = "killed"           // PID 1 was killed from outside or by the kernel (see OOM)
 	ExitLost       = "lost_with_reboot" // the machine restarted under it
+	ExitMemoryLost = "memory_lost"      // the rest of its memory after a resume could not come: who should bring it was killed
 )
 
 // StopRequest ends a sandbox: POST /v1/sandboxes/{id}/stop. It answers when the sandbox has stopped. The record stays

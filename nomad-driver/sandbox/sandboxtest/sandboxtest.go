@@ -103,6 +103,7 @@ func Build(path, pkg string, tags ...string) error {
 var programs = []string{
 	"bash", "sh", "cat", "ls", "id", "true", "false", "sleep", "stat", "mkdir", "mkfifo", "mknod", "touch", "rm", "ln", "dd", "head", "tail",
 	"env", "echo", "chmod", "chown", "mount", "unshare", "hostname", "grep", "readlink", "wc", "sync", "kill", "mv", "find", "sed", "seq", "tr",
+	"base64", "sha256sum",
 }
 
 // Lower makes a small root file system, once, and returns its directory. Nobody may write in it.

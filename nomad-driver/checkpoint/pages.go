@@ -1,0 +1,414 @@
+package checkpoint
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
+)
+
+// PagesArg makes the init binary a page server.
+const PagesArg = "pages"
+
+const (
+	pagesState = "state"
+	pagesNote  = "note.json"
+	pagesLog   = "log"
+
+	// pagesStart bounds how long a page server may take to begin.
+	pagesStart = 10 * time.Second
+	// pagesEnd bounds how long a killed process may take to end.
+	pagesEnd = 10 * time.Second
+	// pagesTries is how often a page server is started again that has ended before its time.
+	pagesTries = 3
+)
+
+// ErrPagesLost is in the chain of an error that says that what a sandbox still had to get of its memory never comes.
+var ErrPagesLost = errors.New("memory is lost")
+
+// Pages is a page server, which goes on without this process. Wait and End may be called from any goroutine.
+type Pages struct {
+	dir, init string
+	state     *pager.State
+	tries     int // that Wait has made
+
+	mu     sync.Mutex // held over a start and an end
+	note   note
+	reaped chan struct{} // closed when the server that this process has started has ended and is reaped; nil: it has started none
+	over   bool          // none is started any more
+}
+
+// process is a process that must not be taken for another one with its number.
+type process struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // field 22 of its stat
+}
+
+// note is what one that comes after this process has to know.
+type note struct {
+	Version int      `json:"version"`
+	Server  process  `json:"server"`
+	Keeper  process  `json:"keeper"` // has its descriptors too
+	Files   []string `json:"files"`  // of pages
+}
+
+const noteVersion = 1
+
+// startPages starts one in a new folder. fds are the userfaultfds of the spaces.
+func startPages(ctx context.Context, init, dir string, files []string, fds []int, spaces []pager.Space) (_ *Pages, err error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	p := &Pages{dir: dir, init: init, note: note{Version: noteVersion, Files: files}}
+	at := map[int]int{}
+	for i := range spaces {
+		spaces[i].FD = pager.StateFD + 1 + len(files) + i
+		at[spaces[i].FD] = fds[i]
+	}
+	if p.state, err = pager.CreateState(filepath.Join(dir, pagesState), len(files), spaces); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	err = p.start(ctx, at)
+	p.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(err, p.End())
+	}
+	return p, nil
+}
+
+// start starts a server that has these descriptors at these numbers. p.mu is held.
+func (p *Pages) start(ctx context.Context, at map[int]int) (err error) {
+	var opened []*os.File
+	defer func() {
+		for _, f := range opened {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	open := func(path string, flag int) (*os.File, error) {
+		f, err := os.OpenFile(path, flag, 0o600)
+		if err == nil {
+			opened = append(opened, f)
+		}
+		return f, err
+	}
+	state, err := open(filepath.Join(p.dir, pagesState), os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	log, err := open(filepath.Join(p.dir, pagesLog), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	if err != nil {
+		return err
+	}
+	extra := []*os.File{state}
+	for _, path := range p.note.Files {
+		f, err := open(path, os.O_RDONLY|unix.O_NOFOLLOW)
+		if err != nil {
+			return err
+		}
+		extra = append(extra, f)
+	}
+	for n, fd := range at {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(dup), "userfaultfd")
+		opened = append(opened, f)
+		for len(extra) <= n-pager.StateFD {
+			extra = append(extra, nil)
+		}
+		extra[n-pager.StateFD] = f
+	}
+	cmd := exec.Command(p.init, PagesArg)
+	cmd.Dir, cmd.Env, cmd.ExtraFiles, cmd.Stderr = "/", []string{"GOMAXPROCS=1"}, extra, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return errors.Join(err, in.Close())
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start page server: %w", err)
+	}
+	reaped := make(chan struct{})
+	p.reaped = reaped
+	defer func() {
+		if err != nil {
+			_ = cmd.Process.Kill() // also one that no note names
+		}
+		go func() { // ends with the server
+			defer close(reaped)
+			_ = cmd.Wait() // what it has done is in the state
+		}()
+	}()
+	kill := time.AfterFunc(pagesStart, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
+	// It begins when whoever comes after this process can know of it; where this process ends before, it does too.
+	if p.note.Server, err = identify(cmd.Process.Pid); err != nil {
+		return err
+	}
+	if err := p.write(); err != nil {
+		return err
+	}
+	if _, err := in.Write([]byte{1}); err != nil {
+		return fmt.Errorf("start page server: %w", err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err = errors.Join(err, in.Close()); err != nil {
+		return fmt.Errorf("page server does not begin: %w: %s", err, p.lastWords())
+	}
+	var keeper int
+	if _, err := fmt.Sscanf(line, "ready %d", &keeper); err != nil {
+		return fmt.Errorf("page server says %.60q: %w", line, err)
+	}
+	if p.note.Keeper, err = identify(keeper); err != nil {
+		p.note.Keeper = process{} // it has ended: there was little to do
+	}
+	return p.write()
+}
+
+func (p *Pages) write() error {
+	b, err := json.Marshal(p.note)
+	if err != nil {
+		return err
+	}
+	temp := filepath.Join(p.dir, pagesNote+".new")
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, filepath.Join(p.dir, pagesNote))
+}
+
+// lastWords returns the end of its log.
+func (p *Pages) lastWords() string {
+	b, err := os.ReadFile(filepath.Join(p.dir, pagesLog))
+	if err != nil {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lines[len(lines)-1]
+}
+
+// FindPages finds the page server of a process before this one, which may have ended, in its folder. Nil: there is none.
+func FindPages(init, dir string) (*Pages, error) {
+	p := &Pages{dir: dir, init: init}
+	b, err := os.ReadFile(filepath.Join(dir, pagesNote))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &p.note)
+	}
+	if err == nil && p.note.Version != noteVersion {
+		err = fmt.Errorf("version %d, this node reads %d", p.note.Version, noteVersion)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, pagesNote), err)
+	}
+	if p.state, err = pager.OpenState(filepath.Join(dir, pagesState)); err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	return p, nil
+}
+
+// Faults returns how often a process has waited for a page.
+func (p *Pages) Faults() uint64 { return p.state.Faults() }
+
+// Wait returns nil when every page is there, or nobody is left who could want one. A server that has ended before is started again. On ErrPagesLost those who
+// wait for a page wait until End.
+func (p *Pages) Wait(ctx context.Context) error {
+	for {
+		if err := p.ended(ctx); err != nil {
+			return err
+		}
+		if p.state.Done() {
+			return nil
+		}
+		if p.tries++; p.tries > pagesTries {
+			return fmt.Errorf("%w: page server has ended %d times: %s", ErrPagesLost, p.tries, p.lastWords())
+		}
+		if err := p.takeOver(ctx); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%w: page server has ended, and none can go on: %w: %s", ErrPagesLost, err, p.lastWords())
+		}
+	}
+}
+
+// ended waits for the server to end.
+func (p *Pages) ended(ctx context.Context) error {
+	p.mu.Lock()
+	server, reaped := p.note.Server, p.reaped
+	p.mu.Unlock()
+	if reaped != nil {
+		select {
+		case <-reaped:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	fd, err := server.open()
+	if err != nil || fd == nil {
+		return err
+	}
+	defer fd.Close()
+	return awaitEnd(ctx, fd)
+}
+
+// takeOver starts a server with what the keeper of the one before has.
+func (p *Pages) takeOver(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return errors.New("it was ended")
+	}
+	old := p.note.Keeper
+	keeper, err := old.open()
+	if err != nil {
+		return err
+	}
+	if keeper == nil {
+		return errors.New("its keeper has ended too")
+	}
+	defer keeper.Close()
+	at := map[int]int{}
+	defer func() {
+		for _, fd := range at {
+			_ = unix.Close(fd)
+		}
+	}()
+	for _, n := range p.state.FDs() {
+		fd, err := unix.PidfdGetfd(int(keeper.Fd()), n, 0)
+		if errors.Is(err, unix.EBADF) {
+			continue // of memory that is gone
+		}
+		if err != nil {
+			return fmt.Errorf("take userfaultfd %d from the keeper: %w", n, err)
+		}
+		at[n] = fd
+	}
+	if hasEnded(keeper) { // what it has not given is gone
+		return errors.New("its keeper has ended meanwhile")
+	}
+	if err := p.start(ctx, at); err != nil {
+		return err
+	}
+	return old.kill()
+}
+
+// End ends the server and its keeper. What processes have not got by then they find to be zeros: none of them may run any more.
+func (p *Pages) End() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	err := p.note.Server.kill()
+	if p.reaped != nil {
+		<-p.reaped
+	}
+	return errors.Join(err, p.note.Keeper.kill())
+}
+
+// identify names a process that runs.
+func identify(pid int) (process, error) {
+	start, err := startTime(pid)
+	return process{PID: pid, Start: start}, err
+}
+
+// startTime returns when a process started, in ticks since boot.
+func startTime(pid int) (string, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	if f := strings.Fields(rest); len(f) > 19 {
+		return f[19], nil
+	}
+	return "", fmt.Errorf("process %d: stat line is too short", pid)
+}
+
+// open returns a pidfd, or nil where the process has ended.
+func (q process) open() (*os.File, error) {
+	if q.PID == 0 {
+		return nil, nil
+	}
+	fd, err := unix.PidfdOpen(q.PID, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", q.PID, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	if start, err := startTime(q.PID); err != nil || start != q.Start || hasEnded(f) {
+		return nil, f.Close() // and another one may have its number
+	}
+	return f, nil
+}
+
+// hasEnded reports whether the process of a pidfd has ended, reaped or not: one that nobody has reaped has no descriptors either.
+func hasEnded(pidfd *os.File) (ended bool) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) { ended = readableNow(fd) })
+	return ended || err != nil
+}
+
+// readableNow reports whether a pidfd's process has ended.
+func readableNow(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+}
+
+// kill kills the process and waits for its end. Who is its parent reaps it.
+func (q process) kill() error {
+	f, err := q.open()
+	if err != nil || f == nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", q.PID, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), pagesEnd)
+	defer cancel()
+	return awaitEnd(ctx, f)
+}
+
+// awaitEnd waits for the process of a pidfd to end.
+func awaitEnd(ctx context.Context, pidfd *os.File) error {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = raw.Read(readableNow)
+	if ctx.Err() != nil && err != nil {
+		return ctx.Err()
+	}
+	return err
+}

@@ -1,0 +1,252 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
+)
+
+// paged is a sandbox with a shell that has 60 MB in one variable, and for each line that it is sent forks with it and tells its sum.
+type paged struct {
+	*daemon
+	sb   nodeapi.Sandbox
+	want string
+}
+
+func startPaged(t *testing.T) *paged {
+	t.Helper()
+	sandboxtest.RequireRoot(t)
+	if err := pager.Probe(); err != nil {
+		t.Skip(err)
+	}
+	p := &paged{daemon: startDaemon(t, "-criu", sandboxtest.CRIU(t), "-snapshot-dir", t.TempDir())}
+	p.begin()
+	return p
+}
+
+func (p *paged) begin() {
+	p.t.Helper()
+	p.sb = p.create(func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 2 << 30 })
+	const remembers = `mkfifo /tmp/go /tmp/came
+x=$(head -c 15000000 /dev/urandom | base64 -w0)
+x=$x$x$x
+mkfifo /tmp/ready
+while :; do
+	read c < /tmp/go
+	{ echo -n "$x" | sha256sum; echo $c; } > /tmp/came
+done`
+	_, err := p.client.Start(p.t.Context(), p.sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"/bin/bash", "-c", remembers}}})
+	must.NoError(p.t, err)
+	_, code := p.exec(p.sb, "bash", "-c", "for i in $(seq 6000); do [ -p /tmp/ready ] && exit 0; sleep 0.02; done; exit 1")
+	must.Eq(p.t, 0, code)
+	p.want = p.ask(p.sb)
+	must.StrContains(p.t, p.want, "more")
+}
+
+// ask asks for the sum of what the shell remembers.
+func (p *paged) ask(sb nodeapi.Sandbox) string {
+	p.t.Helper()
+	out, code := p.exec(sb, "bash", "-c", "echo more > /tmp/go; cat /tmp/came")
+	must.Eq(p.t, 0, code)
+	return out
+}
+
+func (p *paged) home(id api.SandboxID) string {
+	return filepath.Join(p.dir, "s/checkpoints", string(id))
+}
+
+func (p *paged) pause() {
+	p.t.Helper()
+	_, err := p.client.Pause(p.t.Context(), p.sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+	must.NoError(p.t, err)
+}
+
+func (p *paged) resume() {
+	p.t.Helper()
+	_, err := p.client.Resume(p.t.Context(), p.sb.ID, nodeapi.ResumeRequest{})
+	must.NoError(p.t, err)
+}
+
+// serving are the page server of a sandbox and its keeper.
+type serving struct{ server, keeper int }
+
+// stopServing pauses and resumes the sandbox until its page server is stopped in the midst of its work.
+func (p *paged) stopServing() serving {
+	p.t.Helper()
+	for range 20 {
+		p.pause()
+		p.resume()
+		if s, ok := p.stopServer(p.sb.ID); ok {
+			return s
+		}
+	}
+	p.t.Fatal("the page server is always faster")
+	return serving{}
+}
+
+// stopServer stops the page server of a sandbox, and reports whether pages are missing yet.
+func (p *paged) stopServer(id api.SandboxID) (serving, bool) {
+	p.t.Helper()
+	s, ok := p.serving(id)
+	if !ok || unix.Kill(s.server, unix.SIGSTOP) != nil {
+		return s, false
+	}
+	waitUntil(p.t, "the page server to stop", func() bool {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(s.server) + "/stat")
+		if err != nil {
+			return true
+		}
+		_, rest, _ := strings.Cut(string(b), ") ")
+		return rest[0] == 'T' || rest[0] == 'Z'
+	})
+	state, err := pager.OpenState(filepath.Join(p.home(id), "pages/state"))
+	if err != nil {
+		return s, false
+	}
+	missing := !state.Done()
+	must.NoError(p.t, state.Close())
+	if !missing {
+		_ = unix.Kill(s.server, unix.SIGCONT)
+	}
+	return s, missing
+}
+
+// serving reads the note; false: there is none any more.
+func (p *paged) serving(id api.SandboxID) (serving, bool) {
+	p.t.Helper()
+	b, err := os.ReadFile(filepath.Join(p.home(id), "pages/note.json"))
+	if errors.Is(err, os.ErrNotExist) {
+		return serving{}, false
+	}
+	must.NoError(p.t, err)
+	var note struct{ Server, Keeper struct{ PID int } }
+	must.NoError(p.t, json.Unmarshal(b, &note))
+	return serving{note.Server.PID, note.Keeper.PID}, true
+}
+
+// served waits until every page is there: the images are gone then, and nothing runs for them.
+func (p *paged) served(s serving) {
+	p.t.Helper()
+	waitUntil(p.t, "the images to go", func() bool {
+		_, err := os.Stat(p.home(p.sb.ID))
+		return errors.Is(err, os.ErrNotExist)
+	})
+	p.ended(s)
+}
+
+func (p *paged) ended(s serving) {
+	p.t.Helper()
+	for _, pid := range []int{s.server, s.keeper} {
+		waitUntil(p.t, "page server and keeper to end", func() bool {
+			b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+			_, rest, _ := strings.Cut(string(b), ") ")
+			return err != nil || strings.HasPrefix(rest, "Z") // an orphan's reaper is not ours
+		})
+	}
+}
+
+func (s serving) goOn(t *testing.T) {
+	t.Helper()
+	must.NoError(t, unix.Kill(s.server, unix.SIGCONT))
+}
+
+// A sandbox whose memory is on its way loses nothing, whoever of those that bring it is killed, and what needs all of it waits.
+func TestPaging_outlivesWhoeverIsKilled(t *testing.T) {
+	p := startPaged(t)
+
+	t.Log("the daemon is killed")
+	s := p.stopServing()
+	p.kill()
+	p.start()
+	s.goOn(t)
+	must.Eq(t, p.want, p.ask(p.sb))
+	p.served(s)
+
+	t.Log("the daemon is killed, and a pause waits with the next one")
+	s = p.stopServing()
+	p.kill()
+	p.start()
+	paused := make(chan error, 1)
+	go func() {
+		_, err := p.client.Pause(t.Context(), p.sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		paused <- err
+	}()
+	select {
+	case err := <-paused:
+		t.Fatalf("paused without all of its memory: %v", err)
+	case <-time.After(300 * time.Millisecond): // nothing tells that it waits
+	}
+	s.goOn(t)
+	must.NoError(t, <-paused)
+	p.ended(s)
+	p.resume()
+	must.Eq(t, p.want, p.ask(p.sb))
+
+	t.Log("the page server is killed")
+	s = p.stopServing()
+	must.NoError(t, unix.Kill(s.server, unix.SIGKILL))
+	must.Eq(t, p.want, p.ask(p.sb))
+	p.served(s)
+
+	t.Log("both are killed")
+	s = p.stopServing()
+	p.kill()
+	must.NoError(t, unix.Kill(s.server, unix.SIGKILL))
+	p.start()
+	must.Eq(t, p.want, p.ask(p.sb))
+	p.served(s)
+
+	t.Log("a snapshot is made, and copied")
+	s = p.stopServing()
+	s.goOn(t)
+	id := api.NewSnapshotID()
+	_, err := p.client.Snapshot(t.Context(), p.sb.ID, nodeapi.SnapshotRequest{ID: id, Tenant: "a"})
+	must.NoError(t, err)
+	copied, err := p.client.Create(t.Context(), restoreRequest(id, "a"))
+	must.NoError(t, err)
+	must.Eq(t, p.want, p.ask(copied))
+	must.Eq(t, p.want, p.ask(p.sb))
+
+	t.Log("the copy is deleted")
+	must.NoError(t, p.client.Delete(t.Context(), copied.ID))
+	_, err = os.Stat(p.home(copied.ID))
+	must.ErrorIs(t, err, os.ErrNotExist)
+
+	t.Log("it is deleted")
+	s = p.stopServing()
+	s.goOn(t)
+	must.NoError(t, p.client.Delete(t.Context(), p.sb.ID))
+	p.ended(s)
+}
+
+// Where nobody is left who has the rest of its memory a sandbox is ended, and says so: it never runs on with zeros.
+func TestPaging_endsWhatItCannotBring(t *testing.T) {
+	p := startPaged(t)
+	s := p.stopServing()
+	must.NoError(t, unix.Kill(s.keeper, unix.SIGKILL))
+	must.NoError(t, unix.Kill(s.server, unix.SIGKILL))
+	waitUntil(t, "the sandbox to end", func() bool {
+		got, err := p.client.Get(t.Context(), p.sb.ID)
+		must.NoError(t, err)
+		return got.State == nodeapi.StateStopped
+	})
+	got, err := p.client.Get(t.Context(), p.sb.ID)
+	must.NoError(t, err)
+	must.Eq(t, nodeapi.ExitMemoryLost, got.Exit.Reason)
+	must.NoError(t, p.client.Delete(t.Context(), p.sb.ID))
+	p.ended(s)
+}
