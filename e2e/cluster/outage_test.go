@@ -260,7 +260,10 @@ func (l *outageLoad) stop() {
 	l.wg.Wait()
 }
 
-// life is a create, a command, and, for three of four, an end.
+// keptEach is how many sandboxes a client leaves.
+const keptEach = 3
+
+// life is a create, a command, and, but for a few, an end.
 func (l *outageLoad) life(ctx context.Context, n int) {
 	begin := time.Now()
 	sb, err := l.s.client.CreateSandbox(ctx, l.s.request(time.Hour))
@@ -276,7 +279,7 @@ func (l *outageLoad) life(ctx context.Context, n int) {
 	l.creates++
 	l.mu.Unlock()
 	l.exec(ctx, sb.ID)
-	if n%4 == 0 {
+	if n%4 == 0 && n < 4*keptEach { // the rest of a long outage's would fill the node
 		return
 	}
 	begin = time.Now()
