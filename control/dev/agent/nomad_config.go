@@ -30,11 +30,14 @@ func (c NomadConfig) renderClient(plugins string) (string, error) {
 	c.renderCommon(&b, "client", c.ClientHTTP, c.ClientRPC)
 	fmt.Fprintf(&b, "plugin_dir = %s\n", quote(plugins))
 	// Without the list a client waits for the metadata services of clouds, and does not start where AWS_CA_BUNDLE is set.
+	// Nomad removes what has ended at once where the disk is four fifths full, whoever has filled it: its logs and its folder are then gone before anybody has looked.
 	fmt.Fprintf(&b, `client {
   enabled           = true
   servers           = [%s]
   network_interface = "lo"
   gc_max_allocs     = 200
+  gc_disk_usage_threshold  = 99
+  gc_inode_usage_threshold = 99
   options {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
