@@ -30,7 +30,9 @@ func TestForeign_isListenedInAndNoThreadStays(t *testing.T) {
 	must.EqOp(t, ns.ID(), again.ID())
 	must.NoError(t, again.Close())
 	must.NoError(t, ns.Close())
-	must.Eq(t, before, namespaces(t))
+	for in := range namespaces(t) {
+		must.True(t, before[in], must.Sprintf("a thread is in %s, where none was", in)) // one that was on its way out may be gone
+	}
 
 	lonely, err := OpenForeign(networktest.Mount(t, networktest.NewNamespace(t)))
 	must.NoError(t, err)

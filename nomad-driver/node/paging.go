@@ -95,10 +95,10 @@ func (n *Node) page(b *box, inst instance, server *checkpoint.Pages) {
 		if p.err != nil && !p.ending.Load() {
 			n.loseMemory(b, inst, p)
 		}
+		n.removeImages(b) // before anybody may put the next checkpoint in their place
 		b.mu.Lock()
 		b.paging = nil
 		b.mu.Unlock()
-		n.removeImages(b)
 		n.log.Debug("memory is there", "sandbox", b.id, "took", time.Since(begin), "faults", server.Faults())
 	})
 }
