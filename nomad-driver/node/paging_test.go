@@ -151,12 +151,18 @@ func (p *paged) served(s serving) {
 func (p *paged) ended(s serving) {
 	p.t.Helper()
 	for _, pid := range []int{s.server, s.keeper} {
-		waitUntil(p.t, "page server and keeper to end", func() bool {
-			b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-			_, rest, _ := strings.Cut(string(b), ") ")
-			return err != nil || strings.HasPrefix(rest, "Z") // an orphan's reaper is not ours
-		})
+		awaitEnd(p.t, pid)
 	}
+}
+
+// awaitEnd waits for the end of a page server, or its keeper.
+func awaitEnd(t testing.TB, pid int) {
+	t.Helper()
+	waitUntil(t, "page server and keeper to end", func() bool {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		_, rest, _ := strings.Cut(string(b), ") ")
+		return err != nil || strings.HasPrefix(rest, "Z") // an orphan's reaper is not ours
+	})
 }
 
 func (s serving) goOn(t *testing.T) {
@@ -238,6 +244,7 @@ func TestPaging_endsWhatItCannotBring(t *testing.T) {
 	p := startPaged(t)
 	s := p.stopServing()
 	must.NoError(t, unix.Kill(s.keeper, unix.SIGKILL))
+	awaitEnd(t, s.keeper) // else the next server finds it alive, and nothing is lost
 	must.NoError(t, unix.Kill(s.server, unix.SIGKILL))
 	waitUntil(t, "the sandbox to end", func() bool {
 		got, err := p.client.Get(t.Context(), p.sb.ID)
