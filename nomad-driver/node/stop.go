@@ -337,7 +337,7 @@ func exitOf(e sandbox.Exit, stop *stopIntent) *nodeapi.Exit {
 		return &nodeapi.Exit{Reason: nodeapi.ExitLost, Code: -1, Message: "the machine restarted under it"}
 	}
 	x := &nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: e.OOM, PIDs: e.PIDLimit, Disk: e.DiskFull}
-	if e.Waited {
+	if e.Waited && !oom { // of a PID 1 that has told of the kill, its own end says less
 		x.Code, x.Signal = e.Code, e.Signal
 		if e.Signal != 0 {
 			x.Code = 128 + e.Signal

@@ -29,6 +29,7 @@ func TestExitOf(t *testing.T) {
 		{"main exits", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 3, 0)}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 3}},
 		{"main is signalled", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 139, 11)}, nil, nodeapi.Exit{Reason: nodeapi.ExitMainExited, Code: 139, Signal: 11}},
 		{"main is killed for memory", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 137, 9), OOM: true}, nil, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, OOM: true, Message: "the kernel ended it for lack of memory"}},
+		{"main is killed for memory, and PID 1 has passed it on", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 137, 9), OOM: true, Waited: true, Code: 137}, nil, nodeapi.Exit{Reason: nodeapi.ExitKilled, Code: 137, Signal: 9, OOM: true, Message: "the kernel ended it for lack of memory"}},
 		{"stopped", sandbox.Exit{Record: exitRecord(id, guest.ReasonShutdown, 143, 15)}, stop, nodeapi.Exit{Reason: nodeapi.ExitDeadline, Code: 143, Signal: 15}},
 		{"main ends before the stop", sandbox.Exit{Record: exitRecord(id, guest.ReasonMainExited, 0, 0)}, stop, nodeapi.Exit{Reason: nodeapi.ExitMainExited}},
 		{"killed by a stop", sandbox.Exit{Waited: true, Code: 137, Signal: 9}, stop, nodeapi.Exit{Reason: nodeapi.ExitDeadline, Code: 137, Signal: 9}},
