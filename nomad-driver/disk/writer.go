@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -42,12 +41,10 @@ func (w *Writer) allocate(n int64) {
 	}
 	from := max(w.written, w.allocated)
 	more := max(w.written+n-from, min(w.written, mostAhead))
-	err := w.fallocate(from, more)
-	for errors.Is(err, unix.EINTR) {
-		err = w.fallocate(from, more)
-	}
 	w.allocated = from + more // what fails may have got a part of it
-	w.never = err != nil
+	// Nor is it tried again after a signal: tmpfs then gives back all that it had allocated, and the runtime's signals come faster than a slow machine
+	// allocates.
+	w.never = w.fallocate(from, more) != nil
 }
 
 func (w *Writer) fallocate(from, n int64) error {
