@@ -15,7 +15,7 @@ import (
 )
 
 // newKernel detects the real control groups, with a parent of this test's own.
-func newKernel(t *testing.T) *Manager {
+func newKernel(t *testing.T) *Tree {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -32,7 +32,7 @@ func newKernel(t *testing.T) *Manager {
 	return m
 }
 
-func newGroup(t *testing.T, m *Manager, l Limits) *Group {
+func newGroup(t *testing.T, m *Tree, l Limits) *Group {
 	t.Helper()
 	g, err := m.Create("g", l)
 	if err != nil {
@@ -130,7 +130,7 @@ func TestGroup_thatIsGoneIsNoErrorToRemoveAndKill(t *testing.T) {
 	}
 }
 
-func TestManager_listsAndRefusesDuplicates(t *testing.T) {
+func TestTree_listsAndRefusesDuplicates(t *testing.T) {
 	m := newKernel(t)
 	newGroup(t, m, Limits{})
 	if names, err := m.List(); err != nil || !slices.Equal(names, []string{"g"}) {
@@ -149,8 +149,8 @@ func TestManager_listsAndRefusesDuplicates(t *testing.T) {
 	}
 }
 
-// TestManager_leavesAnothersHalfGroup finds the name taken in the last hierarchy only, as after a crash.
-func TestManager_leavesAnothersHalfGroup(t *testing.T) {
+// TestTree_leavesAnothersHalfGroup finds the name taken in the last hierarchy only, as after a crash.
+func TestTree_leavesAnothersHalfGroup(t *testing.T) {
 	m := newKernel(t)
 	newGroup(t, m, Limits{}) // which makes the parents
 	g, err := m.Open("half")
@@ -176,7 +176,7 @@ func TestManager_leavesAnothersHalfGroup(t *testing.T) {
 }
 
 // newFake makes a directory that looks like cgroup v2, whose groups get the files of one.
-func newFake(t *testing.T, controllers string) (*Manager, string) {
+func newFake(t *testing.T, controllers string) (*Tree, string) {
 	t.Helper()
 	root := t.TempDir()
 	files := map[string]string{

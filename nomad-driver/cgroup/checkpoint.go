@@ -12,7 +12,7 @@ import (
 )
 
 // FreezerDir returns the folder of the group's freezer, for a program that works on frozen processes.
-func (g *Group) FreezerDir() string { return g.m.h.freezerDir(g.rel) }
+func (g *Group) FreezerDir() string { return g.tree.h.freezerDir(g.rel) }
 
 func (h *v1) freezerDir(group string) string { return filepath.Join(h.dirs["freezer"], group) }
 func (h *v2) freezerDir(group string) string { return filepath.Join(h.root, group) }
@@ -31,7 +31,7 @@ func (g *Group) Join(pid int) error {
 
 // StartFreeze asks the group's processes to stop and does not wait until they have: who is traced stops when the tracer lets go.
 func (g *Group) StartFreeze(context.Context) error {
-	_, err := g.m.h.setFrozen(g.rel, true)
+	_, err := g.tree.h.setFrozen(g.rel, true)
 	if err != nil && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("freeze control group %s: %w", g.name, err)
 	}

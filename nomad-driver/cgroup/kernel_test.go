@@ -104,7 +104,7 @@ func TestGuardDevices_holdsBelowTheGuardedGroup(t *testing.T) {
 	}
 }
 
-func TestManager_guardsDevicesOfItsGroups(t *testing.T) {
+func TestTree_guardsDevicesOfItsGroups(t *testing.T) {
 	m := newKernel(t)
 	newGroup(t, m, Limits{})
 	how, err := m.Devices()

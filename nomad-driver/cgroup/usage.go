@@ -81,12 +81,12 @@ var (
 func (g *Group) Meter() (*Meter, error) {
 	m := &Meter{group: g.name}
 	counters := v2Counters
-	if g.m.h.version() == 1 {
+	if g.tree.h.version() == 1 {
 		counters = v1Counters
 	}
 	m.files = make([]meterFile, 0, len(counters))
 	for _, c := range counters {
-		dir, err := g.m.h.dir(c.controller, g.rel)
+		dir, err := g.tree.h.dir(c.controller, g.rel)
 		if err != nil {
 			continue // a kernel without the controller
 		}

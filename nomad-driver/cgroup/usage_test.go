@@ -42,7 +42,7 @@ func TestUsage_ofVersion2(t *testing.T) {
 	} {
 		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
 	}
-	g := &Group{m: &Manager{h: &v2{root: root}, parent: "parent"}, name: "box", rel: "parent/box"}
+	g := &Group{tree: &Tree{h: &v2{root: root}, parent: "parent"}, name: "box", rel: "parent/box"}
 	u, err := g.Usage()
 	must.NoError(t, err)
 	must.Eq(t, Usage{CPUNanos: 12000, MemoryBytes: 3000, MemoryCache: 3000, PIDs: 3, DiskRead: 1, DiskWritten: 2}, u)

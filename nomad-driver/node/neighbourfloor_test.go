@@ -22,7 +22,7 @@ import (
 // plainGround is where the same attacks are waged without SoulBox: an attacker and a neighbour, each in a control group with the limits of
 // the sandboxes and nothing else. What the neighbour feels there is the kernel's and the machine's, and no sandbox can feel less.
 type plainGround struct {
-	groups *cgroup.Manager
+	groups *cgroup.Tree
 	home   string // the attackers', with the bomb in it
 }
 

@@ -72,7 +72,7 @@ type Node struct {
 	noNetwork string         // why
 	closers   []func() error // in the order of opening
 	clock     *clock
-	cgroups   *cgroup.Manager    // nil: a test's runtime has none
+	cgroups   *cgroup.Tree       // nil: a test's runtime has none
 	engine    *checkpoint.Engine // nil: no checkpoints; noEngine says why
 	noEngine  error
 	// initProgram is where the init binary is, which page servers run from too.

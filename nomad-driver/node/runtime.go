@@ -138,7 +138,7 @@ func (s templateStore) Name(name, digest string) (nodeapi.Template, error) {
 // sandboxes is the runtime on package sandbox.
 type sandboxes struct {
 	stateDir, runDir string
-	cgroups          *cgroup.Manager
+	cgroups          *cgroup.Tree
 	init             *sandbox.InitBinary
 	disk             disk.Limiter // nil: no disk limits
 	engine           *checkpoint.Engine

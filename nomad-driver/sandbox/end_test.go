@@ -333,7 +333,7 @@ func createAndHang() int {
 	var o creatorOrder
 	err := json.Unmarshal([]byte(os.Getenv(creatorEnv)), &o)
 	if err == nil {
-		var cg *cgroup.Manager
+		var cg *cgroup.Tree
 		var init *sandbox.InitBinary
 		var s *sandbox.Sandbox
 		cg, err = cgroup.Detect("/sys/fs/cgroup", o.Group)

@@ -16,7 +16,7 @@ import (
 
 // Open finds a sandbox again that another process created. It also works for one that has ended, or was there before a
 // reboot: Done is closed then. Release it as one that was created.
-func Open(ref Ref, cgroups *cgroup.Manager) (*Sandbox, error) {
+func Open(ref Ref, cgroups *cgroup.Tree) (*Sandbox, error) {
 	if ref.Version < 1 || ref.Version > RefVersion {
 		return nil, fmt.Errorf("open sandbox %s: reference of version %d, this node reads up to %d", ref.ID, ref.Version, RefVersion)
 	}
@@ -86,7 +86,7 @@ func openProcess(ref Ref) (*os.File, error) {
 // Sweep releases what a crash left behind: every directory of stateDir and runDir and every group whose name is a sandbox
 // id that keep refuses. Processes in them are killed. It must not run while Create does, unless keep knows those ids. It
 // goes on after an error and returns all of them.
-func Sweep(ctx context.Context, stateDir, runDir string, cgroups *cgroup.Manager, keep func(api.SandboxID) bool) (removed []api.SandboxID, err error) {
+func Sweep(ctx context.Context, stateDir, runDir string, cgroups *cgroup.Tree, keep func(api.SandboxID) bool) (removed []api.SandboxID, err error) {
 	names, err := cgroups.List()
 	if err != nil {
 		return nil, fmt.Errorf("sweep: %w", err)

@@ -27,7 +27,7 @@ const probeGroup = "probe"
 
 // Probes tries on this machine what Create needs: it makes each thing and removes it again. stateDir is Config.StateDir,
 // whose file system counts. It must not run twice at a time with the same directories and groups.
-func Probes(ctx context.Context, stateDir string, init *InitBinary, cgroups *cgroup.Manager) []Probe {
+func Probes(ctx context.Context, stateDir string, init *InitBinary, cgroups *cgroup.Tree) []Probe {
 	p := &prober{ctx: ctx}
 	p.add("seccomp_filter", "Linux 4.14 with CONFIG_SECCOMP_FILTER", true, probeSeccomp())
 	for _, l := range []struct {
@@ -64,7 +64,7 @@ func probeSeccomp() error {
 	return nil
 }
 
-func probeLimits(ctx context.Context, cgroups *cgroup.Manager, l cgroup.Limits) error {
+func probeLimits(ctx context.Context, cgroups *cgroup.Tree, l cgroup.Limits) error {
 	g, err := cgroups.Create(probeGroup, l)
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ type Config struct {
 	IDBase   uint32 // first of the IDRange host ids that are this sandbox's alone; not below IDRange
 	Limits   Limits
 	QoS      QoS // Burstable where empty
-	Cgroups  *cgroup.Manager
+	Cgroups  *cgroup.Tree
 	Init     *InitBinary
 	// NodeOwned makes the node's own user the owner of the sandbox's user namespace, in place of the sandbox's first id. A checkpoint
 	// needs that where the node lacks CAP_SYS_RESOURCE: see CanDump. What the kernel counts for each owner is shared then.

@@ -128,7 +128,7 @@ func ownDev() error {
 		unix.Mknod("/dev/tty", unix.S_IFCHR|0o666, int(unix.Mkdev(5, 0))), os.Symlink("/proc/sys/kernel/core_pattern", "/dev/link"))
 }
 
-func (r *swapResult) create(o swapOrder, cg *cgroup.Manager, init *sandbox.InitBinary, n int) error {
+func (r *swapResult) create(o swapOrder, cg *cgroup.Tree, init *sandbox.InitBinary, n int) error {
 	c := sandbox.Config{
 		ID: api.NewSandboxID(), Lower: o.Lower, StateDir: o.StateDir, RunDir: o.RunDir, IDBase: o.IDBase + uint32(n+1)*sandbox.IDRange,
 		Cgroups: cg, Init: init,

@@ -16,7 +16,7 @@ import (
 // Footprint is what sandboxes of one base directory leave on a host.
 type Footprint struct {
 	base     string
-	cgroups  *cgroup.Manager
+	cgroups  *cgroup.Tree
 	Mounts   []string // lines of mountinfo that name the base directory or an overlay of ours
 	Groups   []string
 	Dirs     []string // sandboxes' directories
@@ -25,7 +25,7 @@ type Footprint struct {
 }
 
 // Look takes the footprint.
-func Look(tb testing.TB, base string, cgroups *cgroup.Manager) Footprint {
+func Look(tb testing.TB, base string, cgroups *cgroup.Tree) Footprint {
 	tb.Helper()
 	f := Footprint{base: base, cgroups: cgroups}
 	b, err := os.ReadFile("/proc/self/mountinfo")

@@ -224,7 +224,7 @@ func CopyFile(from, to string, mode os.FileMode) (err error) {
 // Host is a place for sandboxes of one test.
 type Host struct {
 	StateDir, RunDir string
-	Cgroups          *cgroup.Manager
+	Cgroups          *cgroup.Tree
 	Init             *sandbox.InitBinary
 	Lower            string
 	Parent           string // of the control groups
