@@ -13,7 +13,7 @@ import (
 )
 
 // OwnerKind is the owner (nodeapi.Owner.Kind) of the sandboxes that the control service makes, whatever places them.
-const OwnerKind = "control"
+const OwnerKind = nodeapi.OwnerControl
 
 // Request asks for a sandbox somewhere.
 type Request struct {

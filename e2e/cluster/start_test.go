@@ -8,6 +8,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -143,6 +144,7 @@ type events struct {
 	made    map[api.SandboxID]int
 	running map[api.SandboxID]time.Time
 	ran     map[api.SandboxID]int
+	old     map[api.SandboxID]bool // before forget
 	changed chan struct{}
 }
 
@@ -151,7 +153,7 @@ func (c *cluster) follow(t testing.TB) *events {
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := c.node.Events(ctx, "", 0)
 	must.NoError(t, err)
-	e := &events{made: map[api.SandboxID]int{}, running: map[api.SandboxID]time.Time{}, ran: map[api.SandboxID]int{}, changed: make(chan struct{})}
+	e := &events{made: map[api.SandboxID]int{}, running: map[api.SandboxID]time.Time{}, ran: map[api.SandboxID]int{}, old: map[api.SandboxID]bool{}, changed: make(chan struct{})}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -206,6 +208,27 @@ func (e *events) madeTimes(id api.SandboxID) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.made[id]
+}
+
+// fresh returns a sandbox that the node has begun to make since the last forget.
+func (e *events) fresh() (api.SandboxID, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id := range e.made {
+		if !e.old[id] {
+			return id, nil
+		}
+	}
+	return "", errors.New("none has begun")
+}
+
+// forget has fresh look away from all that has begun so far.
+func (e *events) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id := range e.made {
+		e.old[id] = true
+	}
 }
 
 func (e *events) ranTimes(id api.SandboxID) int {

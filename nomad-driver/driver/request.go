@@ -113,7 +113,7 @@ func dispatched(cfg *drivers.TaskConfig) (nodeapi.CreateRequest, error) {
 	if _, err := api.ParseSandboxID(string(req.ID)); err != nil {
 		return req, fmt.Errorf("dispatch payload: %w", err)
 	}
-	req.Owner.Kind = "control"
+	req.Owner.Kind = nodeapi.OwnerControl
 	return req, nil
 }
 

@@ -105,6 +105,9 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 	if err := checkLogTargets(req.Logs); err != nil {
 		return nil, false, err
 	}
+	if err := checkEnded(req.Owner, req.ID); err != nil {
+		return nil, false, err
+	}
 	if err := n.admits(); err != nil {
 		return nil, false, err
 	}

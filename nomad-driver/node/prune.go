@@ -1,10 +1,6 @@
 package node
 
 import (
-	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -44,31 +40,4 @@ func (n *Node) prune(now time.Time) {
 			n.wg.Go(func() { n.remove(b) })
 		}
 	}
-}
-
-// asking is whether the owner of a stopped sandbox will ask how it ended.
-type asking int
-
-const (
-	nobodyKnows asking = iota
-	mayAsk
-	asksNever
-)
-
-// ownerAsks tells it from the owner's folder. A Nomad client asks for a task, after however long a time in which it did not run, until it
-// has collected the allocation; then it removes the allocation's folder, and what it knew of its tasks right after. The request that
-// removes the record (DestroyTask) is made once, and is lost where the plugin is killed at that moment. Where the folder above
-// is not there either, Nomad's data may only be somewhere else now, or not mounted: that says nothing.
-func ownerAsks(folder string) asking {
-	if folder == "" {
-		return nobodyKnows
-	}
-	_, err := os.Lstat(folder)
-	if err == nil {
-		return mayAsk
-	}
-	if _, above := os.Stat(filepath.Dir(folder)); above != nil || !errors.Is(err, fs.ErrNotExist) {
-		return nobodyKnows
-	}
-	return asksNever
 }

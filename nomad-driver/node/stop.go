@@ -310,6 +310,9 @@ func (n *Node) remove(b *box) {
 		return
 	}
 	b.mu.Lock()
+	if err := markEnded(b.rec.Sandbox.Owner, b.id); err != nil {
+		n.log.Error("a sandbox that is gone could be begun again", "sandbox", b.id, "error", err)
+	}
 	if err := n.records.remove(b.id); err != nil {
 		n.log.Error("record stays", "sandbox", b.id, "error", err)
 	}

@@ -167,6 +167,39 @@ func TestPrune_byAgeAndCount(t *testing.T) {
 	waitUntil(t, "no records", func() bool { return len(n.List()) == 0 })
 }
 
+// A Nomad client that was killed before it had noted a start asks for the sandbox anew, also where it was used and has ended.
+func TestDelete_theOwnerThatHadItDoesNotGetItAnew(t *testing.T) {
+	dir := shortDir(t)
+	cfg := testConfig(dir)
+	n := startNode(t, cfg, nil)
+	allocs := filepath.Join(dir, "alloc")
+	request := func(id api.SandboxID, alloc, kind string) nodeapi.CreateRequest {
+		folder := filepath.Join(allocs, alloc)
+		must.NoError(t, os.MkdirAll(folder, 0o700))
+		req := createRequest()
+		req.ID, req.Owner = id, nodeapi.Owner{Kind: kind, AllocID: alloc, TaskID: alloc + "/main/cafe", Folder: folder}
+		return req
+	}
+	const id, task = api.SandboxID("iaaaaaaaaaaaaaaaaaaaa"), api.SandboxID("ibbbbbbbbbbbbbbbbbbbb")
+	for _, req := range []nodeapi.CreateRequest{request(id, "one", nodeapi.OwnerControl), request(task, "one", "nomad")} {
+		_, err := n.client.Create(t.Context(), req)
+		must.NoError(t, err)
+		must.NoError(t, n.client.Delete(t.Context(), req.ID))
+	}
+	_, err := n.client.Create(t.Context(), request(id, "one", nodeapi.OwnerControl))
+	must.Eq(t, http.StatusConflict, api.StatusOf(err))
+	must.StrContains(t, err.Error(), "has ended")
+	_, err = n.client.Create(t.Context(), request(task, "one", "nomad"))
+	must.NoError(t, err, must.Sprint("a job file's task may run again"))
+
+	_, err = n.client.Create(t.Context(), request(id, "two", nodeapi.OwnerControl))
+	must.NoError(t, err, must.Sprint("it was moved or resumed: another allocation"))
+	must.NoError(t, n.client.Delete(t.Context(), id))
+	must.NoError(t, os.RemoveAll(filepath.Join(allocs, "one")))
+	_, err = n.client.Create(t.Context(), request(id, "one", nodeapi.OwnerControl))
+	must.NoError(t, err, must.Sprint("the mark went with the folder"))
+}
+
 // A record that Nomad may still ask for stays, whatever its age; one of an allocation that Nomad has collected goes at once; and a
 // folder that cannot be looked for says nothing.
 func TestPrune_byTheOwnersFolder(t *testing.T) {

@@ -140,6 +140,13 @@ func TestDriverError_findsTheCodeThatTheDriverNamed(t *testing.T) {
 	}
 }
 
+func TestTaskFailure_ofAClientThatTookNothingIsOneToTryAgain(t *testing.T) {
+	e := api.AsError(taskFailure("iaaaa", nil, `Unable to add allocation due to error: failed creating runner for task "sandbox": plugin is shut down`))
+	must.Eq(t, 503, e.Code)
+	must.StrContains(t, e.Message, "plugin is shut down")
+	must.Eq(t, 500, api.StatusOf(taskFailure("iaaaa", nil, "Failed tasks")))
+}
+
 func TestPlacementFailure_speaksOfNodes(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -148,8 +148,14 @@ func allocationFailure(id api.SandboxID, a *nomadapi.AllocationListStub) error {
 	return nil
 }
 
+// notTaken begins what a Nomad client says of an allocation that it could not even set up, as right after a restart of its own.
+const notTaken = "Unable to add allocation"
+
 // taskFailure finds the driver's own words among the events of a failed task.
 func taskFailure(id api.SandboxID, state *nomadapi.TaskState, description string) error {
+	if strings.HasPrefix(description, notTaken) {
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "nomad's client did not take sandbox %s, which never began; try again: %s", id, description)
+	}
 	if state != nil {
 		for _, e := range slices.Backward(state.Events) {
 			switch e.Type {

@@ -81,9 +81,12 @@ type CreateRequest struct {
 	TemplateOf string `json:"template_of,omitempty"`
 }
 
+// OwnerControl is the owner kind of the sandboxes that the control service makes.
+const OwnerControl = "control"
+
 // Owner says on whose behalf a sandbox exists.
 type Owner struct {
-	Kind    string `json:"kind"`               // "control", "nomad" (a task that a job file named itself), "test"
+	Kind    string `json:"kind"`               // OwnerControl, "nomad" (a task that a job file named itself), "test"
 	AllocID string `json:"alloc_id,omitempty"` // Nomad's allocation, where there is one
 	TaskID  string `json:"task_id,omitempty"`  // Nomad's task id, where there is one
 	// Folder is a folder of the host that is there for as long as the owner may ask for the sandbox: the allocation's. The record of
