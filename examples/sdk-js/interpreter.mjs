@@ -25,6 +25,12 @@ try {
   }
   const line = await chart('plt.plot([1, 2, 3], [4, 5, 6], label="l"); plt.title("T"); plt.xlabel("time (s)")')
   assert.deepEqual([line.type, line.title, line.x_label, line.x_unit, line.elements], ['line', 'T', 'time (s)', 's', [{ label: 'l', points: [[1, 4], [2, 5], [3, 6]] }]])
+  const days = await chart('import datetime as d; plt.plot([d.date(2026, 1, 1), d.date(2026, 1, 2)], [1, 2])')
+  assert.equal(days.x_scale, 'datetime')
+  assert.deepEqual(days.elements[0].points, [['2026-01-01T00:00:00+00:00', 1], ['2026-01-02T00:00:00+00:00', 2]])
+  assert.ok(days.x_ticks.every((tick) => !Number.isNaN(Date.parse(tick))))
+  const names = await chart('plt.scatter(["a", "b"], [1, 2]); plt.yscale("log")')
+  assert.deepEqual([names.x_scale, names.y_scale, names.elements[0].points], ['categorical', 'log', [['a', 1], ['b', 2]]])
   assert.deepEqual((await chart('plt.bar(["a", "b"], [1, 2])')).elements.map((e) => [e.label, e.value]), [['a', 1], ['b', 2]])
   assert.deepEqual((await chart('plt.scatter([1, 3], [2, 4])')).elements[0].points, [[1, 2], [3, 4]])
   assert.deepEqual((await chart('plt.pie([1, 3], labels=["a", "b"])')).elements.map((e) => [e.label, e.angle]), [['a', 90], ['b', 270]])

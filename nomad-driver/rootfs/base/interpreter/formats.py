@@ -39,14 +39,31 @@ def install(shell):
     def table(df):
         return {str(name): [plain(v) for v in df[name].tolist()] for name in df.columns}
 
-    def scale(axis, values):
+    def converter(axis):
+        return axis.get_converter() if hasattr(axis, "get_converter") else axis.converter
+
+    def scale(axis):
+        import matplotlib.category
         import matplotlib.dates
 
-        if isinstance(axis.get_converter() if hasattr(axis, "get_converter") else axis.converter, matplotlib.dates.DateConverter):
+        # Dates come through a converter that chooses one of the others, and is none of their kind.
+        if isinstance(converter(axis), (matplotlib.dates.DateConverter, matplotlib.dates._SwitchableDateConverter)):
             return "datetime"
-        if any(isinstance(v, str) for v in values):
+        if isinstance(converter(axis), matplotlib.category.StrCategoryConverter):
             return "categorical"
         return axis.get_scale()
+
+    def shown(axis, values):
+        """Numbers on an axis as what they stand for: times as ISO text, categories as their names."""
+        import matplotlib.dates
+
+        kind = scale(axis)
+        if kind == "datetime":
+            return [matplotlib.dates.num2date(v).isoformat() for v in values]
+        if kind == "categorical" and axis.units is not None:
+            names = {at: name for name, at in axis.units._mapping.items()}
+            return [names.get(v, plain(v)) for v in values]
+        return [plain(v) for v in values]
 
     def unit(label):
         import re
@@ -55,10 +72,7 @@ def install(shell):
         return m.group(1) if m else None
 
     def points(ax, xs, ys):
-        import matplotlib.dates
-
-        dates = scale(ax.xaxis, []) == "datetime"
-        return [[matplotlib.dates.num2date(x).isoformat() if dates else plain(x), plain(y)] for x, y in zip(xs, ys)]
+        return [list(p) for p in zip(shown(ax.xaxis, xs), shown(ax.yaxis, ys))]
 
     def flat(ax):
         return {"title": ax.get_title() or None, "x_label": ax.get_xlabel() or None, "y_label": ax.get_ylabel() or None,
@@ -67,9 +81,9 @@ def install(shell):
     def pointed(ax, kind, elements):
         return dict(
             flat(ax), type=kind, elements=elements,
-            x_ticks=[plain(v) for v in ax.get_xticks()], x_tick_labels=[t.get_text() for t in ax.get_xticklabels()],
-            x_scale=scale(ax.xaxis, []), y_ticks=[plain(v) for v in ax.get_yticks()],
-            y_tick_labels=[t.get_text() for t in ax.get_yticklabels()], y_scale=scale(ax.yaxis, []))
+            x_ticks=shown(ax.xaxis, ax.get_xticks()), x_tick_labels=[t.get_text() for t in ax.get_xticklabels()],
+            x_scale=scale(ax.xaxis), y_ticks=shown(ax.yaxis, ax.get_yticks()),
+            y_tick_labels=[t.get_text() for t in ax.get_yticklabels()], y_scale=scale(ax.yaxis))
 
     def label(artist, n):
         text = str(artist.get_label())
