@@ -33,10 +33,10 @@ type NewSnapshot struct {
 	Name string `json:"name,omitempty"` // "name" or "name:tag"
 }
 
-// SnapshotInfo is the contract's view of a snapshot. Its id can be used as a templateID.
+// SnapshotInfo is the contract's view of a snapshot. Its identifier, "tenant/name:tag" or "id:default", can be used as a templateID.
 type SnapshotInfo struct {
-	SnapshotID SnapshotID `json:"snapshotID"`
-	Names      []string   `json:"names"`
+	SnapshotID string   `json:"snapshotID"`
+	Names      []string `json:"names"`
 }
 
 // SnapshotRequest is the body of POST /v1/snapshots.

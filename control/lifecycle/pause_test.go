@@ -159,14 +159,14 @@ func TestSnapshot_isMadeFoundUsedAndDeleted(t *testing.T) {
 	sn, err := s.Sandboxes.TakeSnapshot(t.Context(), lifecycle.SnapshotParams{Caller: caller, Sandbox: sb.ID, Name: "warm:v1"})
 	must.NoError(t, err)
 	must.Eq(t, state.SnapshotReady, sn.State)
-	for _, ref := range []string{string(sn.ID), "warm:v1"} {
+	for _, ref := range []string{string(sn.ID), "warm:v1", string(sn.ID) + ":default", caller.Tenant + "/warm:v1"} {
 		got, err := s.Sandboxes.Snapshot(t.Context(), caller.Tenant, ref)
 		must.NoError(t, err)
 		must.Eq(t, sn.ID, got.ID)
 		_, err = s.Sandboxes.Snapshot(t.Context(), "another", ref)
 		must.True(t, api.IsNotFound(err))
 	}
-	for _, ref := range []string{string(sn.ID), "warm:v1"} {
+	for _, ref := range []string{string(sn.ID), "warm:v1", string(sn.ID) + ":default", caller.Tenant + "/warm:v1"} {
 		tried := false
 		s.Node.SetHooks(fleettest.Hooks{BeforeCreate: func(ctx context.Context, _ nodeapi.CreateRequest) error {
 			err := s.Sandboxes.DeleteSnapshot(ctx, caller.Tenant, string(sn.ID), false)

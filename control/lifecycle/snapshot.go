@@ -88,6 +88,7 @@ func (s *Service) dropSnapshot(ctx context.Context, sn state.Snapshot, node *nod
 
 // Snapshot implements API.
 func (s *Service) Snapshot(_ context.Context, tenant, ref string) (state.Snapshot, error) {
+	ref = plainRef(tenant, ref)
 	if id, err := api.ParseSnapshotID(ref); err == nil {
 		sn, err := s.cfg.State.SnapshotByID(id)
 		if err == nil && sn.Tenant == tenant {
@@ -153,6 +154,17 @@ func (s *Service) unneeded(sn state.Snapshot) error {
 		return api.Errorf(http.StatusConflict, api.CodeConflict, "snapshot %s is in use: sandbox %s is being made from it", sn.ID, l.Sandboxes[0].ID)
 	}
 	return nil
+}
+
+// plainRef returns what a reference stands for without what clients of the contract are told beside it: the tenant before a name, and the
+// tag that an id is shown with.
+func plainRef(tenant, ref string) string {
+	if id, found := strings.CutSuffix(ref, ":"+defaultTag); found {
+		if _, err := api.ParseSnapshotID(id); err == nil {
+			return id
+		}
+	}
+	return strings.TrimPrefix(ref, tenant+"/")
 }
 
 // splitName takes "name:tag" apart.

@@ -40,7 +40,7 @@ func (f source) network() state.NetworkPolicy {
 
 // source finds what ref stands for: a snapshot by its id, a template, or a snapshot by its name.
 func (s *Service) source(ctx context.Context, tenant, ref string) (source, error) {
-	if _, err := api.ParseSnapshotID(ref); err == nil {
+	if _, err := api.ParseSnapshotID(plainRef(tenant, ref)); err == nil {
 		sn, err := s.Snapshot(ctx, tenant, ref)
 		if err != nil {
 			return source{}, err

@@ -45,17 +45,22 @@ func TestE2BSnapshots_pageByPage(t *testing.T) {
 		must.Eq(t, http.StatusCreated, h.do("POST", "/sandboxes/"+string(testID)+"/snapshots", body).status)
 	}
 	a := h.do("GET", "/snapshots?limit=2", "")
-	must.Eq(t, `[{"snapshotID":"s00000000000000000003","names":["b:default"]},{"snapshotID":"s00000000000000000002","names":[]}]`+"\n", a.body)
+	must.Eq(t, `[{"snapshotID":"a/b:default","names":["a/b:default"]},{"snapshotID":"s00000000000000000002:default","names":[]}]`+"\n", a.body)
 	next := a.header.Get("X-Next-Token")
 	must.NotEq(t, "", next)
 	a = h.do("GET", "/snapshots?limit=2&nextToken="+next, "")
-	must.Eq(t, `[{"snapshotID":"s00000000000000000001","names":["a:v1"]}]`+"\n", a.body)
+	must.Eq(t, `[{"snapshotID":"a/a:v1","names":["a/a:v1"]}]`+"\n", a.body)
 	must.Eq(t, "", a.header.Get("X-Next-Token"))
-	must.StrContains(t, h.do("GET", "/snapshots?name=a", "").body, "0001")
+	for _, name := range []string{"a", "a:v1", "a/a", "a/a:v1", "s00000000000000000001", "s00000000000000000001:default"} {
+		must.Eq(t, `[{"snapshotID":"a/a:v1","names":["a/a:v1"]}]`+"\n", h.do("GET", "/snapshots?name="+name, "").body, must.Sprint(name))
+	}
+	for _, name := range []string{"a:v2", "b/a", "s00000000000000000001:v1", "a/"} {
+		must.Eq(t, "[]\n", h.do("GET", "/snapshots?name="+name, "").body, must.Sprint(name))
+	}
 	must.Eq(t, "[]\n", h.do("GET", "/snapshots?sandboxID="+string(otherID), "").body)
 	h.do("GET", "/snapshots?limit=101", "").mustFail(t, http.StatusBadRequest, "invalid_argument")
 	h.do("GET", "/snapshots?nextToken=none", "").mustFail(t, http.StatusBadRequest, "invalid_argument")
-	must.Eq(t, http.StatusNoContent, h.do("DELETE", "/templates/s00000000000000000001", "").status)
+	must.Eq(t, http.StatusNoContent, h.do("DELETE", "/templates/s00000000000000000001:default", "").status)
 	must.Eq(t, http.StatusNotFound, h.do("GET", "/v1/snapshots/s00000000000000000001", "").status)
 	must.Eq(t, http.StatusOK, h.do("GET", "/v1/snapshots/s00000000000000000002", "").status)
 }

@@ -81,7 +81,7 @@ func (s *Server) e2bTimeout(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if _, err := s.cfg.Lifecycle.SetTimeout(r.Context(), tenant(r), id, d); err != nil {
-		return err
+		return onlyRunning(err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -102,10 +102,18 @@ func (s *Server) e2bRefresh(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if _, err := s.cfg.Lifecycle.Refresh(r.Context(), tenant(r), id, d); err != nil {
-		return err
+		return onlyRunning(err)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// onlyRunning answers for a sandbox that does not run what the contract has for its timeouts: it is not there.
+func onlyRunning(err error) error {
+	if api.CodeOf(err) != api.CodeNotRunning {
+		return err
+	}
+	return api.Errorf(http.StatusNotFound, api.CodeNotFound, "%s", err)
 }
 
 // e2bConnectV1 is POST /sandboxes/{id}/connect, where timeout is required.

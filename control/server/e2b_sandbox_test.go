@@ -118,6 +118,16 @@ func TestE2BTimeouts(t *testing.T) {
 	}
 }
 
+func TestE2BTimeouts_ofWhatDoesNotRunAreNotFound(t *testing.T) {
+	h := newHarness(t)
+	h.life.sandboxes[testID] = sandbox(testID)
+	h.life.err = api.Errorf(http.StatusConflict, api.CodeNotRunning, "sandbox %s is paused", testID)
+	msg := h.do("POST", "/sandboxes/"+string(testID)+"/timeout", `{"timeout":60}`).mustFail(t, 404, api.CodeNotFound)
+	must.StrContains(t, msg, "is paused")
+	h.life.err = api.Errorf(http.StatusConflict, api.CodeNotRunning, "sandbox %s is paused", testID)
+	h.do("POST", "/sandboxes/"+string(testID)+"/refreshes", `{"duration":60}`).mustFail(t, 404, api.CodeNotFound)
+}
+
 func TestE2BConnect_says201WhereItResumed(t *testing.T) {
 	h := newHarness(t)
 	sb := sandbox(testID)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
@@ -50,20 +51,21 @@ func (s *Server) e2bSnapshots(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	out := []api.SnapshotInfo{}
+	var last api.SnapshotID // of out
 	found := after == ""
 	for _, sn := range all {
 		if !found { // the token is the last snapshot of the page before; one that was deleted meanwhile ends the list
 			found = string(sn.ID) == after
 			continue
 		}
-		if sn.State != state.SnapshotReady || (of != "" && string(sn.Sandbox) != of) || (name != "" && sn.Name != name && sn.Name+":"+sn.Tag != name) {
+		if sn.State != state.SnapshotReady || (of != "" && string(sn.Sandbox) != of) || (name != "" && !snapshotGoesBy(sn, name)) {
 			continue
 		}
 		if len(out) == limit {
-			w.Header().Set("X-Next-Token", string(out[limit-1].SnapshotID))
+			w.Header().Set("X-Next-Token", string(last))
 			break
 		}
-		out = append(out, e2bSnapshotInfo(sn))
+		out, last = append(out, e2bSnapshotInfo(sn)), sn.ID
 	}
 	if !found {
 		return invalid("nextToken is not one that this list gave, or its snapshot is gone")
@@ -72,10 +74,25 @@ func (s *Server) e2bSnapshots(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func e2bSnapshotInfo(sn state.Snapshot) api.SnapshotInfo {
-	info := api.SnapshotInfo{SnapshotID: sn.ID, Names: []string{}}
-	if sn.Name != "" {
-		info.Names = []string{sn.Name + ":" + sn.Tag}
+// snapshotGoesBy reports whether the list's parameter name means sn: its id or its name, each with its tag or without, and with its tenant
+// or without.
+func snapshotGoesBy(sn state.Snapshot, name string) bool {
+	info := e2bSnapshotInfo(sn)
+	if name == info.SnapshotID || name == string(sn.ID) || name == string(sn.ID)+":"+defaultTag {
+		return true
 	}
-	return info
+	name = strings.TrimPrefix(name, sn.Tenant+"/")
+	return sn.Name != "" && (name == sn.Name || name == sn.Name+":"+sn.Tag)
+}
+
+// defaultTag is the tag that a name without one means.
+const defaultTag = "default"
+
+// e2bSnapshotInfo is a snapshot in the contract's words: its identifier has a tag, and is its name with its tenant where it has a name.
+func e2bSnapshotInfo(sn state.Snapshot) api.SnapshotInfo {
+	if sn.Name == "" {
+		return api.SnapshotInfo{SnapshotID: string(sn.ID) + ":" + defaultTag, Names: []string{}}
+	}
+	full := sn.Tenant + "/" + sn.Name + ":" + sn.Tag
+	return api.SnapshotInfo{SnapshotID: full, Names: []string{full}}
 }

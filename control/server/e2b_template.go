@@ -199,8 +199,8 @@ func buildViews(all []state.Build, t api.E2BTemplate, current api.TemplateBuild)
 // e2bDeleteTemplate is DELETE /templates/{tid}: of a template, or of a snapshot, which the contract takes for one.
 func (s *Server) e2bDeleteTemplate(w http.ResponseWriter, r *http.Request) error {
 	ref := r.PathValue("tid")
-	if _, err := api.ParseSnapshotID(ref); err == nil {
-		return noContent(w, s.cfg.Lifecycle.DeleteSnapshot(r.Context(), tenant(r), ref, false))
+	if id, err := api.ParseSnapshotID(strings.TrimSuffix(ref, ":"+defaultTag)); err == nil {
+		return noContent(w, s.cfg.Lifecycle.DeleteSnapshot(r.Context(), tenant(r), string(id), false))
 	}
 	t, err := s.e2bTemplateOf(r.Context(), tenant(r), ref)
 	if api.IsNotFound(err) { // perhaps a snapshot's name
@@ -244,7 +244,7 @@ func (s *Server) e2bTemplatePart(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		if tag == "" {
-			tag = "default"
+			tag = defaultTag
 		}
 		at := one.UpdatedAt
 		if at.IsZero() {

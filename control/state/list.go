@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -18,8 +19,8 @@ type Filter struct {
 	Metadata     map[string]string // all pairs must be equal
 	States       []SandboxState    // empty: every state but the ended ones
 	Template     string            // as requested, or its digest, id or name
-	StartedAfter time.Time
-	Origin       api.SnapshotID // made from this snapshot
+	StartedAfter time.Time         // or at it
+	Origin       api.SnapshotID    // made from this snapshot
 }
 
 // Order is the order of a list, by time of creation.
@@ -138,13 +139,13 @@ func (f *Filter) state(s SandboxState) bool {
 
 // match reports whether s matches everything but the states.
 func (f *Filter) match(s *Sandbox) bool {
-	if f.Template != "" && !slices.Contains([]string{s.Template, s.Digest, s.TemplateID, s.Alias}, f.Template) {
+	if f.Template != "" && !f.madeOf(s) {
 		return false
 	}
 	if f.Origin != "" && f.Origin != s.Origin {
 		return false
 	}
-	if !f.StartedAfter.IsZero() && !s.began().After(f.StartedAfter) {
+	if !f.StartedAfter.IsZero() && s.began().Before(f.StartedAfter) {
 		return false
 	}
 	for k, v := range f.Metadata {
@@ -153,6 +154,20 @@ func (f *Filter) match(s *Sandbox) bool {
 		}
 	}
 	return true
+}
+
+// madeOf reports whether f.Template means what s was made of, with or without what clients of the contract may add to a name: its tenant
+// and the tag that a name without one means.
+func (f *Filter) madeOf(s *Sandbox) bool {
+	bare := func(name string) string {
+		return strings.TrimPrefix(strings.TrimSuffix(name, ":default"), s.Tenant+"/")
+	}
+	for _, known := range []string{s.Template, s.Digest, s.TemplateID, s.Alias} {
+		if known != "" && bare(known) == bare(f.Template) {
+			return true
+		}
+	}
+	return false
 }
 
 // began is when the sandbox started, or was asked for as long as it has not.

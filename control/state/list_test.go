@@ -59,7 +59,9 @@ func TestList_filtersAndOrders(t *testing.T) {
 		{"missing key is not empty", Filter{Metadata: map[string]string{"x": ""}}, []int{}, 0},
 		{"template", Filter{Template: "even", States: []SandboxState{Running}}, []int{2, 4, 8, 14, 16}, 5},
 		{"digest", Filter{Template: "sha256:abc", States: []SandboxState{Starting}}, []int{3, 6, 9, 12, 18}, 11},
-		{"started after", Filter{StartedAfter: at(17)}, []int{17, 18, 19}, 2},
+		{"template with tenant and tag", Filter{Template: DefaultTenant + "/even:default", States: []SandboxState{Running}}, []int{2, 4, 8, 14, 16}, 5},
+		{"template with another tag", Filter{Template: "even:v2", States: []SandboxState{Running}}, []int{}, 0},
+		{"started at or after", Filter{StartedAfter: at(17)}, []int{16, 17, 18, 19}, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.filter.Tenant = DefaultTenant

@@ -14,6 +14,7 @@ try {
   assert.equal(await sandbox.pause(), false)
   assert.equal((await sandbox.getInfo()).state, 'paused')
   assert.equal(await sandbox.isRunning(), false)
+  await assert.rejects(sandbox.setTimeout(60_000), { name: 'SandboxNotFoundError' })
   const pages = Sandbox.list({ query: { metadata: { example: 'pause' }, state: ['paused'] } })
   assert.deepEqual((await pages.nextItems()).map((s) => s.sandboxId), [sandbox.sandboxId])
   const again = await Sandbox.connect(sandbox.sandboxId, { timeoutMs: 120_000 })
