@@ -6,6 +6,8 @@ type Placement struct {
 	Constraints []PlacementRule `json:"constraints,omitempty"`
 	// Affinities weigh nodes of which they hold against others. At most 16.
 	Affinities []PlacementAffinity `json:"affinities,omitempty"`
+	// Devices are reserved for the sandbox alone, by name, at most 8 of them. A sandbox with any is neither checkpointed nor moved.
+	Devices []DeviceRequest `json:"devices,omitempty"`
 	// Strategy is PlaceBinPack or PlaceSpread. Empty: as the scheduler is set.
 	Strategy string `json:"strategy,omitempty"`
 	// Priority is the scheduler's: 1 to 100, at most what the operator has set for sandboxes. 0: that.
@@ -17,6 +19,13 @@ const (
 	PlaceBinPack = "bin_pack" // nodes are filled one after the other
 	PlaceSpread  = "spread"   // the node with the fewest sandboxes for its size comes first
 )
+
+// DeviceRequest asks for devices that an operator's nodes offer through the scheduler's device plugins.
+type DeviceRequest struct {
+	Name        string          `json:"name"`                  // type, vendor/type or vendor/type/model: "gpu", "nvidia/gpu"
+	Count       int             `json:"count,omitempty"`       // 1 to 128; 0: 1
+	Constraints []PlacementRule `json:"constraints,omitempty"` // on attributes model, vendor, type, ids and attr.<name> of the device. At most 16
+}
 
 // PlacementRule is a condition on a node.
 type PlacementRule struct {

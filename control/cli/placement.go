@@ -36,6 +36,12 @@ func placementFlags(o *options, to **api.Placement) {
 			p().Affinities = append(p().Affinities, api.PlacementAffinity{PlacementRule: r, Weight: n})
 			return err
 		})
+	o.Func("device", "[count] <name>", "Device that is its own, as in 'nvidia/gpu' or '2 gpu'; conditions follow after commas, as in 'gpu, attr.memory >= 8 GiB'. May be repeated.", nil,
+		func(v string) error {
+			d, err := parseDevice(v)
+			p().Devices = append(p().Devices, d)
+			return err
+		})
 	o.Func("place", "<strategy>", "bin_pack: fill one node after the other; spread: take the emptiest.", complete.PredictSet(api.PlaceBinPack, api.PlaceSpread),
 		func(v string) error { p().Strategy = v; return nil })
 	o.Func("priority", "<1-100>", "The scheduler's priority, at most what the operator allows.", nil, func(v string) (err error) {
@@ -68,6 +74,13 @@ func placementRows(p api.Placement) [][]string {
 	for _, a := range p.Affinities {
 		rows = append(rows, []string{"affinity", fmt.Sprint(a.Weight, " ", ruleWords(a.PlacementRule))})
 	}
+	for _, d := range p.Devices {
+		words := strconv.Itoa(d.Count) + " " + d.Name
+		for _, c := range d.Constraints {
+			words += ", " + ruleWords(c)
+		}
+		rows = append(rows, []string{"device", words})
+	}
 	if p.Strategy != "" {
 		rows = append(rows, []string{"place", p.Strategy})
 	}
@@ -79,6 +92,30 @@ func placementRows(p api.Placement) [][]string {
 
 func ruleWords(r api.PlacementRule) string {
 	return strings.TrimSpace(r.Attribute + " " + r.Operator + " " + r.Value)
+}
+
+// parseDevice reads "[count] name[, rule…]".
+func parseDevice(s string) (api.DeviceRequest, error) {
+	name, rules, more := strings.Cut(s, ",")
+	d := api.DeviceRequest{Name: strings.TrimSpace(name)}
+	if count, rest, ok := strings.Cut(d.Name, " "); ok {
+		if n, err := strconv.Atoi(count); err == nil {
+			d.Count, d.Name = n, strings.TrimSpace(rest)
+		}
+	}
+	if d.Name == "" {
+		return d, fmt.Errorf("%.80q names no device", s)
+	}
+	for more {
+		var rule string
+		rule, rules, more = strings.Cut(rules, ",")
+		r, err := parseRule(rule)
+		if err != nil {
+			return d, err
+		}
+		d.Constraints = append(d.Constraints, r)
+	}
+	return d, nil
 }
 
 // parseRule reads "attribute operator value". The value is everything behind the operator.

@@ -8,6 +8,25 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 )
 
+func TestParseDevice(t *testing.T) {
+	for text, want := range map[string]api.DeviceRequest{
+		"gpu":                  {Name: "gpu"},
+		"2 nvidia/gpu":         {Name: "nvidia/gpu", Count: 2},
+		"nvidia/gpu/Tesla K80": {Name: "nvidia/gpu/Tesla K80"},
+		"1 gpu, attr.memory >= 8 GiB, model = x": {Name: "gpu", Count: 1, Constraints: []api.PlacementRule{
+			{Attribute: "attr.memory", Operator: ">=", Value: "8 GiB"}, {Attribute: "model", Operator: "=", Value: "x"},
+		}},
+	} {
+		got, err := parseDevice(text)
+		must.NoError(t, err, must.Sprint(text))
+		must.Eq(t, want, got)
+	}
+	for _, text := range []string{"", "gpu, model", ","} {
+		_, err := parseDevice(text)
+		must.Error(t, err, must.Sprint(text))
+	}
+}
+
 func TestParseRule(t *testing.T) {
 	for text, want := range map[string]api.PlacementRule{
 		"node.datacenter = dc1":                        {Attribute: "node.datacenter", Operator: "=", Value: "dc1"},

@@ -11,9 +11,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -49,10 +51,12 @@ type Config struct {
 	// Driver is the path of nomad-driver-soulbox, Init that of soulbox-init. Both are needed.
 	Driver, Init string
 	// Engine is the path of vault-plugin-secrets-soulbox. Empty: Vault has no engine of SoulBox.
-	Engine     string
-	NodeConfig string // more attributes of the daemon's configuration file, in HCL
-	ServerName string // of the control service, in its certificate; default "dev"
-	Logger     hclog.Logger
+	Engine string
+	// DevicePlugins are Nomad's device plugins, by the paths of their executables.
+	DevicePlugins map[string]agent.NomadPlugin
+	NodeConfig    string // more attributes of the daemon's configuration file, in HCL
+	ServerName    string // of the control service, in its certificate; default "dev"
+	Logger        hclog.Logger
 }
 
 // Cluster is a running cluster.
@@ -126,7 +130,7 @@ func (c *Cluster) startServers(ctx context.Context) error {
 	if c.nodeID, err = c.identify(); err != nil {
 		return err
 	}
-	plugins, err := c.linkPlugin()
+	plugins, err := c.linkPlugins()
 	if err != nil {
 		return err
 	}
@@ -145,7 +149,8 @@ func (c *Cluster) startServers(ctx context.Context) error {
 		Binary: c.cfg.Nomad, Dir: c.nomadDir(), HTTP: c.cfg.Ports.Nomad, NodeID: string(c.nodeID),
 		Consul: agent.Address(c.cfg.Ports.Consul), PluginDir: plugins,
 		// The plugin finds the daemon that runs already.
-		Plugins: []agent.NomadPlugin{{Name: pluginName, Config: map[string]any{"socket": c.Socket(), "start_node": false}}},
+		Plugins: append([]agent.NomadPlugin{{Name: pluginName, Config: map[string]any{"socket": c.Socket(), "start_node": false}}},
+			slices.Collect(maps.Values(c.cfg.DevicePlugins))...),
 	})
 	if err != nil {
 		return err
@@ -193,17 +198,26 @@ func (c *Cluster) startClient(ctx context.Context) error { return c.nomad.StartC
 
 func (c *Cluster) nomadDir() string { return filepath.Join(c.cfg.Dir, "nomad") }
 
-// linkPlugin makes a folder with the driver as the only plugin.
-func (c *Cluster) linkPlugin() (dir string, err error) {
+// linkPlugins makes a folder with the driver, and the plugins of devices, as the only ones.
+func (c *Cluster) linkPlugins() (dir string, err error) {
 	dir = filepath.Join(c.cfg.Dir, "plugins")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
 	}
-	link := filepath.Join(dir, pluginName)
-	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", err
+	programs := map[string]string{pluginName: c.cfg.Driver}
+	for path, p := range c.cfg.DevicePlugins {
+		programs[p.Name] = path
 	}
-	return dir, os.Symlink(c.cfg.Driver, link)
+	for name, path := range programs {
+		link := filepath.Join(dir, name)
+		if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		if err := os.Symlink(path, link); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
 }
 
 const pluginName = "nomad-driver-soulbox"

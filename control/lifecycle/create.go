@@ -57,6 +57,9 @@ func (s *Service) Create(ctx context.Context, p CreateParams) (state.Sandbox, []
 	if p.Where, err = placement.Rules(from.template.Where).And(p.Where); err != nil {
 		return state.Sandbox{}, st.list, err
 	}
+	if err := withDevices(p, from); err != nil {
+		return state.Sandbox{}, st.list, err
+	}
 	if err := bound(owner, p.CPUMillis, p.MemoryMB, p.DiskMB); err != nil {
 		return state.Sandbox{}, st.list, err
 	}

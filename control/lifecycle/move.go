@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -156,6 +157,9 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 	}
 	if len(s.holders(store, append([]api.NodeID{sb.Node}, left...)...)) == 0 {
 		return sb, noHolder()
+	}
+	if devices := placement.Rules(sb.Where).Placement().Devices; len(devices) > 0 {
+		return sb, api.Errorf(http.StatusConflict, nodeapi.CodeUncheckpointable, "it has devices (%s), which no checkpoint holds", devices[0].Name)
 	}
 	node, err := s.cfg.Fleet.Client(sb.Node)
 	if err != nil {

@@ -59,6 +59,19 @@ func (s *Service) source(ctx context.Context, tenant, ref string) (source, error
 	return source{}, err
 }
 
+// withDevices says what does not go with devices: they are reserved for processes that begin, and stay with them.
+func withDevices(p CreateParams, from source) error {
+	devices := p.Where.Placement().Devices
+	switch {
+	case len(devices) == 0:
+	case from.snapshot.ID != "":
+		return invalid("placement.devices: a sandbox that is made from a snapshot can have none")
+	case p.Lifecycle.OnTimeout == state.OnTimeoutPause && p.Lifecycle.FilesOnly:
+		return invalid("placement.devices: %s does not go with a pause that keeps files alone", devices[0].Name)
+	}
+	return nil
+}
+
 // fromSnapshot takes the snapshot from the node that made it, or from another one with the same store.
 func (s *Service) fromSnapshot(sn state.Snapshot) (source, error) {
 	if sn.State != state.SnapshotReady {

@@ -23,10 +23,14 @@ type Rules string
 const (
 	maxRules     = 16 // of a kind
 	maxRuleValue = 256
+	maxDevices   = 8
+	maxOfDevice  = 128
 )
 
 var (
 	attributeForm = regexp.MustCompile(`^(node\.(id|name|datacenter|region|class)|(kernel|label|attr)\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,99})$`)
+	deviceForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}(/[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}){0,2}$`)
+	ofDeviceForm  = regexp.MustCompile(`^(model|vendor|type|ids|attr\.[A-Za-z0-9_][A-Za-z0-9_.-]{0,99})$`)
 	operators     = []string{"=", "!=", "<", "<=", ">", ">=", "regexp", "version", "semver", "set_contains", "set_contains_any", "is_set", "is_not_set"}
 )
 
@@ -53,6 +57,10 @@ func ParseRules(p *api.Placement) (Rules, error) {
 			return "", invalid("placement.affinities[%d].weight is %d: -100 to 100 are allowed, without 0", i, w)
 		}
 	}
+	var err error
+	if c.Devices, err = checkDevices(p.Devices); err != nil {
+		return "", err
+	}
 	switch c.Strategy {
 	case "", api.PlaceBinPack, api.PlaceSpread:
 	default:
@@ -71,6 +79,41 @@ func ParseRules(p *api.Placement) (Rules, error) {
 	return Rules(b), nil
 }
 
+// checkDevices checks what is asked for of devices, and fills in counts and operators.
+func checkDevices(want []api.DeviceRequest) ([]api.DeviceRequest, error) {
+	if len(want) > maxDevices {
+		return nil, invalid("placement: %d devices, at most %d are allowed", len(want), maxDevices)
+	}
+	list := slices.Clone(want)
+	for i := range list {
+		d := &list[i]
+		if !deviceForm.MatchString(d.Name) {
+			return nil, invalid("placement.devices[%d].name is %.60q: type, vendor/type and vendor/type/model are known", i, d.Name)
+		}
+		if slices.ContainsFunc(list[:i], func(o api.DeviceRequest) bool { return o.Name == d.Name }) {
+			return nil, invalid("placement.devices[%d].name is %q, as that of another: count says how many", i, d.Name)
+		}
+		d.Count = cmp.Or(d.Count, 1)
+		if d.Count < 0 || d.Count > maxOfDevice {
+			return nil, invalid("placement.devices[%d].count is %d, 1 to %d are allowed", i, d.Count, maxOfDevice)
+		}
+		if len(d.Constraints) > maxRules {
+			return nil, invalid("placement.devices[%d]: %d constraints, at most %d are allowed", i, len(d.Constraints), maxRules)
+		}
+		d.Constraints = slices.Clone(d.Constraints)
+		for j := range d.Constraints {
+			r := &d.Constraints[j]
+			if !ofDeviceForm.MatchString(r.Attribute) {
+				return nil, invalid("placement.devices[%d].constraints[%d].attribute is %.60q: model, vendor, type, ids and attr.<name> are known", i, j, r.Attribute)
+			}
+			if err := checkCondition(r); err != nil {
+				return nil, invalid("placement.devices[%d].constraints[%d].%s", i, j, err)
+			}
+		}
+	}
+	return list, nil
+}
+
 func invalid(format string, args ...any) error {
 	return api.Errorf(http.StatusBadRequest, api.CodeInvalid, format, args...)
 }
@@ -81,6 +124,11 @@ func checkRule(r *api.PlacementRule) error {
 	if !attributeForm.MatchString(r.Attribute) {
 		return fmt.Errorf("attribute is %.60q: node.id, .name, .datacenter, .region, .class, kernel.<probe>, label.<name> and attr.<name> are known", r.Attribute)
 	}
+	return checkCondition(r)
+}
+
+// checkCondition checks a rule but for its attribute.
+func checkCondition(r *api.PlacementRule) error {
 	if r.Operator == "" {
 		r.Operator = "="
 	}
@@ -123,6 +171,13 @@ func (r Rules) And(more Rules) (Rules, error) {
 	for _, c := range b.Affinities {
 		if !slices.Contains(a.Affinities, c) {
 			a.Affinities = append(a.Affinities, c)
+		}
+	}
+	for _, d := range b.Devices {
+		if i := slices.IndexFunc(a.Devices, func(o api.DeviceRequest) bool { return o.Name == d.Name }); i >= 0 {
+			a.Devices[i] = d
+		} else {
+			a.Devices = append(a.Devices, d)
 		}
 	}
 	a.Strategy, a.Priority = cmp.Or(b.Strategy, a.Strategy), cmp.Or(b.Priority, a.Priority)

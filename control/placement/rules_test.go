@@ -17,6 +17,9 @@ func TestParseRules_refusesWhatASchedulerWouldInterpret(t *testing.T) {
 	affinity := func(weight int) *api.Placement {
 		return &api.Placement{Affinities: []api.PlacementAffinity{{PlacementRule: rule("label.zone", "", "a"), Weight: weight}}}
 	}
+	device := func(name string, count int, rules ...api.PlacementRule) *api.Placement {
+		return &api.Placement{Devices: []api.DeviceRequest{{Name: name, Count: count, Constraints: rules}}}
+	}
 	of := func(r api.PlacementRule) *api.Placement { return &api.Placement{Constraints: []api.PlacementRule{r}} }
 	for name, c := range map[string]struct {
 		p    *api.Placement
@@ -36,6 +39,13 @@ func TestParseRules_refusesWhatASchedulerWouldInterpret(t *testing.T) {
 		"too much weight":        {affinity(101), "weight"},
 		"strategy":               {&api.Placement{Strategy: "random"}, "strategy"},
 		"priority":               {&api.Placement{Priority: 101}, "priority"},
+		"device of four parts":   {device("a/b/c/d", 1), "placement.devices[0].name"},
+		"interpolated device":    {device("${node.id}", 1), "placement.devices[0].name"},
+		"fewer than none":        {device("gpu", -1), "placement.devices[0].count"},
+		"device's attribute":     {device("gpu", 1, rule("${device.model}", "", "x")), "placement.devices[0].constraints[0].attribute"},
+		"device's value":         {device("gpu", 1, rule("model", "", "${x}")), "placement.devices[0].constraints[0].value"},
+		"device twice":           {&api.Placement{Devices: []api.DeviceRequest{{Name: "gpu"}, {Name: "gpu"}}}, "placement.devices[1].name"},
+		"too many devices":       {&api.Placement{Devices: make([]api.DeviceRequest, 9)}, "at most 8"},
 		"too many":               {&api.Placement{Constraints: make([]api.PlacementRule, 17)}, "at most 16"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -58,6 +68,17 @@ func TestParseRules_areComparable(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, a, b)
 	must.Eq(t, "dc1", a.Placement().Constraints[0].Value)
+}
+
+func TestRules_devicesOfBoth(t *testing.T) {
+	parse := func(d ...api.DeviceRequest) Rules {
+		r, err := ParseRules(&api.Placement{Devices: d})
+		must.NoError(t, err)
+		return r
+	}
+	both, err := parse(api.DeviceRequest{Name: "gpu"}, api.DeviceRequest{Name: "nic"}).And(parse(api.DeviceRequest{Name: "gpu", Count: 2}))
+	must.NoError(t, err)
+	must.Eq(t, parse(api.DeviceRequest{Name: "gpu", Count: 2}, api.DeviceRequest{Name: "nic", Count: 1}), both)
 }
 
 func TestRules_allowAsTheSchedulerDoes(t *testing.T) {

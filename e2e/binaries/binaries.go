@@ -21,7 +21,11 @@ var programs = map[string]string{
 	"soulbox-init":         "./nomad-driver/cmd/soulbox-init",
 
 	"vault-plugin-secrets-soulbox": "./vault-plugin/cmd/vault-plugin-secrets-soulbox",
+	"fakegpu":                      fakeGPU,
 }
+
+// fakeGPU is a device plugin of tests, which no folder of built programs has.
+const fakeGPU = "./e2e/fakegpu"
 
 // built is what this process has built.
 var built struct {
@@ -51,7 +55,7 @@ func Killed(t testing.TB, name string) string {
 }
 
 func find(name string) (string, error) {
-	if dir := os.Getenv(Env); dir != "" && programs[name] != "" {
+	if dir := os.Getenv(Env); dir != "" && programs[name] != "" && programs[name] != fakeGPU {
 		return filepath.Abs(filepath.Join(dir, name))
 	}
 	return build(name, "")

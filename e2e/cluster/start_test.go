@@ -23,6 +23,7 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/dev"
+	"github.com/soulbox-dev/soulbox/control/dev/agent"
 	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/health/consul"
@@ -52,6 +53,12 @@ type cluster struct {
 
 func start(t testing.TB) *cluster {
 	t.Helper()
+	return startWith(t, nil)
+}
+
+// startWith starts a cluster whose Nomad client has plugins of devices, by their paths.
+func startWith(t testing.TB, devices map[string]agent.NomadPlugin) *cluster {
+	t.Helper()
 	for _, name := range []string{"nomad", "consul", "vault"} {
 		agenttest.Binary(t, name)
 	}
@@ -62,7 +69,7 @@ func start(t testing.TB) *cluster {
 	cgroup := filepath.Base(dir)
 	begin := time.Now()
 	c, err := dev.Start(t.Context(), dev.Config{
-		Dir: dir, Driver: binaries.Path(t, "nomad-driver-soulbox"), Init: binaries.Path(t, "soulbox-init"),
+		Dir: dir, Driver: binaries.Path(t, "nomad-driver-soulbox"), Init: binaries.Path(t, "soulbox-init"), DevicePlugins: devices,
 		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", cgroup, idBase),
 	})
 	must.NoError(t, err)

@@ -6,19 +6,31 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// device is a character device that a process of a sandbox may open for reading and writing. None may be made.
-type device struct {
-	major int32
-	minor int32 // anyMinor: all
+// Device is a character device that processes of one group may open, besides those that every group's may.
+type Device struct {
+	Major, Minor uint32
+	Access       string // "r", "w" or "rw"
 }
 
-const anyMinor = -1
+// device is a character device that a process of a sandbox may open. None may be made.
+type device struct {
+	major  int32
+	minor  int32 // anyMinor: all
+	access string
+}
+
+const (
+	anyMinor  = -1
+	readWrite = "rw"
+)
 
 // line is the device in a list of v1.
 func (d device) line() string {
@@ -26,12 +38,24 @@ func (d device) line() string {
 	if d.minor != anyMinor {
 		minor = strconv.Itoa(int(d.minor))
 	}
-	return fmt.Sprintf("c %d:%s rw", d.major, minor)
+	return fmt.Sprintf("c %d:%s %s", d.major, minor, d.access)
 }
 
-// devices are all of them: null, zero, full, random, urandom, tty, ptmx and the terminals of devpts. There is nothing in
-// a sandbox's /dev besides; this is the second wall.
-var devices = []device{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, anyMinor}}
+// devices are those of every sandbox: null, zero, full, random, urandom, tty, ptmx and the terminals of devpts. There is nothing in
+// its /dev besides, but for what it was given of its own; this is the second wall.
+var devices = []device{
+	{1, 3, readWrite}, {1, 5, readWrite}, {1, 7, readWrite}, {1, 8, readWrite}, {1, 9, readWrite}, {5, 0, readWrite}, {5, 2, readWrite},
+	{136, anyMinor, readWrite},
+}
+
+// allowed are the devices of a group that has some of its own.
+func allowed(own []Device) []device {
+	list := slices.Clone(devices)
+	for _, d := range own {
+		list = append(list, device{int32(d.Major), int32(d.Minor), d.Access})
+	}
+	return list
+}
 
 // instruction is struct bpf_insn: the destination register is the low half of regs, the source the high one.
 type instruction struct {
@@ -48,7 +72,7 @@ const (
 	bpfSet       = unix.BPF_ALU64 | unix.BPF_MOV | unix.BPF_K
 	bpfAnd       = unix.BPF_ALU64 | unix.BPF_AND | unix.BPF_K
 	bpfShift     = unix.BPF_ALU64 | unix.BPF_RSH | unix.BPF_K
-	bpfIfEqual   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	bpfIfAny     = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
 	bpfIfUnequal = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
 	bpfReturn    = unix.BPF_JMP | unix.BPF_EXIT
 
@@ -56,6 +80,8 @@ const (
 
 	typeChar    = 2
 	accessMknod = 1
+	accessRead  = 2
+	accessWrite = 4
 )
 
 // deviceProgram returns 1 for what devices allow, in r0, else 0.
@@ -64,25 +90,40 @@ func deviceProgram(allowed []device) []instruction {
 	load := func(dst uint8, field int16) instruction { return instruction{bpfLoad, dst | r1<<4, field, 0} }
 	var checks []instruction
 	for _, d := range allowed {
-		if d.minor == anyMinor {
-			checks = append(checks, instruction{bpfIfUnequal, r4, 2, d.major})
-		} else {
-			checks = append(checks, instruction{bpfIfUnequal, r4, 3, d.major}, instruction{bpfIfUnequal, r5, 2, d.minor})
+		check := []instruction{{bpfIfUnequal, r4, 0, d.major}}
+		if d.minor != anyMinor {
+			check = append(check, instruction{bpfIfUnequal, r5, 0, d.minor})
 		}
-		checks = append(checks, instruction{bpfSet, r0, 0, 1}, instruction{bpfReturn, 0, 0, 0})
+		if no := d.refused(); no != 0 {
+			check = append(check, instruction{bpfIfAny, r2, 0, no})
+		}
+		for i := range check { // to the next device's check
+			check[i].offset = int16(len(check) - i + 1)
+		}
+		checks = append(checks, append(check, instruction{bpfSet, r0, 0, 1}, instruction{bpfReturn, 0, 0, 0})...)
 	}
 	head := []instruction{
 		load(r2, accessField),
 		{bpfMove, r3 | r2<<4, 0, 0},
 		{bpfAnd, r3, 0, 0xffff},
 		{bpfShift, r2, 0, 16},
-		{bpfAnd, r2, 0, accessMknod},
 		load(r4, majorField),
 		load(r5, minorField),
 		{bpfIfUnequal, r3, int16(1 + len(checks)), typeChar},
-		{bpfIfEqual, r2, int16(len(checks)), accessMknod},
+		{bpfIfAny, r2, int16(len(checks)), accessMknod},
 	}
 	return append(append(head, checks...), instruction{bpfSet, r0, 0, 0}, instruction{bpfReturn, 0, 0, 0})
+}
+
+// refused is what may not be wanted of a device, as bits of an access.
+func (d device) refused() (bits int32) {
+	if !strings.Contains(d.access, "r") {
+		bits |= accessRead
+	}
+	if !strings.Contains(d.access, "w") {
+		bits |= accessWrite
+	}
+	return bits
 }
 
 func encodeProgram(prog []instruction) []byte {
@@ -95,20 +136,28 @@ func encodeProgram(prog []instruction) []byte {
 	return b
 }
 
-// guardDevices attaches the program to the group at dir, for it and for all below it. One that is there from before is
-// replaced. The kernel keeps it as long as the group exists.
-func guardDevices(dir string) (err error) {
+// guardDevices attaches the program to the group at dir, for it and for all below it that have none of their own. One that is there from
+// before is replaced. The kernel keeps it as long as the group exists.
+func guardDevices(dir string, allowed []device) (err error) {
 	group, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("guard devices: %w", err)
 	}
 	defer func() { err = errors.Join(err, group.Close()) }()
-	prog, err := loadProgram(deviceProgram(devices))
+	prog, err := loadProgram(deviceProgram(allowed))
 	if err != nil {
 		return err
 	}
-	attr := struct{ target, prog, kind, flags uint32 }{target: uint32(group.Fd()), prog: uint32(prog), kind: unix.BPF_CGROUP_DEVICE}
+	attr := struct{ target, prog, kind, flags uint32 }{
+		target: uint32(group.Fd()), prog: uint32(prog), kind: unix.BPF_CGROUP_DEVICE, flags: unix.BPF_F_ALLOW_OVERRIDE,
+	}
 	_, aerr := bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+	if errors.Is(aerr, unix.EPERM) { // one that an earlier version attached lets nobody replace it
+		was := struct{ target, prog, kind, flags uint32 }{target: attr.target, kind: attr.kind}
+		if _, err := bpf(unix.BPF_PROG_DETACH, unsafe.Pointer(&was), unsafe.Sizeof(was)); err == nil {
+			_, aerr = bpf(unix.BPF_PROG_ATTACH, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
+		}
+	}
 	if err = errors.Join(aerr, unix.Close(prog)); err != nil {
 		return fmt.Errorf("guard devices: attach program to %s: %w", dir, err)
 	}

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -56,7 +57,7 @@ func TestGuardDevices_holdsBelowTheGuardedGroup(t *testing.T) {
 		}
 	})
 	for range 2 { // the second replaces the first
-		if err := guardDevices(parent); err != nil {
+		if err := guardDevices(parent, devices); err != nil {
 			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
 				t.Skip(err)
 			}
@@ -127,7 +128,7 @@ func TestV1_groupsTakeOverTheDevicesOfTheParent(t *testing.T) {
 		{"new", func(*testing.T, string) {}, true},
 		{"found again", func(t *testing.T, dir string) {
 			must.NoError(t, os.Mkdir(dir, 0o755))
-			must.NoError(t, errors.Join(write(dir, "devices.deny", "a"), allowDevices(dir)))
+			must.NoError(t, errors.Join(write(dir, "devices.deny", "a"), allowDevices(dir, devices)))
 			must.NoError(t, os.Mkdir(dir+"/before", 0o755))
 		}, true},
 		{"with less than the list", func(t *testing.T, dir string) {
@@ -148,9 +149,75 @@ func TestV1_groupsTakeOverTheDevicesOfTheParent(t *testing.T) {
 			g := newGroup(t, m, Limits{})
 			list, err := read(filepath.Join(h.dirs["devices"], g.rel), "devices.list")
 			must.NoError(t, err)
-			must.True(t, onlyDevices(string(list)), must.Sprint(string(list)))
+			extra, ok := beyondDevices(string(list))
+			must.True(t, ok && len(extra) == 0, must.Sprint(string(list)))
 			must.Eq(t, c.guarded, h.guarded.Load())
 		})
+	}
+}
+
+// TestGuardDevices_aGroupBelowHasItsOwn is about the program of v2, which works beside the controllers of v1 too.
+func TestGuardDevices_aGroupBelowHasItsOwn(t *testing.T) {
+	parent := filepath.Join(v2Root(t), "soulbox-owntest-"+strconv.Itoa(os.Getpid()))
+	group, other := filepath.Join(parent, "g"), filepath.Join(parent, "other")
+	must.NoError(t, errors.Join(os.Mkdir(parent, 0o755), os.Mkdir(group, 0o755), os.Mkdir(other, 0o755)))
+	t.Cleanup(func() { must.NoError(t, errors.Join(unix.Rmdir(group), unix.Rmdir(other), unix.Rmdir(parent))) })
+	if err := guardDevices(parent, devices); err != nil {
+		t.Skip(err)
+	}
+	must.NoError(t, guardDevices(group, allowed([]Device{{1, 11, "r"}})))
+	kmsg, null := filepath.Join(t.TempDir(), "kmsg"), filepath.Join(t.TempDir(), "null")
+	must.NoError(t, errors.Join(unix.Mknod(kmsg, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 11))), unix.Mknod(null, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))))
+	for _, tt := range []struct {
+		name, group, script string
+		ok                  bool
+	}{
+		{"its own is read", group, "exec 3< " + kmsg, true},
+		{"and not written", group, "exec 3>> " + kmsg, false},
+		{"what all have", group, "exec 3<> " + null, true},
+		{"its neighbour has it not", other, "exec 3< " + kmsg, false},
+	} {
+		out, err := inside(t, tt.group, tt.script)
+		must.Eq(t, tt.ok, err == nil, must.Sprint(tt.name, ": ", out))
+	}
+}
+
+// TestTree_aDeviceIsOneGroupsOwn is about groups that were there before, those that come after, and a tree that is found later.
+func TestTree_aDeviceIsOneGroupsOwn(t *testing.T) {
+	m := newKernel(t)
+	if how, err := m.Devices(); err != nil {
+		t.Skip(how, err)
+	}
+	kmsg := filepath.Join(t.TempDir(), "kmsg")
+	must.NoError(t, unix.Mknod(kmsg, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 11))))
+	make := func(m *Tree, name string, own ...Device) *Group {
+		g, err := m.Create(name, Limits{}, own...)
+		must.NoError(t, err)
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			must.NoError(t, errors.Join(g.Kill(ctx), g.Remove(ctx)))
+		})
+		return g
+	}
+	opens := func(g *Group, how string) bool {
+		dir := t.TempDir()
+		must.NoError(t, errors.Join(unix.Mkfifo(dir+"/go", 0o600), unix.Mkfifo(dir+"/said", 0o600)))
+		// It is in the group before it is let go.
+		run(t, g, "sh", "-c", "cd "+dir+"; read x < go; if (exec 3"+how+kmsg+") 2>&-; then echo yes; else echo no; fi > said")
+		must.NoError(t, os.WriteFile(dir+"/go", []byte("\n"), 0))
+		said, err := os.ReadFile(dir + "/said")
+		must.NoError(t, err)
+		return string(said) == "yes\n"
+	}
+	before, own, after := make(m, "before"), make(m, "own", Device{1, 11, "r"}), make(m, "after")
+	later, err := Detect("/sys/fs/cgroup", m.parent)
+	must.NoError(t, err)
+	last := make(later, "last")
+	must.True(t, opens(own, "<"), must.Sprint("it is its own"))
+	must.False(t, opens(own, ">>"), must.Sprint("it is for reading"))
+	for name, g := range map[string]*Group{"one from before": before, "one from after": after, "one of a tree found later": last} {
+		must.False(t, opens(g, "<"), must.Sprint(name))
 	}
 }
 

@@ -30,8 +30,8 @@ type hierarchy interface {
 	roots() []string
 	// prepareParent readies the parent's directories, which exist, for groups below them. It may be called again.
 	prepareParent(parent string) error
-	// guardDevices denies a new group all devices but those of a sandbox's /dev.
-	guardDevices(group string) error
+	// guardDevices denies a new group all devices but those of every sandbox's /dev, and its own.
+	guardDevices(group string, own []Device) error
 	// devices says by what the groups' devices are guarded, or why they are not. Valid after prepareParent.
 	devices() (string, error)
 	// removed is told of every group that is gone.
@@ -81,9 +81,9 @@ func Detect(root, parent string) (*Tree, error) {
 // Version returns 1 or 2.
 func (t *Tree) Version() int { return t.h.version() }
 
-// Create makes the group of that name with its limits. A group of that name must not exist in any hierarchy: one that is
-// there stays as it is.
-func (t *Tree) Create(name string, l Limits) (*Group, error) {
+// Create makes the group of that name with its limits, and with devices of its own where it has some; without a way to keep others from
+// these that is an error. A group of that name must not exist in any hierarchy: one that is there stays as it is.
+func (t *Tree) Create(name string, l Limits, own ...Device) (*Group, error) {
 	g, err := t.Open(name)
 	if err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (t *Tree) Create(name string, l Limits) (*Group, error) {
 		}
 		made = append(made, dir)
 	}
-	if err := errors.Join(t.h.setLimits(g.rel, l), t.h.guardDevices(g.rel)); err != nil {
+	if err := errors.Join(t.h.setLimits(g.rel, l), t.h.guardDevices(g.rel, own)); err != nil {
 		return nil, errors.Join(undo(fmt.Errorf("limit control group %s: %w", name, err)), t.h.removed(g.rel))
 	}
 	return g, nil

@@ -3,10 +3,12 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +20,11 @@ type v1 struct {
 	all  []string          // the roots, each once; that of the freezer first
 
 	guarded atomic.Bool // the parent has the list of devices, which new groups take over
+	// extra are devices on the parent's list that are some groups' own: a group can have no device that its parent lacks. All others are denied them.
+	extra struct {
+		sync.Mutex
+		lines map[string]bool // of a list, with all access
+	}
 }
 
 var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio"}
@@ -202,51 +209,111 @@ func (h *v1) guardParent(parent string) error {
 	if err != nil {
 		return err
 	}
-	if !onlyDevices(string(list)) {
+	extra, ok := beyondDevices(string(list))
+	if !ok {
+		extra = nil
 		if err := write(dir, "devices.deny", "a"); errors.Is(err, unix.EINVAL) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		if err := allowDevices(dir); err != nil {
+		if err := allowDevices(dir, devices); err != nil {
 			return err
 		}
+	}
+	h.extra.Lock()
+	defer h.extra.Unlock()
+	h.extra.lines = map[string]bool{}
+	for _, line := range extra {
+		h.extra.lines[line] = true
 	}
 	h.guarded.Store(true)
 	return nil
 }
 
-// onlyDevices reports whether a list is that of a sandbox, all of it.
-func onlyDevices(list string) bool {
+// beyondDevices returns the lines of a list, all access, that are beyond those of every sandbox. It is no such list where one of these is
+// missing, or where one is of more than single devices.
+func beyondDevices(list string) (extra []string, ok bool) {
 	lines := strings.Split(strings.TrimSpace(list), "\n")
-	if len(lines) != len(devices) {
-		return false
-	}
 	for _, d := range devices {
-		if !slices.Contains(lines, d.line()) {
-			return false
+		i := slices.Index(lines, d.line())
+		if i < 0 {
+			return nil, false
 		}
+		lines = slices.Delete(lines, i, i+1)
 	}
-	return true
+	for _, line := range lines {
+		f := strings.Fields(line)
+		if len(f) != 3 || f[0] != "c" || strings.Contains(f[1], "*") {
+			return nil, false
+		}
+		extra = append(extra, allAccess(f[1]))
+	}
+	return extra, true
 }
 
-// guardDevices is for new groups: in between its writes there are no devices at all.
-func (h *v1) guardDevices(group string) error {
-	if h.guarded.Load() {
-		return nil
-	}
+// allAccess is a device, as "major:minor", with all that can be wanted of it.
+func allAccess(number string) string { return "c " + number + " rwm" }
+
+// guardDevices is for new groups: in between its writes there are no devices at all, or those of every sandbox.
+func (h *v1) guardDevices(group string, own []Device) error {
 	dir, err := h.dir("devices", group)
 	if err != nil {
-		return nil //nolint:nilerr // see guardParent
+		if len(own) > 0 {
+			return err // others could open them, too
+		}
+		return nil // see guardParent
+	}
+	if len(own) > 0 {
+		if err := h.extend(group, own); err != nil {
+			return err
+		}
+	} else if h.guarded.Load() {
+		return h.denyExtra(dir)
 	}
 	if err := write(dir, "devices.deny", "a"); err != nil {
 		return err
 	}
-	return allowDevices(dir)
+	return allowDevices(dir, allowed(own))
 }
 
-func allowDevices(dir string) error {
-	for _, d := range devices {
+// extend puts a group's own devices on its parent's list. That is told to those who make other groups before it holds: a group that is made
+// meanwhile may have taken the list over already.
+func (h *v1) extend(group string, own []Device) error {
+	h.extra.Lock()
+	defer h.extra.Unlock()
+	if h.extra.lines == nil {
+		h.extra.lines = map[string]bool{}
+	}
+	for _, d := range own {
+		line := allAccess(fmt.Sprintf("%d:%d", d.Major, d.Minor))
+		if h.extra.lines[line] {
+			continue
+		}
+		h.extra.lines[line] = true
+		if err := write(filepath.Join(h.dirs["devices"], filepath.Dir(group)), "devices.allow", strings.TrimSuffix(line, "m")); err != nil {
+			delete(h.extra.lines, line)
+			return err
+		}
+	}
+	return nil
+}
+
+// denyExtra takes from a new group what it has taken over from its parent and is others' own.
+func (h *v1) denyExtra(dir string) error {
+	h.extra.Lock()
+	lines := slices.Collect(maps.Keys(h.extra.lines))
+	h.extra.Unlock()
+	for _, line := range lines {
+		if err := write(dir, "devices.deny", line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func allowDevices(dir string, list []device) error {
+	for _, d := range list {
 		if err := write(dir, "devices.allow", d.line()); err != nil {
 			return err
 		}

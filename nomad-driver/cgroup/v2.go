@@ -54,7 +54,7 @@ func (h *v2) prepareParent(parent string) error {
 		}
 	}
 	// The second wall only: /dev holds nothing else. Attached to the parent, it costs a new group nothing.
-	if h.noGuard = guardDevices(filepath.Join(h.root, parent)); h.noGuard == nil {
+	if h.noGuard = guardDevices(filepath.Join(h.root, parent), devices); h.noGuard == nil {
 		h.guard = "bpf"
 	}
 	return nil
@@ -62,7 +62,16 @@ func (h *v2) prepareParent(parent string) error {
 
 func (h *v2) dir(_, group string) (string, error) { return filepath.Join(h.root, group), nil }
 
-func (h *v2) guardDevices(string) error { return nil }
+// guardDevices gives a group with devices of its own a program of its own, in place of the parent's.
+func (h *v2) guardDevices(group string, own []Device) error {
+	if len(own) == 0 {
+		return nil
+	}
+	if h.noGuard != nil {
+		return h.noGuard
+	}
+	return guardDevices(filepath.Join(h.root, group), allowed(own))
+}
 
 func (h *v2) devices() (string, error) { return h.guard, h.noGuard }
 

@@ -404,10 +404,9 @@ func TestStart_refusesWhatASandboxCannotHave(t *testing.T) {
 	cfg.Mounts = []*drivers.MountConfig{{TaskPath: "/data", HostPath: "/srv"}}
 	_, _, err := driverOn(t, socket).StartTask(cfg)
 	must.ErrorContains(t, err, `volume_mount to "/data" is not supported`)
-	cfg = task(t, TaskConfig{})
-	cfg.Devices = []*drivers.DeviceConfig{{HostPath: "/dev/sda"}}
+	cfg.Devices = []*drivers.DeviceConfig{{HostPath: "/dev/gpu0", TaskPath: "/dev/gpu0", Permissions: "rw"}}
 	_, _, err = driverOn(t, socket).StartTask(cfg)
-	must.ErrorContains(t, err, "device blocks are not supported")
+	must.ErrorContains(t, err, `mount of /srv to "/data" is not supported`)
 	for want, spec := range map[string]*drivers.NetworkIsolationSpec{
 		"the group's network has no namespace":          {Mode: drivers.NetIsolationModeGroup},
 		`network isolation mode "vpn" is not supported`: {Mode: "vpn"},

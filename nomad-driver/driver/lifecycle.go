@@ -38,12 +38,6 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if _, _, ok := d.tasks.get(cfg.ID); ok {
 		return nil, nil, fmt.Errorf("task %s is started already", cfg.ID)
 	}
-	if len(cfg.Devices) > 0 {
-		return nil, nil, errors.New("device blocks are not supported: a sandbox has no devices of the host")
-	}
-	if len(cfg.Mounts) > 0 {
-		return nil, nil, fmt.Errorf("volume_mount to %q is not supported: a sandbox has no files of the host", cfg.Mounts[0].TaskPath)
-	}
 	req, err := request(cfg, time.Now())
 	if err != nil {
 		return nil, nil, err

@@ -46,6 +46,9 @@ func request(cfg *drivers.TaskConfig, now time.Time) (nodeapi.CreateRequest, err
 	// Where output goes on the host is Nomad's to say: a payload that names a file of the host would have the node write
 	// into it.
 	req.Logs, req.Publish, req.PublishIn = nil, nil, ""
+	if err := reserved(&req, cfg); err != nil {
+		return req, err
+	}
 	if req.Main != nil {
 		req.Logs = logTargets(cfg)
 	}

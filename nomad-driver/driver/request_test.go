@@ -36,6 +36,29 @@ func task(t *testing.T, tc TaskConfig) *drivers.TaskConfig {
 	return cfg
 }
 
+func TestRequest_takesDevicesFromNomadAlone(t *testing.T) {
+	cfg := task(t, TaskConfig{})
+	id := api.NewSandboxID()
+	writeDispatch(t, cfg, nodeapi.CreateRequest{
+		ID: id, Template: "base", Env: map[string]string{"MINE": "kept"},
+		Devices: []nodeapi.Device{{Host: "/dev/sda", Path: "/dev/x", Access: "rw"}}, Mounts: []nodeapi.Mount{{Host: "/", Path: "/host"}},
+	})
+	got, err := request(cfg, now)
+	must.NoError(t, err)
+	must.SliceEmpty(t, got.Devices)
+	must.SliceEmpty(t, got.Mounts)
+
+	cfg.Devices = []*drivers.DeviceConfig{{HostPath: "/dev/gpu0", TaskPath: "/dev/gpu0", Permissions: "mrw"}, {HostPath: "/dev/ctl", TaskPath: "/dev/ctl", Permissions: "r"}}
+	cfg.Mounts = []*drivers.MountConfig{{HostPath: "/opt/driver", TaskPath: "/usr/local/driver", Readonly: true}}
+	cfg.DeviceEnv = map[string]string{"VISIBLE_DEVICES": "0", "MINE": "changed"}
+	got, err = request(cfg, now)
+	must.NoError(t, err)
+	must.Eq(t, id, got.ID)
+	must.Eq(t, []nodeapi.Device{{Host: "/dev/gpu0", Path: "/dev/gpu0", Access: "rw"}, {Host: "/dev/ctl", Path: "/dev/ctl", Access: "r"}}, got.Devices)
+	must.Eq(t, []nodeapi.Mount{{Host: "/opt/driver", Path: "/usr/local/driver"}}, got.Mounts)
+	must.Eq(t, map[string]string{"VISIBLE_DEVICES": "0", "MINE": "kept"}, got.Env)
+}
+
 func TestRequest_mapsATask(t *testing.T) {
 	cfg := task(t, TaskConfig{
 		Template: "python", Command: "python3", Args: []string{"-c", "print(1)"}, Env: map[string]string{"A": "from task"},

@@ -27,6 +27,9 @@ type Boot struct {
 
 	Files []BootFile `json:"files,omitempty"` // written before anything runs
 
+	// Given are mounts of the host that the sandbox gets; their descriptors follow the others, in this order. At most MaxGiven.
+	Given []Given `json:"given,omitempty"`
+
 	Main *Start `json:"main,omitempty"` // the sandbox's own command: when it ends, the sandbox ends with its exit status
 }
 
@@ -52,6 +55,15 @@ const (
 	MaxBootFiles     = 16
 	MaxBootFileBytes = 4 << 10
 )
+
+// Given is a detached mount of one thing of the host, which the node has chosen and whose attributes it has set.
+type Given struct {
+	Path string `json:"path"`          // where it is inside: absolute and clean, without a link on the way; what is missing is made
+	Dir  bool   `json:"dir,omitempty"` // it is a directory, else a file or a device
+}
+
+// MaxGiven bounds Boot.Given.
+const MaxGiven = 64
 
 // BootFD is the descriptor number of the boot socket in a new PID 1.
 const BootFD = 3

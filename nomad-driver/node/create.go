@@ -139,7 +139,7 @@ func (n *Node) claim(req nodeapi.CreateRequest, hash string, now time.Time) (b *
 		Sandbox: nodeapi.Sandbox{
 			ID: req.ID, State: nodeapi.StateStarting, Template: req.Template, Digest: l.Digest, TemplateOf: req.TemplateOf, Hostname: req.Hostname,
 			Limits: req.Limits, User: user, Profile: req.Profile, QoS: req.QoS, Deadline: req.Deadline, OnDeadline: req.OnDeadline, Owner: req.Owner,
-			Metadata: req.Metadata, Warm: req.Warm, CreatedAt: now.UTC().Round(0),
+			Metadata: req.Metadata, Warm: req.Warm, Devices: req.Devices, Mounts: req.Mounts, CreatedAt: now.UTC().Round(0),
 		},
 	})
 	b.lease = l
@@ -324,6 +324,7 @@ func (n *Node) sandboxConfig(b *box, req nodeapi.CreateRequest) sandbox.Config {
 	}
 	return sandbox.Config{
 		ID: b.id, Lower: t.Root, IDBase: b.rec.IDBase, Limits: sandbox.Limits(req.Limits), QoS: sandbox.QoS(req.QoS),
+		Given: given(req.Devices, req.Mounts),
 		Boot: guest.Boot{
 			Hostname: req.Hostname, User: b.rec.Sandbox.User, Cwd: cwd, Env: env, Profile: req.Profile, Main: req.Main,
 			Files: facts,

@@ -37,6 +37,9 @@ func (n *Node) postSandbox(w http.ResponseWriter, r *http.Request) error {
 	if (req.Publish != nil || req.PublishIn != "") && !local(r) {
 		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "publish: only clients of the unix socket may name ports of the machine")
 	}
+	if given(req.Devices, req.Mounts).Any() && !local(r) {
+		return api.Errorf(http.StatusForbidden, api.CodeUnauthorized, "devices: only clients of the unix socket may name devices and files of the host")
+	}
 	sb, fresh, err := n.Create(r.Context(), req)
 	if err != nil {
 		return err

@@ -88,6 +88,11 @@ func (n *Node) Pause(ctx context.Context, id api.SandboxID, req nodeapi.PauseReq
 	defer b.turn.Unlock()
 	sb := b.view()
 	ran := sb.State == nodeapi.StateRunning
+	if req.Depth != nodeapi.DepthFrozen {
+		if err := holdsNothing(sb); err != nil {
+			return nodeapi.Sandbox{}, err
+		}
+	}
 	switch {
 	case req.StoreOnly && ran:
 		return nodeapi.Sandbox{}, api.Errorf(http.StatusConflict, nodeapi.CodeNotPaused, "sandbox %s is %s", id, sb.State)

@@ -64,6 +64,9 @@ func (n *Node) boot(ctx context.Context, b *box, deadline time.Time) error {
 	if b.view().Main != 0 {
 		return api.Errorf(http.StatusConflict, api.CodeConflict, "sandbox %s lives as long as its own command: it cannot be booted from its files", b.id)
 	}
+	if err := holdsNothing(b.view()); err != nil {
+		return err
+	}
 	if b.view().Pause.Depth == nodeapi.DepthFrozen {
 		if err := n.keepFiles(b); err != nil {
 			return err

@@ -133,6 +133,9 @@ func (n *Node) Snapshot(ctx context.Context, id api.SandboxID, req nodeapi.Snaps
 	}
 	b.turn.Lock()
 	defer b.turn.Unlock()
+	if err := holdsNothing(b.view()); err != nil {
+		return nodeapi.Snapshot{}, err
+	}
 	return n.snapshot(ctx, b, req)
 }
 

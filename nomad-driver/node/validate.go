@@ -101,6 +101,9 @@ func (n *Node) normalise(req *nodeapi.CreateRequest) error {
 	if err := checkEnv(req.Env); err != nil {
 		return err
 	}
+	if err := checkGiven(req); err != nil {
+		return err
+	}
 	if err := n.checkNetwork(req); err != nil {
 		return err
 	}

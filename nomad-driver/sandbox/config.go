@@ -35,7 +35,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.IDBase < IDRange || uint64(c.IDBase)+IDRange > math.MaxUint32 {
 		return c, fmt.Errorf("id base %d must be at least %d and leave room for %d ids", c.IDBase, IDRange, IDRange)
 	}
-	if err := c.Limits.check(); err != nil {
+	if err := errors.Join(c.Limits.check(), c.Given.Check()); err != nil {
 		return c, err
 	}
 	if c.QoS == "" {

@@ -54,6 +54,7 @@ type builder struct {
 	exit  int // descriptor of the exit file, or 0
 	lis   int // descriptor of the listening socket, or 0
 	init  *os.File
+	given *given
 	made  struct{ state, run bool }
 	quota int64        // of processor, where it comes to hold only after the boot
 	disk  disk.Limiter // of the writable layer, where one was asked to bound it
@@ -69,6 +70,9 @@ func (b *builder) step(name string) {
 
 func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
+	if b.given, err = b.c.Given.open(); err != nil {
+		return nil, err
+	}
 	if b.c.Limits.disk() != (disk.Limits{}) {
 		// Before the fork: a limiter may run a program, whose start then waits for every copy of a pipe to close, also for
 		// that of a child which waits for us.
@@ -162,7 +166,7 @@ func (b *builder) makeChild() (err error) {
 	if q := limits.CPUMillis; 0 < q && q < bootMillis {
 		b.quota, limits.CPUMillis = q, bootMillis
 	}
-	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), limits); err != nil {
+	if b.group, err = b.c.Cgroups.Create(string(b.c.ID), limits, b.given.own...); err != nil {
 		return err
 	}
 	b.step("cgroup")
@@ -401,6 +405,7 @@ func (b *builder) sendBoot(root *os.File) error {
 	if err != nil {
 		return err
 	}
+	msg.Given = b.given.boot
 	payload, err := json.Marshal(msg)
 	if err != nil {
 		return fmt.Errorf("encode boot message: %w", err)
@@ -411,6 +416,9 @@ func (b *builder) sendBoot(root *os.File) error {
 	fds := make([]int, guest.BootFDCount)
 	fds[guest.BootFDRoot], fds[guest.BootFDListener] = int(root.Fd()), b.lis
 	fds[guest.BootFDExit], fds[guest.BootFDInit] = b.exit, int(b.init.Fd())
+	for _, f := range b.given.mounts {
+		fds = append(fds, int(f.Fd()))
+	}
 	header := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
 	header = append(header, byte(frame.Request))
 	conn, err := b.child.boot.SyscallConn()
@@ -482,6 +490,9 @@ func (b *builder) closeHandedOver() error {
 	if b.init != nil {
 		errs = append(errs, b.init.Close())
 		b.init = nil
+	}
+	if b.given != nil {
+		errs = append(errs, b.given.close())
 	}
 	return errors.Join(errs...)
 }

@@ -58,6 +58,9 @@ func Restore(ctx context.Context, c RestoreConfig) (*Sandbox, error) {
 	if c.Config, err = c.Config.withDefaults(); err != nil {
 		return nil, fmt.Errorf("restore sandbox: %w", err)
 	}
+	if c.Given.Any() {
+		return nil, fmt.Errorf("restore sandbox %s: it cannot be given devices", c.ID)
+	}
 	r := &restorer{c: c, b: &builder{c: c.Config, at: paths(c.RunDir, c.StateDir, c.ID), last: time.Now()}}
 	s, err := r.restore(ctx)
 	if err != nil {

@@ -46,6 +46,8 @@ type Config struct {
 	// Wire, where Network is nil, sets up the network namespace that the sandbox is born with, which is empty. It belongs to the
 	// sandbox's user namespace, as a checkpoint needs it. It may be called beside other work, and has returned when Create does.
 	Wire func(netns *os.File) error
+	// Given is what it has of the host besides. Without a way to keep other groups from its devices Create fails.
+	Given Given
 	// Kept tells that the writable layer is in place already, as End has left it. It stays where Create fails.
 	Kept bool
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -45,6 +46,7 @@ type NomadConfig struct {
 // NomadPlugin is a plugin block of Nomad's configuration.
 type NomadPlugin struct {
 	Name   string // of its executable, or of a driver of Nomad's own
+	Device string // what it offers, as vendor/type/name, where it is a plugin of devices; empty: it is a driver
 	Config map[string]any
 }
 
@@ -153,6 +155,9 @@ func (n *Nomad) clientReady(ctx context.Context, id string, begin time.Time) err
 			Detected, Healthy bool
 			UpdateTime        time.Time
 		}
+		NodeResources struct {
+			Devices []struct{ Vendor, Type, Name string }
+		}
 	}
 	if err := probe(ctx, n.Config.Address()+"/v1/node/"+id, "", &node); err != nil {
 		return err
@@ -161,6 +166,14 @@ func (n *Nomad) clientReady(ctx context.Context, id string, begin time.Time) err
 		return fmt.Errorf("the client is %q", node.Status)
 	}
 	for _, p := range n.Config.Plugins {
+		if p.Device != "" {
+			if !slices.ContainsFunc(node.NodeResources.Devices, func(d struct{ Vendor, Type, Name string }) bool {
+				return d.Vendor+"/"+d.Type+"/"+d.Name == p.Device
+			}) {
+				return fmt.Errorf("the client has no %s yet", p.Device)
+			}
+			continue
+		}
 		d, ok := node.Drivers[strings.TrimPrefix(p.Name, driverPrefix)]
 		if !ok || !d.Detected || !d.Healthy || d.UpdateTime.Before(begin) {
 			return fmt.Errorf("the driver of plugin %s is not healthy yet", p.Name)

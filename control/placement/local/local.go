@@ -74,7 +74,12 @@ func (p *Placer) Place(ctx context.Context, req placement.Request) error {
 
 // allows holds a request's constraints against the one node. What a scheduler finds out of machines (attr, label) nobody knows here.
 func (p *Placer) allows(ctx context.Context, req placement.Request) error {
-	if len(req.Rules.Placement().Constraints) == 0 {
+	rules := req.Rules.Placement()
+	if len(rules.Devices) > 0 {
+		return api.Errorf(http.StatusNotImplemented, api.CodeUnsupported,
+			"placement.devices: %s is asked for, and this server has one node of its own: devices are reserved by nomad and its device plugins", rules.Devices[0].Name)
+	}
+	if len(rules.Constraints) == 0 {
 		return nil
 	}
 	n, err := p.node.Node(ctx)

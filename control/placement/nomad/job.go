@@ -74,6 +74,13 @@ func (p *Placer) parent(c class) *nomadapi.Job {
 	for _, a := range rules.Affinities {
 		group.Affinities = append(group.Affinities, nomadapi.NewAffinity(target(a.Attribute, p.cfg.Driver), a.Operator, a.Value, int8(a.Weight)))
 	}
+	for _, d := range rules.Devices {
+		want := &nomadapi.RequestedDevice{Name: d.Name, Count: new(uint64(d.Count))}
+		for _, r := range d.Constraints {
+			want.Constraints = append(want.Constraints, nomadapi.NewConstraint("${device."+r.Attribute+"}", r.Operator, r.Value))
+		}
+		task.Resources.Devices = append(task.Resources.Devices, want)
+	}
 	priority := p.cfg.Priority
 	if rules.Priority != 0 {
 		priority = rules.Priority

@@ -56,7 +56,7 @@ func Run() (_ *World, err error) {
 	}
 	w.Listener = os.NewFile(uintptr(fds[guest.BootFDListener]), "guest socket")
 	w.Exit = os.NewFile(uintptr(fds[guest.BootFDExit]), "exit record")
-	m := &mounter{boot: &w.Boot, root: fds[guest.BootFDRoot], init: fds[guest.BootFDInit], null: -1}
+	m := &mounter{boot: &w.Boot, root: fds[guest.BootFDRoot], init: fds[guest.BootFDInit], given: fds[guest.BootFDCount:], null: -1}
 	for _, s := range []struct {
 		name string
 		do   func() error
@@ -66,6 +66,7 @@ func Run() (_ *World, err error) {
 		{"boot.dev", m.mountDev},
 		{"boot.tmp", m.mountTmp},
 		{"boot.init", m.mountInit},
+		{"boot.given", m.mountGiven},
 		{"boot.mask", m.hide},
 		{"boot.pivot", func() error {
 			if err := m.pivot(); err != nil {

@@ -16,7 +16,9 @@ type mounter struct {
 	boot *guest.Boot
 	root int // mount of the root file system
 	init int // mount of the init binary
-	null int // mount of /dev/null in the new /dev, to hide files behind
+	// given are detached mounts, as boot.Given says
+	given []int
+	null  int // mount of /dev/null in the new /dev, to hide files behind
 }
 
 const (

@@ -17,7 +17,7 @@ import (
 func (w *World) receive() ([]int, error) {
 	fd := int(w.conn.Fd())
 	buf := make([]byte, 16<<10)
-	oob := make([]byte, unix.CmsgSpace(4*guest.BootFDCount))
+	oob := make([]byte, unix.CmsgSpace(4*(guest.BootFDCount+guest.MaxGiven)))
 	var n, oobn, flags int
 	var err error
 	for {
@@ -39,12 +39,12 @@ func (w *World) receive() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(fds) != guest.BootFDCount {
-		return nil, fmt.Errorf("boot message: %d descriptors, want %d", len(fds), guest.BootFDCount)
-	}
 	r := frame.NewReader(io.MultiReader(bytes.NewReader(buf[:n]), w.conn))
 	if err := r.ReadJSON(frame.Request, &w.Boot); err != nil {
 		return nil, fmt.Errorf("boot message: %w", err)
+	}
+	if want := guest.BootFDCount + len(w.Boot.Given); len(fds) != want {
+		return nil, fmt.Errorf("boot message: %d descriptors, want %d", len(fds), want)
 	}
 	w.step("boot.receive")
 	return fds, check(&w.Boot)

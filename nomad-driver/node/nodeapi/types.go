@@ -72,6 +72,10 @@ type CreateRequest struct {
 	// PublishIn is the path of a network namespace in which the node listens for these, in place of its own: that of the task's group. The
 	// sandbox is not in it. Only clients of the unix socket may name one.
 	PublishIn string `json:"publish_in,omitempty"`
+	// Devices are devices of the host that are its own, and Mounts what of the host their driver needs beside them, read-only. Only clients of the
+	// unix socket may name any: Nomad has reserved them for the task. A sandbox with either is not checkpointed.
+	Devices []Device `json:"devices,omitempty"`
+	Mounts  []Mount  `json:"mounts,omitempty"`
 	// Restore starts it from a snapshot in place of the template.
 	Restore *Restore `json:"restore,omitempty"`
 	// Warm makes it for somebody who is not known yet: it answers no client of its envd and of its ports until a ClaimRequest.
@@ -83,6 +87,19 @@ type CreateRequest struct {
 
 // OwnerControl is the owner kind of the sandboxes that the control service makes.
 const OwnerControl = "control"
+
+// Device is a character device of the host. Its node has to be open to everybody: nobody in a sandbox is anybody to it.
+type Device struct {
+	Host   string `json:"host"`   // path of the host's node
+	Path   string `json:"path"`   // below /dev
+	Access string `json:"access"` // r, w or rw
+}
+
+// Mount is a file or a folder of the host.
+type Mount struct {
+	Host string `json:"host"`
+	Path string `json:"path"`
+}
 
 // Owner says on whose behalf a sandbox exists.
 type Owner struct {
@@ -150,11 +167,13 @@ type Sandbox struct {
 	CreatedAt  time.Time         `json:"created_at"`
 	StartedAt  time.Time         `json:"started_at,omitzero"`
 	EndedAt    time.Time         `json:"ended_at,omitzero"`
-	PID        int               `json:"pid,omitempty"`    // of its PID 1 on the host
-	Main       guest.ProcessID   `json:"main,omitempty"`   // of its own command, inside
-	Exit       *Exit             `json:"exit,omitempty"`   // where stopped
-	Pause      *Pause            `json:"pause,omitempty"`  // where paused
-	Warm       bool              `json:"warm,omitempty"`   // nobody has it yet
+	PID        int               `json:"pid,omitempty"`   // of its PID 1 on the host
+	Main       guest.ProcessID   `json:"main,omitempty"`  // of its own command, inside
+	Exit       *Exit             `json:"exit,omitempty"`  // where stopped
+	Pause      *Pause            `json:"pause,omitempty"` // where paused
+	Warm       bool              `json:"warm,omitempty"`  // nobody has it yet
+	Devices    []Device          `json:"devices,omitempty"`
+	Mounts     []Mount           `json:"mounts,omitempty"`
 	Policy     string            `json:"policy,omitempty"` // PolicyDigest of what it may reach; empty: it has no network
 	Steps      []guest.Step      `json:"steps,omitempty"`
 }
