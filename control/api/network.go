@@ -27,6 +27,8 @@ type NetworkLayer struct {
 type NetworkRule struct {
 	Domain  string            `json:"domain"` // or *.domain
 	Headers map[string]string `json:"headers"`
+	// Lacks are the placeholders of its headers that nothing could be filled in for, without "e2b.": its requests are refused.
+	Lacks []string `json:"lacks,omitempty"`
 }
 
 // EgressProxy is a proxy that all of a sandbox's connections go through. What is not TCP is denied then.

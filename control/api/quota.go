@@ -25,6 +25,7 @@ const (
 	// Mbit/s that the links of sandboxes which are not paused may carry to them, and from them.
 	QuotaBandwidthIn  = "bandwidth_in_mbit"
 	QuotaBandwidthOut = "bandwidth_out_mbit"
+	QuotaSecrets      = "secrets"
 	QuotaCalls        = "api_calls_per_second" // on each server
 	QuotaCreates      = "creates_per_second"   // on each server
 )

@@ -62,8 +62,8 @@ func authCanICommand(env *Env) *command {
 		about: `
 Asks whether the caller may do something. The actions are create, read,
 update, delete, execute, connect and admin; the resources sandbox, template,
-snapshot, volume, file, network, pool, tenant, quota, node, key, audit and
-system. The command ends with 1 where the answer is no.
+snapshot, volume, file, network, secret, pool, tenant, quota, node, key, audit
+and system. The command ends with 1 where the answer is no.
 
     $ soulbox auth can-i delete sandbox -id i0123456789abcdefghij
     $ soulbox auth can-i read file -id i0123456789abcdefghij -path /etc/passwd`,

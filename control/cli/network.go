@@ -104,7 +104,11 @@ func showNetwork(env *Env, st api.NetworkStatus, asJSON bool) error {
 		pairs = append(pairs, []string{"Egress proxy", st.Proxy})
 	}
 	for _, r := range st.Rules {
-		pairs = append(pairs, []string{"Header rule", r.Domain + ": " + strings.Join(slices.Sorted(maps.Keys(r.Headers)), ", ")})
+		text := r.Domain + ": " + strings.Join(slices.Sorted(maps.Keys(r.Headers)), ", ")
+		if len(r.Lacks) > 0 {
+			text += "; refused, waits for " + strings.Join(r.Lacks, ", ")
+		}
+		pairs = append(pairs, []string{"Header rule", text})
 	}
 	for _, p := range st.Proxied {
 		if !p.Allow {

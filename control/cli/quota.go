@@ -15,7 +15,7 @@ import (
 
 // quotaNames are the limits in the order in which they are shown.
 var quotaNames = []string{
-	api.QuotaSandboxes, api.QuotaConcurrent, api.QuotaCPU, api.QuotaMemory, api.QuotaStorage, api.QuotaTemplates, api.QuotaSnapshots, api.QuotaBandwidthIn, api.QuotaBandwidthOut,
+	api.QuotaSandboxes, api.QuotaConcurrent, api.QuotaCPU, api.QuotaMemory, api.QuotaStorage, api.QuotaTemplates, api.QuotaSnapshots, api.QuotaBandwidthIn, api.QuotaBandwidthOut, api.QuotaSecrets,
 	api.QuotaCalls, api.QuotaCreates,
 }
 

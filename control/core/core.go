@@ -30,6 +30,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/rbac"
 	"github.com/soulbox-dev/soulbox/control/rebalance"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
+	"github.com/soulbox-dev/soulbox/control/secret"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/control/template"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -57,6 +58,8 @@ type Config struct {
 	// keys that they share in the state.
 	LinkKeys     keys.Ring
 	SnapshotKeys keys.Ring
+	// SecretKeys encrypt tenants' secrets; else as those.
+	SecretKeys keys.Ring
 
 	MaxLifetime    time.Duration    // of a sandbox
 	DefaultTimeout time.Duration    // of a sandbox
@@ -94,6 +97,7 @@ type Core struct {
 
 	LinkKeys     keys.Ring
 	SnapshotKeys keys.Ring
+	Secrets      *secret.Service
 
 	// Bootstrap is the first API key, where this start made it. BootstrapFile holds it in any case, until somebody
 	// removes it.
@@ -103,6 +107,7 @@ type Core struct {
 
 	reconciler   *reconcile.Reconciler
 	nodeKeys     *nodeKeys
+	secretKeys   keys.Ring
 	rings        []*local.Ring // that the leader makes
 	defaultQuota map[string]int64
 }
@@ -175,6 +180,7 @@ func (c *Core) build(cfg Config) error {
 	run := newRun()
 	c.Auth = auth.New(c.State, cfg.Now)
 	c.Access = rbac.New(c.State)
+	c.Secrets = secret.New(c.State, c.secretKeys, cfg.Now)
 	var marked marker
 	fc := fleet.Config{
 		Directory: cfg.Directory, TLS: cfg.NodeTLS, Check: cfg.CheckNode, OnChange: marked.onChange, Logger: cfg.Logger.Named("fleet"),
@@ -202,7 +208,7 @@ func (c *Core) build(cfg Config) error {
 		return err
 	}
 	lc := lifecycle.Config{
-		Pools: c.Pools,
+		Pools: c.Pools, Secrets: c.Secrets,
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now, Quota: c.Quota,
 		Quiet: cfg.Quiet, Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
 	}
@@ -218,7 +224,8 @@ func (c *Core) build(cfg Config) error {
 		return err
 	}
 	rc := reconcile.Config{
-		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
+		Secrets: c.Secrets,
+		State:   c.State, Fleet: c.Fleet, Placer: cfg.Placer, Run: run, Now: cfg.Now, Logger: cfg.Logger.Named("reconcile"),
 		Retention: cfg.Retention, MaxEnded: cfg.MaxEnded, Record: cfg.Record,
 	}
 	if cfg.RaftAddr == "" {

@@ -38,6 +38,7 @@ func (r sharedRing) Save(ctx context.Context, data string, revision uint64) erro
 const (
 	linkKeysFile     = "link-keys.json"
 	snapshotKeysFile = "snapshot-keys.json"
+	secretKeysFile   = "secret-keys.json"
 )
 
 // openRings opens the rings of keys that the configuration leaves to this server.
@@ -45,7 +46,10 @@ func (c *Core) openRings(cfg Config) (err error) {
 	if c.LinkKeys, err = c.openRing(cfg, cfg.LinkKeys, "links", linkKeysFile); err != nil {
 		return err
 	}
-	c.SnapshotKeys, err = c.openRing(cfg, cfg.SnapshotKeys, "snapshots", snapshotKeysFile)
+	if c.SnapshotKeys, err = c.openRing(cfg, cfg.SnapshotKeys, "snapshots", snapshotKeysFile); err != nil {
+		return err
+	}
+	c.secretKeys, err = c.openRing(cfg, cfg.SecretKeys, "secrets", secretKeysFile)
 	return err
 }
 

@@ -124,7 +124,7 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 	owner, err := s.tenantOf(r.Sandbox.Tenant)
 	var want nodeapi.ClaimRequest
 	if err == nil {
-		want, err = ClaimRequest(r.Sandbox, owner)
+		want, err = ClaimRequest(r.Sandbox, owner, s.cfg.Secrets)
 	}
 	if err == nil {
 		_, err = node.Claim(ctx, slot.ID, want)
@@ -158,8 +158,8 @@ func (s *Service) again(old, intent state.Sandbox) (state.Sandbox, error) {
 
 // ClaimRequest is what a node is asked for, to give a slot to the sandbox that it has become. It follows from the records alone, so that a claim
 // that was not heard of is repeated as it was.
-func ClaimRequest(sb state.Sandbox, owner state.Tenant) (nodeapi.ClaimRequest, error) {
-	network, err := networkOf(sb, owner)
+func ClaimRequest(sb state.Sandbox, owner state.Tenant, secrets Secrets) (nodeapi.ClaimRequest, error) {
+	network, err := networkOf(sb, owner, secrets)
 	if err != nil {
 		return nodeapi.ClaimRequest{}, err
 	}

@@ -64,6 +64,7 @@ type Config struct {
 	Templates Templates        // required
 	Quota     Quota            // nil: only the tables refuse
 	Pools     Pools            // nil: every create starts a sandbox of its own
+	Secrets   Secrets          // nil: header rules go to nodes as they are
 	Logger    hclog.Logger
 	Now       func() time.Time
 	NewID     func() api.SandboxID

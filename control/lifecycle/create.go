@@ -143,7 +143,7 @@ func (s *Service) start(ctx context.Context, sb state.Sandbox, p CreateParams, f
 	want := from.request(request(sb, p))
 	owner, err := s.tenantOf(sb.Tenant)
 	if err == nil {
-		want.Network, err = networkOf(sb, owner)
+		want.Network, err = networkOf(sb, owner, s.cfg.Secrets)
 	}
 	if err != nil {
 		return state.Sandbox{}, s.abandon(ctx, sb, err)

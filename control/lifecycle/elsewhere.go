@@ -226,7 +226,7 @@ func (s *Service) elsewhere(ctx context.Context, sb state.Sandbox, end time.Time
 	want := request(sb, CreateParams{templateOf: ownTemplates(owner)})
 	want.Deadline = end
 	want.Restore = &nodeapi.Restore{Snapshot: sb.Stored, Tenant: sb.Tenant, Same: true}
-	if want.Network, err = networkOf(sb, owner); err != nil {
+	if want.Network, err = networkOf(sb, owner, s.cfg.Secrets); err != nil {
 		return fail(err)
 	}
 	within, cancel := context.WithTimeoutCause(ctx, s.cfg.StartTimeout, startTimeout(sb.ID, s.cfg.StartTimeout))

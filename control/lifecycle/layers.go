@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -44,6 +45,36 @@ func (s *Service) NetworkWith(tenant string, id api.SandboxID, p api.NetworkPoli
 
 // TenantNetwork implements API. What is not reached here is the reconciler's: it compares what nodes enforce with what is recorded.
 func (s *Service) TenantNetwork(ctx context.Context, tenant string) error {
+	return s.renewNetworks(ctx, func(sb state.Sandbox) bool { return sb.Tenant == tenant })
+}
+
+// SecretChanged implements API.
+func (s *Service) SecretChanged(ctx context.Context, tenant, name string) error {
+	return s.renewNetworks(ctx, func(sb state.Sandbox) bool { return sb.Tenant == tenant && saysSecret(sb, name) })
+}
+
+// saysSecret reports whether a header rule of a sandbox names a secret.
+func saysSecret(sb state.Sandbox, name string) bool {
+	n, err := networkConfig(sb)
+	if err != nil {
+		return false
+	}
+	rules, err := rulesOf(n.Rules)
+	if err != nil {
+		return false
+	}
+	for _, r := range rules {
+		for _, v := range r.Headers {
+			if strings.Contains(strings.ToLower(v), "${e2b.secrets."+name+"}") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// renewNetworks tells the nodes of the running sandboxes that are meant what is recorded.
+func (s *Service) renewNetworks(ctx context.Context, meant func(state.Sandbox) bool) error {
 	live, err := s.cfg.State.Live()
 	if err != nil {
 		return err
@@ -51,12 +82,12 @@ func (s *Service) TenantNetwork(ctx context.Context, tenant string) error {
 	var g errgroup.Group
 	g.SetLimit(parallelNetworks)
 	for _, sb := range live {
-		if sb.Tenant != tenant || sb.State != state.Running {
+		if sb.State != state.Running || !meant(sb) {
 			continue
 		}
 		g.Go(func() error {
 			if err := s.applyLatest(ctx, sb.ID); err != nil {
-				s.cfg.Logger.Warn("sandbox has its tenant's network policy not yet", "sandbox", sb.ID, "error", err)
+				s.cfg.Logger.Warn("sandbox has its new network policy not yet", "sandbox", sb.ID, "error", err)
 			}
 			return nil
 		})

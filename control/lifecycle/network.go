@@ -79,7 +79,7 @@ func (s *Service) ShapeNetwork(ctx context.Context, tenant string, id api.Sandbo
 	// The node before the record: it knows what its kernel can do.
 	next := sb
 	next.Network = changed
-	want, err := networkOf(next, owner)
+	want, err := networkOf(next, owner, s.cfg.Secrets)
 	if err == nil {
 		_, err = node.SetNetwork(ctx, id, *want)
 	}
@@ -176,9 +176,14 @@ func (s *Service) SetNetworkPolicy(ctx context.Context, tenant string, id api.Sa
 	return err
 }
 
+// Secrets puts values in the place of the placeholders of header rules; secret.Service does. filled names what was put in.
+type Secrets interface {
+	Fill(tenant string, rules []nodeapi.NetworkRule) (out []nodeapi.NetworkRule, filled string, err error)
+}
+
 // NetworkOf returns the policy that a node is to apply to a sandbox of a tenant which it has already, in place of the one that it applied before.
-func NetworkOf(sb state.Sandbox, owner state.Tenant) (*nodeapi.Network, error) {
-	want, err := networkOf(sb, owner)
+func NetworkOf(sb state.Sandbox, owner state.Tenant, secrets Secrets) (*nodeapi.Network, error) {
+	want, err := networkOf(sb, owner, secrets)
 	if err == nil && want == nil {
 		want = &nodeapi.Network{}
 	}
@@ -191,7 +196,7 @@ func (s *Service) networkOf(sb state.Sandbox) (*nodeapi.Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NetworkOf(sb, owner)
+	return NetworkOf(sb, owner, s.cfg.Secrets)
 }
 
 // applyNetwork tells a running sandbox's node what the state says.
@@ -226,7 +231,7 @@ func networkConfig(sb state.Sandbox) (n api.NetworkConfig, err error) {
 }
 
 // networkOf returns the policy that a node is asked for; nil where the sandbox asks for nothing in particular.
-func networkOf(sb state.Sandbox, owner state.Tenant) (*nodeapi.Network, error) {
+func networkOf(sb state.Sandbox, owner state.Tenant, secrets Secrets) (*nodeapi.Network, error) {
 	n, err := networkConfig(sb)
 	if err != nil {
 		return nil, err
@@ -242,6 +247,11 @@ func networkOf(sb state.Sandbox, owner state.Tenant) (*nodeapi.Network, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stored network of sandbox %s: %w", sb.ID, err)
+	}
+	if secrets != nil && len(want.Rules) > 0 {
+		if want.Rules, want.Filled, err = secrets.Fill(sb.Tenant, want.Rules); err != nil {
+			return nil, fmt.Errorf("header rules of sandbox %s: %w", sb.ID, err)
+		}
 	}
 	if n.SoulBox != nil {
 		want.Shape = n.SoulBox.Shape

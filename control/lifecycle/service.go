@@ -59,6 +59,9 @@ type API interface {
 	NetworkWith(tenant string, id api.SandboxID, p api.NetworkPolicy) (nodeapi.Network, error)
 	// TenantNetwork brings the recorded network policy of a tenant to its running sandboxes. Nodes that do not answer get it later.
 	TenantNetwork(ctx context.Context, tenant string) error
+	// SecretChanged brings a secret that was made, changed or deleted to the running sandboxes of its tenant whose header rules name it. Nodes that do
+	// not answer get it later.
+	SecretChanged(ctx context.Context, tenant, name string) error
 	// ShapeNetwork changes how a running sandbox's link carries packets.
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	// JoinNetworks replaces the private networks that a running sandbox is in.

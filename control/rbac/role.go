@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	nResources = 13
+	nResources = 14
 	nActions   = 7
 )
 
@@ -55,6 +55,8 @@ func (p Permission) index() int {
 		r = 11
 	case System:
 		r = 12
+	case Secret:
+		r = 13
 	}
 	switch p.Action {
 	case Create:
@@ -92,16 +94,16 @@ func Builtin() []state.Role {
 	allow := func(resources, actions []string) state.Rule {
 		return state.Rule{Resources: resources, Actions: actions}
 	}
-	work := []string{"sandbox", "template", "snapshot", "volume", "file", "network"}
+	work := []string{"sandbox", "template", "snapshot", "volume", "file", "network", "secret"}
 	return []state.Role{
 		{
 			Tenant: state.Everywhere, Name: RoleViewer,
 			Description: "Sees what there is. Reads no files, and reaches into no sandbox.",
-			Rules:       []state.Rule{allow([]string{"sandbox", "template", "snapshot", "volume", "network", "pool", "tenant", "quota", "node"}, []string{"read"})},
+			Rules:       []state.Rule{allow([]string{"sandbox", "template", "snapshot", "volume", "network", "secret", "pool", "tenant", "quota", "node"}, []string{"read"})},
 		},
 		{
 			Tenant: state.Everywhere, Name: RoleDeveloper, Parents: []string{RoleViewer},
-			Description: "Makes, uses and ends sandboxes, templates, snapshots and volumes.",
+			Description: "Makes, uses and ends sandboxes, templates, snapshots, volumes and secrets.",
 			Rules:       []state.Rule{allow(work, []string{"create", "read", "update", "delete", "execute", "connect"})},
 		},
 		{

@@ -15,6 +15,7 @@ const (
 	Volume   Resource = "volume"
 	File     Resource = "file" // inside a sandbox; its id is the sandbox's
 	Network  Resource = "network"
+	Secret   Resource = "secret" // execute: have nodes put it into requests
 	Pool     Resource = "pool"
 	Tenant   Resource = "tenant"
 	Quota    Resource = "quota"
@@ -25,7 +26,7 @@ const (
 )
 
 // Resources are all of them, in the order of documents.
-var Resources = []Resource{Sandbox, Template, Snapshot, Volume, File, Network, Pool, Tenant, Quota, Node, Key, Audit, System}
+var Resources = []Resource{Sandbox, Template, Snapshot, Volume, File, Network, Secret, Pool, Tenant, Quota, Node, Key, Audit, System}
 
 // Action is what is done to a resource.
 type Action string
@@ -62,7 +63,7 @@ func (p Permission) Valid() bool { return p.Resource.Valid() && p.Action.Valid()
 // Valid reports whether r is one of Resources.
 func (r Resource) Valid() bool {
 	switch r {
-	case Sandbox, Template, Snapshot, Volume, File, Network, Pool, Tenant, Quota, Node, Key, Audit, System:
+	case Sandbox, Template, Snapshot, Volume, File, Network, Secret, Pool, Tenant, Quota, Node, Key, Audit, System:
 		return true
 	}
 	return false

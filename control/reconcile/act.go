@@ -190,7 +190,7 @@ func (r *Reconciler) setNetwork(ctx context.Context, node *nodeapi.Client, sb st
 	if err != nil {
 		return err
 	}
-	want, err := lifecycle.NetworkOf(sb, owner)
+	want, err := lifecycle.NetworkOf(sb, owner, r.cfg.Secrets)
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (r *Reconciler) claim(ctx context.Context, f facts, found fleet.Found) erro
 	if err != nil {
 		return err
 	}
-	want, err := lifecycle.ClaimRequest(now, owner)
+	want, err := lifecycle.ClaimRequest(now, owner, r.cfg.Secrets)
 	if err != nil {
 		return err
 	}

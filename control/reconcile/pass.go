@@ -129,11 +129,11 @@ func (r *Reconciler) policy(sb state.Sandbox) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	want, err := lifecycle.NetworkOf(sb, owner)
+	want, err := lifecycle.NetworkOf(sb, owner, r.cfg.Secrets)
 	if err != nil {
 		return "", err
 	}
-	return nodeapi.PolicyDigest(want.Layers), nil
+	return nodeapi.PolicyDigest(want.Layers, want.Filled), nil
 }
 
 func (r *Reconciler) facts(id api.SandboxID, placed map[api.SandboxID]placement.Placed) (facts, error) {

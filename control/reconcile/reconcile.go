@@ -16,6 +16,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/audit"
 	"github.com/soulbox-dev/soulbox/control/fleet"
+	"github.com/soulbox-dev/soulbox/control/lifecycle"
 	"github.com/soulbox-dev/soulbox/control/placement"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -49,9 +50,11 @@ type Config struct {
 	Fleet  Fleet            // required
 	Placer placement.Placer // required
 	Run    string           // required: this run of the control service, as lifecycle's
-	Logger hclog.Logger
-	Now    func() time.Time
-	Record func(audit.Event) // is told what was done; it returns at once. nil: nobody
+	// Secrets is lifecycle's.
+	Secrets lifecycle.Secrets
+	Logger  hclog.Logger
+	Now     func() time.Time
+	Record  func(audit.Event) // is told what was done; it returns at once. nil: nobody
 
 	Interval     time.Duration // between full passes; 5 s
 	OrphanGrace  time.Duration // until a sandbox that no record knows is destroyed; 10 s

@@ -41,6 +41,11 @@ func (s *Server) e2bCreate(w http.ResponseWriter, r *http.Request, version int) 
 	if err := s.mayCreate(r, p); err != nil {
 		return err
 	}
+	if req.Network != nil {
+		if err := s.mayUseSecrets(r, req.Network.Rules); err != nil {
+			return err
+		}
+	}
 	sb, steps, err := s.cfg.Lifecycle.Create(r.Context(), p)
 	if err != nil {
 		return err

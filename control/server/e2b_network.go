@@ -31,7 +31,7 @@ func (s *Server) e2bNetwork(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	n := api.NetworkConfig{AllowOut: req.AllowOut, DenyOut: req.DenyOut, EgressProxy: req.EgressProxy, Rules: req.Rules}
-	if err := checkNetwork(n); err != nil {
+	if err := firstOf(checkNetwork(n), s.mayUseSecrets(r, n.Rules)); err != nil {
 		return err
 	}
 	if _, err := s.cfg.Lifecycle.SetNetwork(r.Context(), tenant(r), id, n, req.AllowInternetAccess); err != nil {

@@ -81,6 +81,7 @@ type fakeLifecycle struct {
 	block     bool  // create waits for the end of its context
 
 	snapshots []state.Snapshot // the newest first
+	secrets   []string         // that have changed
 
 	created  []lifecycle.CreateParams
 	lists    []listCall
@@ -284,6 +285,13 @@ func (f *fakeLifecycle) SetNetwork(_ context.Context, tenant string, id api.Sand
 	sb.AllowInternetAccess = internet
 	f.sandboxes[id] = sb
 	return sb, nil
+}
+
+func (f *fakeLifecycle) SecretChanged(_ context.Context, tenant, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.secrets = append(f.secrets, tenant+"/"+name)
+	return f.takeErr()
 }
 
 func (f *fakeLifecycle) SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error {

@@ -83,10 +83,13 @@ var operations = map[string]operationDoc{
 	"POST /admin/teams/{tenant}/api-keys":         {summary: "Create an API key of a tenant", in: api.NewAPIKey{}, out: api.CreatedTeamAPIKey{}, status: 201},
 	"DELETE /admin/teams/{tenant}/api-keys/{key}": {summary: "Revoke an API key of a tenant"},
 
-	"GET /volumes":  {summary: "List volumes", out: []struct{}{}},
-	"POST /volumes": {summary: "Create a volume", status: 501},
-	"GET /secrets":  {summary: "List secrets", out: []struct{}{}},
-	"POST /secrets": {summary: "Create a secret", status: 501},
+	"GET /volumes":             {summary: "List volumes", out: []struct{}{}},
+	"POST /volumes":            {summary: "Create a volume", status: 501},
+	"GET /secrets":             {summary: "List secrets, without their values", query: "nextToken limit", out: []api.Secret{}},
+	"POST /secrets":            {summary: "Create a secret", in: api.NewSecret{}, out: api.Secret{}, status: 201},
+	"GET /secrets/{secret}":    {summary: "Show a secret, without its value", out: api.Secret{}},
+	"POST /secrets/{secret}":   {summary: "Give a secret its next version", in: api.SecretValue{}, out: api.Secret{}},
+	"DELETE /secrets/{secret}": {summary: "Delete a secret"},
 
 	"GET /v1/health":               {summary: "How the service is", out: api.ServiceHealth{}},
 	"GET /v1/version":              {summary: "Versions of the service and its API", out: api.VersionInfo{}},

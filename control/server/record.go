@@ -153,7 +153,7 @@ func (s *Server) eventOf(r *http.Request, rec *recorder) audit.Event {
 
 // pathObject is the first word of a route's path that names something.
 func pathObject(r *http.Request) string {
-	for _, name := range []string{"id", "tid", "name", "key", "node", "team", "tenant"} {
+	for _, name := range []string{"id", "tid", "name", "key", "secret", "node", "team", "tenant"} {
 		if v := r.PathValue(name); v != "" {
 			return v
 		}

@@ -81,7 +81,7 @@ func withRights(t *testing.T, change ...func(*Config)) *rights {
 	x.admin = secret.Key()
 	x.harness = newHarness(t, append([]func(*Config){func(c *Config) {
 		c.Auth, c.Access, c.Tenants, c.Policy, c.Keys = auth.NewChain(x.auth), rbac.New(st), st, st, x.auth
-		c.Templates = stateTemplates{Server: st}
+		c.Templates, c.Secrets = stateTemplates{Server: st}, secretsOf(t, st)
 	}}, change...)...)
 	_, err = st.Apply(t.Context(), &state.TemplatePut{Template: state.Template{Tenant: "acme", Name: "base", Digest: "sha256:aa", CreatedAt: testTime, UpdatedAt: testTime}})
 	must.NoError(t, err)
@@ -115,11 +115,13 @@ func TestC01_anotherTenantsIDIsUnknownOnEveryRoute(t *testing.T) {
 	var bound api.Binding
 	must.NoError(t, json.Unmarshal([]byte(x.as(acme, "POST", "/v1/bindings", `{"role":"viewer","subjects":[{"kind":"key","id":"`+made.ID+`"}]}`).body), &bound))
 	must.Eq(t, 200, x.as(acme, "PUT", "/v1/roles/mine", `{"rules":[]}`).status)
+	var sec api.Secret
+	must.NoError(t, json.Unmarshal([]byte(x.as(acme, "POST", "/secrets", `{"name":"mine","value":"v"}`).body), &sec))
 
 	real := map[string]string{"{id}": string(testID), "{tid}": "base", "{name}": "base", "{team}": "acme", "{tenant}": "acme", "{key}": made.ID,
-		"{role}": "mine", "{binding}": bound.ID, "{bid}": "b", "{hash}": "h", "{what}": "tags", "{node}": "n"}
+		"{role}": "mine", "{binding}": bound.ID, "{bid}": "b", "{hash}": "h", "{what}": "tags", "{node}": "n", "{secret}": sec.SecretID}
 	none := map[string]string{"{id}": string(otherID), "{tid}": "nono", "{name}": "nono", "{team}": "nono", "{tenant}": "nono", "{key}": "00000000000000ff",
-		"{role}": "nono", "{binding}": "b00000000000000ff", "{bid}": "b", "{hash}": "h", "{what}": "tags", "{node}": "n"}
+		"{role}": "nono", "{binding}": "b00000000000000ff", "{bid}": "b", "{hash}": "h", "{what}": "tags", "{node}": "n", "{secret}": "sec_aaaaaaaaaaaaaaaaaaaa"}
 	terminal := "-aaaaaaaaaaaaaaaaaaaa"
 	checked := 0
 	for _, rt := range x.srv.routes() {

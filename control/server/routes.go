@@ -92,8 +92,11 @@ func (s *Server) routes() []route {
 		{pattern: "DELETE /admin/teams/{tenant}/api-keys/{key}", handle: s.e2bAdminDeleteKey, needs: can(rbac.Tenant, rbac.Admin)},
 		{pattern: "GET /volumes", handle: none, needs: can(rbac.Volume, rbac.Read)},
 		{pattern: "POST /volumes", handle: later("volumes are"), needs: can(rbac.Volume, rbac.Create)},
-		{pattern: "GET /secrets", handle: none, needs: can(rbac.Key, rbac.Read)},
-		{pattern: "POST /secrets", handle: later("secrets are"), needs: can(rbac.Key, rbac.Create)},
+		{pattern: "GET /secrets", handle: s.e2bSecrets, each: true, needs: can(rbac.Secret, rbac.Read)},
+		{pattern: "POST /secrets", handle: s.e2bCreateSecret, each: true, needs: can(rbac.Secret, rbac.Create)},
+		{pattern: "GET /secrets/{secret}", handle: s.e2bSecret, each: true, needs: can(rbac.Secret, rbac.Read)},
+		{pattern: "POST /secrets/{secret}", handle: s.e2bUpdateSecret, each: true, needs: can(rbac.Secret, rbac.Update)},
+		{pattern: "DELETE /secrets/{secret}", handle: s.e2bDeleteSecret, each: true, needs: can(rbac.Secret, rbac.Delete)},
 
 		{pattern: "GET /v1/health", handle: s.health, open: true},
 		{pattern: "GET /v1/version", handle: s.version, open: true},

@@ -48,6 +48,7 @@ type Lifecycle interface {
 	SetNetworkPolicy(ctx context.Context, tenant string, id api.SandboxID, p api.NetworkPolicy) error
 	NetworkWith(tenant string, id api.SandboxID, p api.NetworkPolicy) (nodeapi.Network, error)
 	TenantNetwork(ctx context.Context, tenant string) error
+	SecretChanged(ctx context.Context, tenant, name string) error
 	ShapeNetwork(ctx context.Context, tenant string, id api.SandboxID, shape api.NetworkShape) error
 	// JoinNetworks replaces the private networks that a running sandbox is in.
 	JoinNetworks(ctx context.Context, tenant string, id api.SandboxID, list []api.NetworkMember) error
@@ -165,6 +166,8 @@ type Config struct {
 	Audit *audit.Log
 	// Pools shows and changes the pools of warm sandboxes. nil: there are none.
 	Pools Pools
+	// Secrets keeps values of tenants that nodes put into requests. nil: there are none.
+	Secrets Secrets
 	// Quotas holds tenants to what they may use. nil: there are none.
 	Quotas Quotas
 	// Metrics is the sink that GET /v1/metrics shows, and that the server's own numbers go to. nil: one of its own.

@@ -59,6 +59,8 @@ const (
 	typePoolCount         commandType = 118
 	typeNodePut           commandType = 128
 	typeNodeFence         commandType = 129
+	typeSecretPut         commandType = 144
+	typeSecretDelete      commandType = 145
 )
 
 // commands makes the empty command of each type.
@@ -112,6 +114,8 @@ var commands = map[commandType]func() Command{
 	typePoolCount:         func() Command { return new(PoolCount) },
 	typeNodePut:           func() Command { return new(NodePut) },
 	typeNodeFence:         func() Command { return new(NodeFence) },
+	typeSecretPut:         func() Command { return new(SecretPut) },
+	typeSecretDelete:      func() Command { return new(SecretDelete) },
 }
 
 // Command is one change of the tables, as one Raft entry. Everything that varies between two servers (ids, times, random
@@ -134,6 +138,7 @@ type Result struct {
 	Role     Role
 	Binding  Binding
 	Pool     Pool
+	Secret   Secret
 	Changed  int // records that changed
 }
 

@@ -97,6 +97,7 @@ func script() []Command {
 	list = append(list, quotaScript()...)
 	list = append(list, poolScript()...)
 	list = append(list, nodeScript()...)
+	list = append(list, secretScript()...)
 	return append(list, &TemplatePlacement{Tenant: DefaultTenant, Name: "base", Where: `{"strategy":"spread"}`})
 }
 

@@ -26,6 +26,7 @@ const (
 	LimitSnapshots
 	LimitBandwidthIn  // Mbit/s, that sandboxes which are not paused may receive; each in whole ones
 	LimitBandwidthOut // Mbit/s, that they may send
+	LimitSecrets
 	NumCounted
 
 	LimitCalls   Limit = NumCounted // API calls a second
@@ -36,7 +37,7 @@ const (
 // limitNames are the words of the API and of records.
 var limitNames = [NumLimits]string{
 	"sandboxes", "concurrent_sandboxes", "cpu_millis", "memory_mb", "storage_mb", "templates", "snapshots",
-	"bandwidth_in_mbit", "bandwidth_out_mbit", "api_calls_per_second", "creates_per_second",
+	"bandwidth_in_mbit", "bandwidth_out_mbit", "secrets", "api_calls_per_second", "creates_per_second",
 }
 
 func (l Limit) String() string { return limitNames[l] }
@@ -209,6 +210,8 @@ func counted(row any) (tenant string, u Use) {
 	case *Template:
 		u[LimitTemplates] = 1
 		return r.Tenant, u
+	case *Secret:
+		return r.Tenant, useOfSecret()
 	}
 	return "", u
 }
@@ -324,7 +327,7 @@ type Counter interface {
 // recount makes the usage rows of restored tables.
 func recount(txn *memdb.Txn) error {
 	uses := map[string]*usageRow{}
-	for _, table := range []string{tableSandbox, tableSnapshot, tableTemplate} {
+	for _, table := range []string{tableSandbox, tableSnapshot, tableTemplate, tableSecret} {
 		it, err := txn.Get(table, indexID)
 		if err != nil {
 			return fmt.Errorf("count table %s: %w", table, err)

@@ -26,9 +26,11 @@ const (
 	tablePool     = "pool"
 	tableSlot     = "slot"
 	tableNode     = "node"
+	tableSecret   = "secret"
 	tableMeta     = "meta"
 
 	indexID      = "id"
+	indexName    = "name"    // secret: tenant, name
 	indexCreated = "created" // sandbox: tenant, time of creation, id: the order of lists
 	indexLive    = "live"    // sandbox: as indexCreated, without the ended ones
 	indexEnded   = "ended"   // sandbox: time of end, id: the order of purging
@@ -108,6 +110,12 @@ func schema() *memdb.DBSchema {
 		}},
 		tableNode: {Name: tableNode, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Node"}},
+		}},
+		tableSecret: {Name: tableSecret, Indexes: map[string]*memdb.IndexSchema{
+			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "ID"}},
+			indexName: {Name: indexName, Unique: true, Indexer: &memdb.CompoundIndex{Indexes: []memdb.Indexer{
+				&memdb.StringFieldIndex{Field: "Tenant"}, &memdb.StringFieldIndex{Field: "Name"},
+			}}},
 		}},
 		tableMeta: {Name: tableMeta, Indexes: map[string]*memdb.IndexSchema{
 			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},

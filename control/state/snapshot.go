@@ -37,6 +37,7 @@ const (
 	recordPool     recordType = 50
 	recordSlot     recordType = 51
 	recordNode     recordType = 60
+	recordSecret   recordType = 70
 	recordEnd      recordType = 255
 )
 
@@ -60,6 +61,7 @@ var snapshotTables = []struct {
 	{recordPool, tablePool, func() any { return new(Pool) }},
 	{recordSlot, tableSlot, func() any { return new(Slot) }},
 	{recordNode, tableNode, func() any { return new(NodeMark) }},
+	{recordSecret, tableSecret, func() any { return new(Secret) }},
 }
 
 type fsmSnapshot struct {

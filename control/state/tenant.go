@@ -245,6 +245,7 @@ var owners = map[string]func(row any) string{
 	tableQuota:    ownerOf(func(q *Quota) string { return q.Tenant }),
 	tablePool:     ownerOf(func(p *Pool) string { return p.Tenant }),
 	tableSlot:     ownerOf(func(s *Slot) string { return s.Tenant }),
+	tableSecret:   ownerOf(func(s *Secret) string { return s.Tenant }),
 }
 
 func ownerOf[T any](tenant func(*T) string) func(any) string {

@@ -80,7 +80,7 @@ func parseRule(r nodeapi.NetworkRule) (proxy.Rule, error) {
 	if len(r.Headers) == 0 || len(r.Headers) > nodeapi.MaxRuleHeaders {
 		return proxy.Rule{}, fmt.Errorf("headers: %d, must be between 1 and %d", len(r.Headers), nodeapi.MaxRuleHeaders)
 	}
-	rule := proxy.Rule{Domain: e, Headers: http.Header{}}
+	rule := proxy.Rule{Domain: e, Headers: http.Header{}, Lacks: r.Lacks}
 	for k, v := range r.Headers {
 		name := http.CanonicalHeaderKey(k)
 		switch {
@@ -88,8 +88,8 @@ func parseRule(r nodeapi.NetworkRule) (proxy.Rule, error) {
 			return proxy.Rule{}, fmt.Errorf("headers: %.80q is no name of a header of at most 64 bytes", k)
 		case slices.Contains(unruly, name):
 			return proxy.Rule{}, fmt.Errorf("headers: %s is of the connection and cannot be set", name)
-		case len(v) > 2048 || !httpguts.ValidHeaderFieldValue(v):
-			return proxy.Rule{}, fmt.Errorf("headers: the value of %s has more than 2048 bytes or what no header may have", name)
+		case len(v) > nodeapi.MaxRuleValue || !httpguts.ValidHeaderFieldValue(v):
+			return proxy.Rule{}, fmt.Errorf("headers: the value of %s has more than %d bytes or what no header may have", name, nodeapi.MaxRuleValue)
 		}
 		rule.Headers.Set(name, v)
 	}
@@ -162,7 +162,7 @@ func withoutValues(rules []nodeapi.NetworkRule) []nodeapi.NetworkRule {
 		for k := range r.Headers {
 			headers[strings.ToLower(k)] = ""
 		}
-		list = append(list, nodeapi.NetworkRule{Domain: r.Domain, Headers: headers})
+		list = append(list, nodeapi.NetworkRule{Domain: r.Domain, Headers: headers, Lacks: r.Lacks})
 	}
 	return list
 }

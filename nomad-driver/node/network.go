@@ -198,7 +198,7 @@ func digestOf(want *nodeapi.Network) string {
 	if want == nil {
 		want = &nodeapi.Network{}
 	}
-	return nodeapi.PolicyDigest(want.Layers)
+	return nodeapi.PolicyDigest(want.Layers, want.Filled)
 }
 
 // holdSlot gives a box its slot, with its policy and its shape. netns is the slot's namespace where the slot itself does not have it. The

@@ -232,6 +232,7 @@ type VaultBlock struct {
 	// "<mount>/keys/<name>", of transit. The token needs to read their export.
 	LinkKey     string `hcl:"link_key,optional"`
 	SnapshotKey string `hcl:"snapshot_key,optional"`
+	SecretKey   string `hcl:"secret_key,optional"`
 	// AuditKey signs the heads of the audit log: "<mount>/keys/<name>", a key of transit of type ed25519, which never leaves Vault. While
 	// Vault cannot be asked, heads wait on disk for their signatures. Empty: a key in a file of the server's.
 	AuditKey string `hcl:"audit_key,optional"`
@@ -359,7 +360,7 @@ func (f File) Check() error {
 		errs = append(errs, fmt.Errorf("configuration: %w", err))
 	}
 	if v := f.Vault; v != nil {
-		for name, path := range map[string]string{"vault.link_key": v.LinkKey, "vault.snapshot_key": v.SnapshotKey} {
+		for name, path := range map[string]string{"vault.link_key": v.LinkKey, "vault.snapshot_key": v.SnapshotKey, "vault.secret_key": v.SecretKey} {
 			if path == "" {
 				continue
 			}

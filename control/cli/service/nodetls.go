@@ -63,7 +63,7 @@ func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) 
 	cfg.Closers = append(cfg.Closers, func() error { client.Close(); return nil })
 	cfg.Background = append(cfg.Background, client.Run)
 	if err := VaultKeys(ctx, client, VaultKeyPaths{
-		Links: vault.KeyPath(v.LinkKey), Snapshots: vault.KeyPath(v.SnapshotKey), Audit: vault.KeyPath(v.AuditKey),
+		Links: vault.KeyPath(v.LinkKey), Snapshots: vault.KeyPath(v.SnapshotKey), Secrets: vault.KeyPath(v.SecretKey), Audit: vault.KeyPath(v.AuditKey),
 	}, cfg); err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (f File) keeper(ctx context.Context, env func(string) string, cfg *Config) 
 
 // VaultKeyPaths says which keys are in Vault. An empty one is not.
 type VaultKeyPaths struct {
-	Links, Snapshots, Audit vault.KeyPath
+	Links, Snapshots, Secrets, Audit vault.KeyPath
 }
 
 // VaultKeys makes the rings of keys that are in Vault, and has them refreshed, and the signer of the audit log.
@@ -84,7 +84,7 @@ func VaultKeys(ctx context.Context, client *vault.Client, paths VaultKeyPaths, c
 	for _, k := range []struct {
 		path vault.KeyPath
 		to   *keys.Ring
-	}{{paths.Links, &cfg.LinkKeys}, {paths.Snapshots, &cfg.SnapshotKeys}} {
+	}{{paths.Links, &cfg.LinkKeys}, {paths.Snapshots, &cfg.SnapshotKeys}, {paths.Secrets, &cfg.SecretKeys}} {
 		if k.path == "" {
 			continue
 		}

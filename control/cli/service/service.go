@@ -110,7 +110,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	sc := server.Config{
 		Links:     links,
 		Lifecycle: s.Core.Sandboxes, Auth: auth.NewChain(append([]auth.Link{s.Core.Auth}, cfg.Links...)...), Login: cfg.Login, Access: s.Core.Access, Tenants: s.Core.State, Policy: s.Core.State, Templates: templates{s.Core.Templates}, Builds: s.builds, Keys: s.Core.Auth, Fleet: s.Core.Fleet, Nodes: s.Core.Sandboxes,
-		Audit: s.audit, Rebalance: s.Core.Rebalance, Quotas: s.Core.Quotas(), Pools: s.Core.Pools,
+		Audit: s.audit, Rebalance: s.Core.Rebalance, Quotas: s.Core.Quotas(), Secrets: s.Core.Secrets, Pools: s.Core.Pools,
 		Watcher: s.Core.State, Backups: s.Core.State, Servers: s.Core.State, Ready: s.ready, Logger: cfg.Logger.Named("http"),
 	}
 	if cfg.RaftAddr != "" { // there may be other servers

@@ -35,9 +35,9 @@ func (n *Node) putNetwork(w http.ResponseWriter, r *http.Request) {
 
 // setNetwork is called with the lock held.
 func (n *Node) setNetwork(r *record, want *nodeapi.Network) {
-	r.network, r.Policy = want, nodeapi.PolicyDigest(nil)
+	r.network, r.Policy = want, nodeapi.PolicyDigest(nil, "")
 	if want != nil {
-		r.Policy = nodeapi.PolicyDigest(want.Layers)
+		r.Policy = nodeapi.PolicyDigest(want.Layers, want.Filled)
 	}
 }
 

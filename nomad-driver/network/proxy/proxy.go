@@ -116,6 +116,8 @@ type Settings struct {
 type Rule struct {
 	Domain  policy.Entry // of which Name is set
 	Headers http.Header
+	// Lacks are what its headers wait for: as long as there are any, requests for the domain are refused.
+	Lacks []string
 }
 
 // Sandbox is one that may connect.

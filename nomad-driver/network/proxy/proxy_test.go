@@ -407,6 +407,23 @@ func TestRules_addWhatTheSandboxNeverHas(t *testing.T) {
 	must.StrContains(t, got, "502 Bad Gateway")
 }
 
+func TestRules_thatLackSomethingRefuseTheirRequests(t *testing.T) {
+	name, err := policy.ParseEntry("api.example.com")
+	must.NoError(t, err)
+	r := newRig(t, policy.Spec{}, Rule{Domain: name, Headers: http.Header{"X-Key": {"${e2b.secrets.none}"}}, Lacks: []string{"secrets.none"}})
+	r.secure("api.example.com", "198.51.100.1")
+	trusting := x509.NewCertPool()
+	trusting.AppendCertsFromPEM(r.authority.PEM())
+	r.goesTo("198.51.100.1:443")
+	got, err := r.secureGet("api.example.com", "api.example.com", trusting)
+	must.NoError(t, err)
+	must.StrContains(t, got, "502 Bad Gateway")
+	must.StrContains(t, got, "secrets.none")
+	r.goesTo("198.51.100.1:80")
+	must.StrContains(t, r.request(get("api.example.com")), "502 Bad Gateway")
+	must.SliceEmpty(t, r.asked, must.Sprint("the server is not asked"))
+}
+
 func TestSet_cutsWhatIsForbiddenAndSparesTheRest(t *testing.T) {
 	r := newRig(t, policy.Spec{Allow: []string{"a.example.com", "b.example.com"}, Deny: []string{policy.Everything}})
 	release := make(chan struct{})

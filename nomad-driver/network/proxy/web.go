@@ -173,6 +173,10 @@ func (s *Server) serveWeb(w http.ResponseWriter, r *http.Request) {
 		deny(name, d, http.StatusForbidden)
 		return
 	}
+	if rule != nil && len(rule.Lacks) > 0 {
+		deny(name, policy.Decision{Layer: policy.LayerPlatform, Rule: "headers for this domain wait for " + strings.Join(rule.Lacks, ", ")}, http.StatusBadGateway)
+		return
+	}
 	s.decided(f, name, d)
 	if !f.joined(name, addrs[0], nil) {
 		return

@@ -20,6 +20,8 @@ type Network struct {
 	Proxy  *EgressProxy   `json:"egress_proxy,omitempty"`
 	Shape  *NetworkShape  `json:"shape,omitempty"`
 	Join   []Membership   `json:"join,omitempty"` // private networks; at most MaxMemberships
+	// Filled names what was filled into Rules in place of placeholders, by version. It is opaque to the node.
+	Filled string `json:"filled,omitempty"`
 }
 
 // Membership is a place in a private network.
@@ -28,13 +30,13 @@ type Membership struct {
 	Name    string `json:"name"`    // of the member
 }
 
-// PolicyDigest names layers by what they say: whoever compares it with what they should be need not ask for them.
-func PolicyDigest(layers []NetworkLayer) string {
+// PolicyDigest names layers, and what was filled into rules, by what they say: whoever compares it with what they should be need not ask for them.
+func PolicyDigest(layers []NetworkLayer, filled string) string {
 	b, err := json.Marshal(append([]NetworkLayer{}, layers...)) // none is [] whether or not it is nil
 	if err != nil {
 		panic(fmt.Sprintf("layers of strings do not marshal: %v", err))
 	}
-	sum := sha256.Sum256(b)
+	sum := sha256.Sum256(append(b, filled...))
 	return hex.EncodeToString(sum[:8])
 }
 
@@ -45,6 +47,8 @@ const MaxMemberships = 8
 const (
 	MaxNetworkRules = 10
 	MaxRuleHeaders  = 20
+	// MaxRuleValue bounds the value of a header, in bytes.
+	MaxRuleValue = 16 << 10
 )
 
 // MaxNetworkLayers bounds Network.Layers.
