@@ -67,6 +67,7 @@ func all(o options) []group {
 				{Metric: "200 long streams, until each has sent a line", Unit: "ms", P50: f["streams-µs"] * micros,
 					Floor: f["streams-floor-µs"] * micros, FloorIs: "the same processes, plain"},
 				{Metric: "upload of 64 MiB, to a loopback copy of the same bytes", Unit: "%", P50: f["up-%"], Target: 50, Rate: true},
+				{Metric: "upload in the place of another file of 64 MiB", Unit: "%", P50: f["up-again-%"], Target: 50, Rate: true},
 				{Metric: "download of it", Unit: "%", P50: f["down-%"], Target: 70, Rate: true},
 			}
 		}},

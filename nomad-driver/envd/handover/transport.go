@@ -190,30 +190,19 @@ func (b *body) Close() error {
 	return b.from.Close()
 }
 
-// enough is how many bytes are written at once where so many are there: the sender goes on meanwhile, and would wait for a reader that waits for more.
-const enough = 64 << 10
-
 // fill writes a body into f. The error is one of the body.
 func fill(f *os.File, from io.Reader, limit int64) (outcome, error) {
-	buf := getBuffer()
-	defer putBuffer(buf)
 	w := disk.NewWriter(f)
-	var err error
-	for total := int64(0); err == nil; {
-		n := 0
-		for n < enough && err == nil {
-			var k int
-			k, err = from.Read(buf[n:])
-			n += k
-		}
-		if total += int64(n); total > limit {
-			return outcome{TooLong: true}, nil
-		}
-		if _, werr := w.Write(buf[:n]); werr != nil {
-			return outcome{Errno: errnoOf(werr)}, nil
-		}
-	}
-	if !errors.Is(err, io.EOF) {
+	err, werr := relay(from, func(p []byte) error {
+		_, err := w.Write(p)
+		return err
+	}, limit)
+	switch {
+	case werr != nil:
+		return outcome{Errno: errnoOf(werr)}, nil
+	case errors.Is(err, errTooLong):
+		return outcome{TooLong: true}, nil
+	case err != nil:
 		return outcome{}, err
 	}
 	if err := w.Finish(); err != nil {
