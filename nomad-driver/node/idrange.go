@@ -83,6 +83,13 @@ func (r *idRanges) reserve(base uint32) {
 // free gives a range back. Call it when the last process that had its ids is reaped and its files are gone.
 func (r *idRanges) free(base uint32) { r.each(base, func(i int) { delete(r.taken, i) }) }
 
+// held returns how many ranges sandboxes have.
+func (r *idRanges) held() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.taken)
+}
+
 func (r *idRanges) each(base uint32, do func(slot int)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -26,6 +26,7 @@ func newMetrics() (*prommetrics.Sink, *metrics.Metrics, error) {
 
 func (n *Node) getMetrics(w http.ResponseWriter, _ *http.Request) error {
 	n.metrics.SetGauge([]string{"running"}, float32(n.running()))
+	n.metrics.SetGauge([]string{"id_ranges"}, float32(n.ids.held()))
 	if _, free, err := diskSpace(n.cfg.StateDir); err == nil {
 		n.metrics.SetPrecisionGauge([]string{"disk_free_bytes"}, float64(free))
 	}

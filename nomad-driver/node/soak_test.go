@@ -174,6 +174,7 @@ func (d *daemon) holdings(t *testing.T) []holding {
 		{"resident memory of the daemon, KiB", column(read(proc+"/status"), "VmRSS:", 1), 16 << 10, false},
 		{"folders of sandboxes", glob(d.dir+"/s/sandboxes/*", d.dir+"/r/sandboxes/*"), 0, false},
 		{"control groups", glob("/sys/fs/cgroup/*/"+d.parent+"/*/cgroup.procs", "/sys/fs/cgroup/"+d.parent+"/*/cgroup.procs"), 0, false},
+		{"ranges of ids", column(d.prometheus(t), "soulbox_node_id_ranges", 1), 0, false},
 		{"mounts", strings.Count(read("/proc/self/mountinfo"), d.dir), 0, false},
 		{"links", linksOf(t, "sb"+owner), 8, false},
 		{"addresses of lo", addressesOfLo(t), 0, true},
