@@ -53,6 +53,10 @@ type hierarchy interface {
 	// dir returns the group's directory in the hierarchy of a controller.
 	dir(controller, group string) (string, error)
 	forksDenied(group string) (uint64, error)
+	// machineCores, setCores and cores speak of cores as the kernel's files do; "": all of them.
+	machineCores() (string, error)
+	setCores(group, list string) error
+	cores(group string) (string, error)
 }
 
 // Detect finds out which control groups are mounted at root (normally /sys/fs/cgroup) and returns a Tree whose groups

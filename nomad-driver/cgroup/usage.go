@@ -36,8 +36,9 @@ func (g *Group) Usage() (Usage, error) {
 // A Meter reads a group's Usage from files that stay open: to find and open a control file costs the kernel five times as much as to
 // read it. It does not keep the group from being removed. It is not safe for concurrent use.
 type Meter struct {
-	group string
-	files []meterFile
+	group   string
+	files   []meterFile
+	charged int // descriptor of one of files; -1: the kernel has none
 }
 
 type meterFile struct {
@@ -79,7 +80,7 @@ var (
 
 // Meter opens the files of Usage, five at most. The caller closes it.
 func (g *Group) Meter() (*Meter, error) {
-	m := &Meter{group: g.name}
+	m := &Meter{group: g.name, charged: -1}
 	counters := v2Counters
 	if g.tree.h.version() == 1 {
 		counters = v1Counters
@@ -102,6 +103,9 @@ func (g *Group) Meter() (*Meter, error) {
 			return nil, errors.Join(fmt.Errorf("usage of control group %s: %s: %w", g.name, f.path, err), m.Close())
 		}
 		m.files = append(m.files, f)
+		if c.file == chargedFile(g.tree.h.version()) {
+			m.charged = f.fd
+		}
 	}
 	return m, nil
 }

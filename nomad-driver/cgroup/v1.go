@@ -27,7 +27,7 @@ type v1 struct {
 	}
 }
 
-var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio"}
+var v1Controllers = []string{"freezer", "cpu", "cpuacct", "memory", "pids", "devices", "blkio", "cpuset"}
 
 const (
 	v1Period = 100_000 // µs
@@ -42,6 +42,9 @@ func newV1(root string) (*v1, error) {
 			continue
 		}
 		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err != nil {
+			continue
+		}
+		if c == "cpuset" && !usableCpuset(dir) {
 			continue
 		}
 		h.dirs[c] = dir
@@ -59,7 +62,7 @@ func (h *v1) version() int    { return 1 }
 func (h *v1) roots() []string { return h.all }
 
 func (h *v1) prepareParent(parent string) error {
-	if err := h.guardParent(parent); err != nil {
+	if err := errors.Join(h.guardParent(parent), h.prepareCpuset(parent)); err != nil {
 		return err
 	}
 	if h.dirs["memory"] == "" {

@@ -71,6 +71,10 @@ type Config struct {
 	SampleInterval time.Duration // between two samples of what a sandbox uses
 	SampleWindow   time.Duration // how far back they are kept while it runs
 
+	// Confine says whether sandboxes that work much in the kernel near their memory limit are kept on as many cores as their processor limit is worth:
+	// ConfineAuto or ConfineOff.
+	Confine string
+
 	Network Network
 
 	Logger hclog.Logger // discards where nil
@@ -116,6 +120,7 @@ func (c *Config) setDefaults() error {
 	set(&c.SampleInterval, DefaultSampleInterval)
 	set(&c.SampleWindow, DefaultSampleWindow)
 	set(&c.Network.Mode, NetworkAuto)
+	set(&c.Confine, ConfineAuto)
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
@@ -149,6 +154,9 @@ func (c *Config) validate() error {
 	}
 	if _, err := disk.ByName(c.DiskLimiter); err != nil {
 		return fmt.Errorf("disk_limiter: %w", err)
+	}
+	if c.Confine != ConfineAuto && c.Confine != ConfineOff {
+		return fmt.Errorf("confine %.20q is neither %s nor %s", c.Confine, ConfineAuto, ConfineOff)
 	}
 	switch c.Network.Mode {
 	case NetworkAuto, NetworkOn, NetworkOff:

@@ -41,6 +41,9 @@ var attacks = []attack{
 // with perf record -a -g beside it.
 var only = flag.String("attack", "", "the one attack of BenchmarkNeighbour to wage")
 
+// confine has the daemon leave attackers on all cores, for a look at what confinement is worth.
+var confine = flag.String("confine", ConfineAuto, "the setting confine of the daemon of BenchmarkNeighbour")
+
 const (
 	neighbourExecs = 300
 	// Between the starts of two execs is at least neighbourRhythm, and neighbourPause times what one takes on this machine: a neighbour that works,
@@ -54,7 +57,9 @@ const (
 // attacker took. The floor is the same attack on a program in a control group of the same limits, without SoulBox, right after it. Run it once: each
 // attack has its own hundreds of execs.
 func BenchmarkNeighbour(b *testing.B) {
-	d := startDaemon(b)
+	config := filepath.Join(shortDir(b), "node.hcl")
+	must.NoError(b, os.WriteFile(config, []byte("confine = \""+*confine+"\"\n"), 0o600))
+	d := startDaemon(b, "-config", config)
 	bomb := filepath.Join(shortDir(b), "bomb")
 	must.NoError(b, sandboxtest.Build(bomb, "./testdata/bomb/main.go"))
 	program, err := os.ReadFile(bomb)

@@ -325,6 +325,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.wg.Go(func() { n.keepHouse(n.ctx) })
 	n.wg.Go(func() { n.watchQuotas(n.ctx) })
 	n.wg.Go(func() { n.sampler.Run(n.ctx) })
+	n.wg.Go(func() { n.watchStrain(n.ctx) })
 	err := n.serve(n.ctx)
 	if cerr := n.Close(); err == nil {
 		err = cerr

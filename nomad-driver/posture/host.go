@@ -62,7 +62,7 @@ func settings(o Options, host hostFiles) []Finding {
 		}
 		out = append(out, f)
 	}
-	return append(out, corePattern(host), terminals(o, host), processor(host), nodeSocket(o, host), listeners(host))
+	return append(out, corePattern(host), terminals(o, host), confinement(host), processor(host), nodeSocket(o, host), listeners(host))
 }
 
 // corePattern: a program that the kernel runs, as the host's root, with what crashed in a sandbox. The limit on core files
@@ -76,6 +76,19 @@ func corePattern(host hostFiles) Finding {
 		return f
 	}
 	f.State, f.Detail = Closed, fmt.Sprintf("is %.100q, and the limit on core files is 0 inside", v)
+	return f
+}
+
+// confinement: a quota of the processor does not stop who works in the kernel. The node keeps such a sandbox on few cores, where it can.
+func confinement(host hostFiles) Finding {
+	f := Finding{ID: "cgroup.cpuset", Title: "work in the kernel on all cores at once"}
+	switch {
+	case host.read("/sys/fs/cgroup/cpuset/cpuset.cpus") != "", slices.Contains(strings.Fields(host.read("/sys/fs/cgroup/cgroup.controllers")), "cpuset"):
+		f.State, f.Detail = Closed, "a sandbox that works much in the kernel near its memory limit is kept on the cores that its processor limit is worth, unless the node's setting confine is off"
+	default:
+		f.State, f.Detail = Mitigated, "there is no cpuset controller: weights and quotas hold, but a quota only once a process leaves the kernel"
+		f.Advice = "mount the controller cpuset, or leave it to cgroup v2"
+	}
 	return f
 }
 

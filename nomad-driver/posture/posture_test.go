@@ -169,16 +169,18 @@ func TestSettings(t *testing.T) {
 	write(t, root, "/proc/sys/kernel/kptr_restrict", "1")
 	write(t, root, "/proc/net/tcp", "  sl  local_address rem_address   st\n   0: 00000000:1226 00000000:0000 0A 0\n   1: 0100007F:2008 00000000:0000 0A 0\n")
 	write(t, root, "/sys/devices/system/cpu/vulnerabilities/mds", "Vulnerable: no microcode")
+	write(t, root, "/sys/fs/cgroup/cgroup.controllers", "cpuset cpu io memory")
 	got := map[string]Finding{}
 	for _, f := range settings(Options{MaxSandbox: 100}, hostFiles{root: root}) {
 		got[f.ID] = f
 	}
 	for id, want := range map[string]State{
 		"kernel.core_pattern": Open, "kernel.pty.max": Open, "kernel.kptr_restrict": Closed, "kernel.yama.ptrace_scope": Mitigated,
-		"host_ports": Mitigated, "processor": Open, "node_socket": Closed,
+		"host_ports": Mitigated, "processor": Open, "node_socket": Closed, "cgroup.cpuset": Closed,
 	} {
 		must.Eq(t, want, got[id].State, must.Sprint(id))
 	}
+	must.Eq(t, Mitigated, confinement(hostFiles{root: t.TempDir()}).State)
 	must.StrContains(t, got["host_ports"].Detail, "nomad http")
 	must.StrNotContains(t, got["host_ports"].Detail, "vault")
 }

@@ -27,6 +27,7 @@ var features = []feature{
 	{"cgroup_cpu", "the cpu controller", false, checkController("cpu")},
 	{"cgroup_memory", "the memory controller", false, checkController("memory")},
 	{"cgroup_pids", "the pids controller", false, checkController("pids")},
+	{"cgroup_cpuset", "the cpuset controller", false, checkController("cpuset")},
 	{"cgroup_freezer", "the freezer controller, or Linux 5.2 with cgroup v2", false, checkFreezer},
 	{"cgroup_kill", "Linux 5.14, cgroup v2", false, checkCgroupKill},
 	{"clone_into_cgroup", "Linux 5.7, cgroup v2", false, checkCloneIntoCgroup},

@@ -52,6 +52,7 @@ type nodeFile struct {
 	DeadlineGrace string        `hcl:"deadline_grace,optional"`
 	SampleEvery   string        `hcl:"sample_interval,optional"`
 	SampleWindow  string        `hcl:"sample_window,optional"`
+	Confine       string        `hcl:"confine,optional"` // auto or off
 	LogLevel      string        `hcl:"log_level,optional"`
 	LogJSON       bool          `hcl:"log_json,optional"`
 	Defaults      *limitsBlock  `hcl:"defaults,block"`
@@ -315,7 +316,7 @@ func (f nodeFile) config() (node.Config, error) {
 		StateDir: f.StateDir, RunDir: f.RunDir, Socket: f.Socket, Address: f.Address, InitPath: f.InitPath, CRIUPath: f.CRIUPath,
 		SnapshotDir: f.SnapshotDir, SnapshotKey: f.SnapshotKey,
 		CgroupParent: f.CgroupParent, ID: api.NodeID(f.NodeID), Name: f.NodeName, Version: version.Version,
-		DiskLimiter: f.DiskLimiter, DiskLimitPolicy: f.DiskPolicy,
+		DiskLimiter: f.DiskLimiter, DiskLimitPolicy: f.DiskPolicy, Confine: f.Confine,
 		MaxSandboxes: f.MaxSandboxes, IDRangeBase: uint32(f.IDRangeBase), DiskReserve: f.DiskReserve, KeepCount: f.KeepCount,
 		Logger: hclog.New(&hclog.LoggerOptions{Name: "soulbox-node", Level: level, JSONFormat: f.LogJSON, Output: os.Stderr}),
 	}
