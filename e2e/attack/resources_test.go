@@ -2,6 +2,7 @@ package attack
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,7 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
@@ -212,6 +215,56 @@ func TestResources(t *testing.T) {
 			a.destroy(t, sb.ID)
 		}
 	})
+}
+
+// A process that waits in the kernel for what no signal ends: the host freezes the file system under it, as for a snapshot of a volume.
+func TestResources_frozen(t *testing.T) {
+	if err := (&disk.LoopImage{}).Probe(""); err != nil {
+		t.Skip(err)
+	}
+	a := newArena(t, func(c *node.Config) { c.DiskLimiter = disk.Image })
+	t.Run("R14_frozen", func(t *testing.T) {
+		j := a.judge(t, "R14", "waiting in the kernel for a frozen file system")
+		defer j.end()
+		sb := a.create(t, func(r *nodeapi.CreateRequest) { r.Limits.DiskBytes = 64 << 20 })
+		a.start(t, sb.ID, "user", "/bin/bash", "-c", "cd; while :; do echo x >> file; done")
+		layer, err := os.Open(a.dir + "/s/sandboxes/" + string(sb.ID))
+		must.NoError(t, err)
+		const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE and FITHAW of linux/fs.h
+		must.NoError(t, unix.IoctlSetInt(int(layer.Fd()), freeze, 0))
+		frozen := true
+		defer func() {
+			if frozen {
+				must.NoError(t, errors.Join(unix.IoctlSetInt(int(layer.Fd()), thaw, 0), layer.Close()))
+			}
+		}()
+		until(t, "the process to wait", func() bool { return a.waits(t, "bash") })
+		begin := time.Now()
+		err = a.node.Delete(t.Context(), sb.ID)
+		took := time.Since(begin)
+		j.inside("default", "write to it", fmt.Sprint("killed: ", err))
+		j.host(api.StatusOf(err) == 503 && strings.Contains(err.Error(), `("bash")`) && took < destroyTime, "destroy says in %s what it waits for, by pid and name", short(took))
+		a.healthy(t, j, "frozen")
+		must.NoError(t, errors.Join(unix.IoctlSetInt(int(layer.Fd()), thaw, 0), layer.Close())) // an open file would keep the mount
+		frozen = false
+		until(t, "its end", func() bool { _, err := a.node.Get(t.Context(), sb.ID); return api.IsNotFound(err) })
+		j.host(!a.waits(t, "bash"), "once it is thawed the processes are reaped and the sandbox is gone")
+	})
+}
+
+// waits reports whether a program of a sandbox is in an uninterruptible sleep.
+func (a *arena) waits(t *testing.T, name string) bool {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	must.NoError(t, err)
+	for _, path := range stats {
+		var st unix.Stat_t
+		b, err := os.ReadFile(path)
+		if err == nil && unix.Stat(filepath.Dir(path), &st) == nil && st.Uid >= idBase && strings.Contains(string(b), " ("+name+") D ") {
+			return true
+		}
+	}
+	return false
 }
 
 // heap is what this process, and with it the node, holds.

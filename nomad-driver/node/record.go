@@ -41,8 +41,10 @@ type record struct {
 	Ref     sandbox.Ref         `json:"ref"`
 	Logs    *nodeapi.LogTargets `json:"logs,omitempty"`
 	Stop    *stopIntent         `json:"stop,omitempty"`
-	Network *nodeapi.Network    `json:"network,omitempty"`
-	Slot    *network.Ref        `json:"network_slot,omitempty"`
+	// Deleting tells that the record goes once the sandbox has ended. Only of a delete that the kernel holds up.
+	Deleting bool             `json:"deleting,omitempty"`
+	Network  *nodeapi.Network `json:"network,omitempty"`
+	Slot     *network.Ref     `json:"network_slot,omitempty"`
 
 	Carried     uint64                  `json:"carried_bytes,omitempty"` // of its network quota, by links that it had before
 	Published   []nodeapi.PublishedPort `json:"published,omitempty"`

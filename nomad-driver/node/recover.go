@@ -39,6 +39,7 @@ func (n *Node) recover() error {
 	var lost sync.Map // ids whose sandbox cannot be opened
 	for _, rec := range recs {
 		b := newBox(*rec)
+		b.deleting = rec.Deleting
 		close(b.created)
 		n.boxes[b.id] = b
 		if rec.Released {
@@ -73,6 +74,9 @@ func (n *Node) recover() error {
 		n.republish(b)
 		if err, ok := lost.Load(b.id); ok {
 			n.giveUp(b, err.(error)) //nolint:forcetypeassert // stored above
+		}
+		if b.deleting { // the API, which deletes, does not answer yet
+			n.wg.Go(func() { n.remove(b) })
 		}
 	}
 	n.sweepCheckpoints()

@@ -21,7 +21,7 @@ const (
 	pumpGrace = 2 * time.Second
 )
 
-// Stop ends a sandbox and returns it when it has stopped. When ctx ends earlier the stop goes on.
+// Stop ends a sandbox and returns it when it has stopped. When ctx ends earlier, or the kernel does not let go of a process, the stop goes on.
 func (n *Node) Stop(ctx context.Context, id api.SandboxID, req nodeapi.StopRequest) (nodeapi.Sandbox, error) {
 	if req.Signal == 0 {
 		req.Signal = int(unix.SIGTERM)
@@ -45,11 +45,10 @@ func (n *Node) Stop(ctx context.Context, id api.SandboxID, req nodeapi.StopReque
 	case <-ctx.Done():
 		return nodeapi.Sandbox{}, ctx.Err()
 	}
-	if n.beginStop(b, stopIntent{Reason: req.Reason, Signal: req.Signal, KillAt: time.Now().Add(req.Timeout).UTC().Round(0)}) {
-		select {
-		case <-b.stopped:
-		case <-ctx.Done():
-			return nodeapi.Sandbox{}, ctx.Err()
+	killAt := time.Now().Add(req.Timeout)
+	if n.beginStop(b, stopIntent{Reason: req.Reason, Signal: req.Signal, KillAt: killAt.UTC().Round(0)}) {
+		if err := n.awaitEnd(ctx, b, b.stopped, killAt); err != nil {
+			return nodeapi.Sandbox{}, err
 		}
 	}
 	sb := b.view()
@@ -120,7 +119,7 @@ func (n *Node) end(inst instance, intent stopIntent) {
 		if err == nil || waitFor(n.ctx, inst.Done(), time.Second) {
 			return
 		}
-		n.log.Error("sandbox cannot be killed yet", "sandbox", inst.Ref().ID, "error", err)
+		n.log.Error("sandbox cannot be killed yet", "sandbox", inst.Ref().ID, "error", err, "stuck", stuckText(stuckOf(inst)))
 	}
 }
 
@@ -269,7 +268,8 @@ func (n *Node) release(b *box) {
 	close(b.released)
 }
 
-// Delete ends a sandbox at once if it still runs, and returns when nothing of it is left, its record included.
+// Delete ends a sandbox at once if it still runs, and returns when nothing of it is left, its record included. When ctx ends earlier, or the kernel does not let go of a
+// process, the removal goes on.
 func (n *Node) Delete(ctx context.Context, id api.SandboxID) error {
 	b, err := n.box(id)
 	if err != nil {
@@ -284,14 +284,7 @@ func (n *Node) Delete(ctx context.Context, id api.SandboxID) error {
 		abort()
 		n.wg.Go(func() { n.remove(b) })
 	}
-	select {
-	case <-b.removed:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err() // the removal goes on
-	case <-n.ctx.Done():
-		return n.ctx.Err()
-	}
+	return n.awaitEnd(ctx, b, b.removed, time.Now())
 }
 
 func (n *Node) remove(b *box) {
