@@ -92,7 +92,8 @@ type AutopilotState struct {
 	Servers          []AutopilotServer `json:"servers"`
 }
 
-// AutopilotConfig is the answer of GET /v1/operator/autopilot/configuration: the settings of the server that leads, which are those of its file.
+// AutopilotConfig is the answer of GET /v1/operator/autopilot/configuration: the settings of the cluster, which are those of the file of the server that leads until they
+// are changed.
 type AutopilotConfig struct {
 	CleanupDeadServers bool `json:"cleanup_dead_servers"`
 	// DeadServerLastContactMs is how long a server must be silent until it is removed.
@@ -101,6 +102,23 @@ type AutopilotConfig struct {
 	MaxTrailingLogs           uint64 `json:"max_trailing_logs"`         // of a healthy server
 	MinQuorum                 uint   `json:"min_quorum"`                // voters that there are left after a removal
 	ServerStabilizationTimeMs int64  `json:"server_stabilization_time_ms"`
+}
+
+// AutopilotChange is PUT /v1/operator/autopilot/configuration, answered with AutopilotConfig: what is left out stays. From then on it is what all servers go by, and
+// their files count no more.
+type AutopilotChange struct {
+	CleanupDeadServers        *bool   `json:"cleanup_dead_servers,omitempty"`
+	DeadServerLastContactMs   *int64  `json:"dead_server_last_contact_threshold_ms,omitempty"`
+	LastContactMs             *int64  `json:"last_contact_threshold_ms,omitempty"`
+	MaxTrailingLogs           *uint64 `json:"max_trailing_logs,omitempty"`
+	MinQuorum                 *uint   `json:"min_quorum,omitempty"`
+	ServerStabilizationTimeMs *int64  `json:"server_stabilization_time_ms,omitempty"`
+}
+
+// SetAutopilotConfig changes by which rules the servers of the control service are kept.
+func (c *Client) SetAutopilotConfig(ctx context.Context, change AutopilotChange) (AutopilotConfig, error) {
+	var out AutopilotConfig
+	return out, c.call(ctx, http.MethodPut, operatorAutopilotConfig, nil, change, &out)
 }
 
 // AutopilotState returns how the servers of the control service are.

@@ -43,7 +43,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"pool", "pool list", "pool info", "pool create", "pool update", "pool delete",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
 		"operator", "operator snapshot", "operator snapshot save", "operator snapshot inspect", "operator snapshot restore", "operator raft", "operator raft list-peers", "operator raft remove-peer",
-		"operator autopilot", "operator autopilot state", "operator autopilot config",
+		"operator autopilot", "operator autopilot state", "operator autopilot config", "operator autopilot set-config",
 		"quota", "quota get", "quota set", "quota usage",
 		"sandbox limits", "sandbox pause", "sandbox resume", "sandbox fork",
 		"snapshot", "snapshot create", "snapshot list", "snapshot info", "snapshot restore", "snapshot delete",

@@ -21,6 +21,7 @@ func operatorCommands() map[string]func(*Env) *command {
 		"operator snapshot inspect": operatorInspectCommand, "operator snapshot restore": operatorRestoreCommand,
 		"operator raft": operatorRaftCommand, "operator raft list-peers": operatorPeersCommand, "operator raft remove-peer": operatorRemoveCommand,
 		"operator autopilot": operatorAutopilotCommand, "operator autopilot state": autopilotStateCommand, "operator autopilot config": autopilotConfigCommand,
+		"operator autopilot set-config": autopilotSetCommand,
 	}
 }
 

@@ -150,6 +150,7 @@ var operations = map[string]operationDoc{
 	"GET /v1/operator/raft":                    {summary: "The servers of the control service, and which of them answer", out: api.ControlServers{}},
 	"GET /v1/operator/autopilot/state":         {summary: "How the servers of the control service are", out: api.AutopilotState{}},
 	"GET /v1/operator/autopilot/configuration": {summary: "By which rules servers get votes and are removed", out: api.AutopilotConfig{}},
+	"PUT /v1/operator/autopilot/configuration": {summary: "Change by which rules servers get votes and are removed", in: api.AutopilotChange{}, out: api.AutopilotConfig{}},
 	"DELETE /v1/operator/raft/{server}":        {summary: "Take a server that will not come back out of the cluster"},
 	"GET /v1/operator/snapshot":                {summary: "Save everything that the service keeps, secrets included", media: "application/octet-stream"},
 	"PUT /v1/operator/snapshot":                {summary: "Put a backup in the place of everything that the service keeps", media: "application/octet-stream", out: api.Restored{}},

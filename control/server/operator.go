@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/state"
@@ -67,6 +68,7 @@ type Servers interface {
 	RemoveServer(ctx context.Context, id string) error
 	AutopilotState() (state.AutopilotState, error)
 	AutopilotConfig() state.Autopilot
+	SetAutopilot(ctx context.Context, change func(*state.Autopilot)) (state.Autopilot, error)
 }
 
 // controlServers is GET /v1/operator/raft.
@@ -151,10 +153,51 @@ func (s *Server) autopilotConfig(w http.ResponseWriter, _ *http.Request) error {
 	if s.cfg.Servers == nil {
 		return errNoServers
 	}
-	c := s.cfg.Servers.AutopilotConfig()
-	writeJSON(w, http.StatusOK, api.AutopilotConfig{
+	writeJSON(w, http.StatusOK, autopilotView(s.cfg.Servers.AutopilotConfig()))
+	return nil
+}
+
+// setAutopilot is PUT /v1/operator/autopilot/configuration.
+func (s *Server) setAutopilot(w http.ResponseWriter, r *http.Request) error {
+	if s.cfg.Servers == nil {
+		return errNoServers
+	}
+	var in api.AutopilotChange
+	if err := s.decodeBody(w, r, maxJSONBytes, false, &in); err != nil {
+		return err
+	}
+	got, err := s.cfg.Servers.SetAutopilot(r.Context(), func(a *state.Autopilot) {
+		ms := func(to *time.Duration, n *int64) {
+			if n != nil {
+				*to = time.Duration(min(max(*n, -1), maxAutopilotMs)) * time.Millisecond
+			}
+		}
+		ms(&a.DeadAfter, in.DeadServerLastContactMs)
+		ms(&a.LastContact, in.LastContactMs)
+		ms(&a.Stabilization, in.ServerStabilizationTimeMs)
+		setIf(&a.CleanupDeadServers, in.CleanupDeadServers)
+		setIf(&a.MaxTrailingLogs, in.MaxTrailingLogs)
+		setIf(&a.MinQuorum, in.MinQuorum)
+	})
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, autopilotView(got))
+	return nil
+}
+
+// maxAutopilotMs bounds what a client says of a time: ten years.
+const maxAutopilotMs = 10 * 365 * 24 * 3600 * 1000
+
+func setIf[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+func autopilotView(c state.Autopilot) api.AutopilotConfig {
+	return api.AutopilotConfig{
 		CleanupDeadServers: c.CleanupDeadServers, DeadServerLastContactMs: c.DeadAfter.Milliseconds(), LastContactMs: c.LastContact.Milliseconds(),
 		MaxTrailingLogs: c.MaxTrailingLogs, MinQuorum: c.MinQuorum, ServerStabilizationTimeMs: c.Stabilization.Milliseconds(),
-	})
-	return nil
+	}
 }

@@ -199,6 +199,7 @@ func TestRights_ofTheBuiltinRoles(t *testing.T) {
 		{operator, "GET", "/v1/operator/snapshot", "", 403},
 		{viewer, "GET", "/v1/operator/autopilot/state", "", 403},
 		{viewer, "GET", "/v1/operator/autopilot/configuration", "", 403},
+		{operator, "PUT", "/v1/operator/autopilot/configuration", `{}`, 403},
 		{operator, "GET", "/v1/operator/autopilot/state", "", 501}, // there is no cluster of servers here
 		{x.key("acme", rbac.RoleTenantAdmin), "GET", "/v1/operator/snapshot", "", 403},
 		{x.key("acme", rbac.RoleTenantAdmin), "PUT", "/v1/operator/snapshot", "x", 403},

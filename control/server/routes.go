@@ -188,6 +188,7 @@ func (s *Server) routes() []route {
 		{pattern: "GET /v1/operator/raft", handle: s.controlServers, needs: can(rbac.System, rbac.Read)},
 		{pattern: "GET /v1/operator/autopilot/state", handle: s.autopilotState, needs: can(rbac.System, rbac.Read)},
 		{pattern: "GET /v1/operator/autopilot/configuration", handle: s.autopilotConfig, needs: can(rbac.System, rbac.Read)},
+		{pattern: "PUT /v1/operator/autopilot/configuration", handle: s.setAutopilot, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "DELETE /v1/operator/raft/{server}", handle: s.removeControlServer, needs: can(rbac.System, rbac.Admin)},
 		{pattern: "PUT /v1/templates/{name}", handle: s.importTemplate, stream: true, needs: can(rbac.Template, rbac.Create)},
 		{pattern: "PUT /v1/templates/{name}/network", handle: s.templateNetwork, needs: can(rbac.Template, rbac.Update)},

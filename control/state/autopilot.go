@@ -2,6 +2,8 @@ package state
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,18 +17,18 @@ import (
 // Autopilot says how the server that leads keeps the cluster well.
 type Autopilot struct {
 	// CleanupDeadServers has servers removed that were silent for DeadAfter, unless fewer than MinQuorum voters would be left.
-	CleanupDeadServers bool
+	CleanupDeadServers bool `codec:"cleanup_dead_servers" json:"cleanup_dead_servers"`
 	// DeadAfter is how long a server must be silent until it counts as gone for good.
-	DeadAfter time.Duration
+	DeadAfter time.Duration `codec:"dead_after" json:"dead_after"`
 	// LastContact is how long a server may go without the one that leads and be healthy.
-	LastContact time.Duration
+	LastContact time.Duration `codec:"last_contact" json:"last_contact"`
 	// MaxTrailingLogs is how many entries of the log a healthy server may lag behind.
-	MaxTrailingLogs uint64
+	MaxTrailingLogs uint64 `codec:"max_trailing_logs" json:"max_trailing_logs"`
 	// MinQuorum is how many voters there must be left after a removal.
-	MinQuorum uint
+	MinQuorum uint `codec:"min_quorum" json:"min_quorum"`
 	// Stabilization is how long a server that has joined must be healthy until it gets a vote. It does not count while the one that leads has led for
 	// less.
-	Stabilization time.Duration
+	Stabilization time.Duration `codec:"stabilization" json:"stabilization"`
 }
 
 // DefaultAutopilot returns the settings of a cluster that says nothing.
@@ -122,8 +124,74 @@ func (s *Server) runAutopilot(ctx context.Context) {
 	s.pilot.mu.Unlock()
 }
 
-// AutopilotConfig returns the settings of this server, which count while it leads.
-func (s *Server) AutopilotConfig() Autopilot { return *s.cfg.Autopilot }
+// metaAutopilot is the name of the row with the settings.
+const metaAutopilot = "autopilot"
+
+// AutopilotPut sets how the cluster is kept, in place of the settings that were recorded at IfIndex; 0: of none, when those of the servers' files count. Others by now are
+// ErrConflict.
+type AutopilotPut struct {
+	Settings Autopilot `codec:"settings"`
+	IfIndex  uint64    `codec:"if_index"`
+}
+
+func (*AutopilotPut) kind() commandType { return typeAutopilotPut }
+
+func (c *AutopilotPut) check() error {
+	if err := c.Settings.Check(); err != nil {
+		return limitErrorf("autopilot", "%s", strings.TrimPrefix(err.Error(), "autopilot: "))
+	}
+	return nil
+}
+
+func (c *AutopilotPut) apply(tx *writeTx) (Result, error) {
+	old, err := first[metaRow](tx.txn, tableMeta, metaAutopilot)
+	if err != nil {
+		return Result{}, err
+	}
+	if have := indexOf(old); have != c.IfIndex {
+		return Result{}, fmt.Errorf("the autopilot's settings were changed at %d: %w", have, ErrConflict)
+	}
+	b, err := json.Marshal(c.Settings)
+	if err != nil {
+		return Result{}, err
+	}
+	if err := tx.txn.Insert(tableMeta, &metaRow{Name: metaAutopilot, Index: tx.index, Value: string(b)}); err != nil {
+		return Result{}, fmt.Errorf("write the autopilot's settings: %w", err)
+	}
+	return Result{Changed: 1}, nil
+}
+
+// AutopilotConfig returns the settings that count: those that were set, or else those of the file of this server, while it leads.
+func (s *Server) AutopilotConfig() Autopilot {
+	a, _ := s.autopilotConfig()
+	return a
+}
+
+// autopilotConfig also returns when they were set; 0: they are the file's.
+func (s *Server) autopilotConfig() (Autopilot, uint64) {
+	a := *s.cfg.Autopilot
+	row, err := first[metaRow](s.read(), tableMeta, metaAutopilot)
+	if err != nil || row == nil {
+		return a, 0
+	}
+	if err := json.Unmarshal([]byte(row.Value), &a); err != nil { // never: AutopilotPut has written it
+		s.log.Error("the autopilot's settings cannot be read, those of the file count", "error", err)
+		return *s.cfg.Autopilot, row.Index
+	}
+	return a, row.Index
+}
+
+// SetAutopilot changes the settings of the cluster, and returns what they are. This server must lead. Of two changes at a time the later one sees the earlier.
+func (s *Server) SetAutopilot(ctx context.Context, change func(*Autopilot)) (Autopilot, error) {
+	for {
+		a, index := s.autopilotConfig()
+		change(&a)
+		_, err := s.Apply(ctx, &AutopilotPut{Settings: a, IfIndex: index})
+		if !errors.Is(err, ErrConflict) || ctx.Err() != nil {
+			return a, err
+		}
+	}
+}
 
 // AutopilotState returns how the cluster is. This server must lead; ErrNoLeader is also the answer while it has not looked yet.
 func (s *Server) AutopilotState() (AutopilotState, error) {
@@ -171,7 +239,7 @@ var _ autopilot.ApplicationIntegration = delegate{}
 
 // AutopilotConfig implements autopilot.ApplicationIntegration.
 func (d delegate) AutopilotConfig() *autopilot.Config {
-	c := d.s.cfg.Autopilot
+	c := d.s.AutopilotConfig()
 	return &autopilot.Config{
 		CleanupDeadServers: c.CleanupDeadServers, LastContactThreshold: c.LastContact, MaxTrailingLogs: c.MaxTrailingLogs,
 		MinQuorum: c.MinQuorum, ServerStabilizationTime: c.Stabilization,
@@ -188,9 +256,10 @@ func (d delegate) KnownServers() map[raft.ServerID]*autopilot.Server {
 	if err != nil {
 		return out
 	}
+	dead := d.s.AutopilotConfig().DeadAfter
 	for _, p := range list {
 		status := autopilot.NodeAlive
-		if d.s.silent.since(p.ID) >= d.s.cfg.Autopilot.DeadAfter {
+		if d.s.silent.since(p.ID) >= dead {
 			status = autopilot.NodeFailed
 		}
 		out[p.ID] = &autopilot.Server{

@@ -92,17 +92,35 @@ func (s *Server) Restore(ctx context.Context, r io.Reader) (Backup, error) {
 	if _, err := spool.Seek(0, io.SeekStart); err != nil {
 		return Backup{}, fmt.Errorf("restore: %w", err)
 	}
+	own, err := s.clusterID()
+	if err != nil {
+		return Backup{}, err
+	}
+	if err := s.install(b, spool); err != nil {
+		return Backup{}, err
+	}
+	s.log.Warn("the state was replaced by a backup", "index", b.Index, "made_at", b.At, "made_by", b.Server)
+	if got, err := s.clusterID(); own == "" || err == nil && got == own {
+		return b, nil
+	}
+	// The servers stay the cluster that they were, whosever backup it is.
+	if _, err := s.Apply(context.WithoutCancel(ctx), &ClusterPut{ID: own, Again: true}); err != nil {
+		return b, fmt.Errorf("restore: the state is there, with the id of the cluster that the backup is of: %w", err)
+	}
+	return b, nil
+}
+
+func (s *Server) install(b Backup, spool io.Reader) error {
 	s.calls.RLock()
 	defer s.calls.RUnlock()
 	if s.closed {
-		return Backup{}, errClosed
+		return errClosed
 	}
 	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: b.Index, Size: b.Bytes}
 	if err := s.raft.Restore(meta, bufio.NewReader(spool), restoreTimeout); err != nil {
-		return Backup{}, fmt.Errorf("restore: %w", raftError(err))
+		return fmt.Errorf("restore: %w", raftError(err))
 	}
-	s.log.Warn("the state was replaced by a backup", "index", b.Index, "made_at", b.At, "made_by", b.Server)
-	return b, nil
+	return nil
 }
 
 // readBackup copies the snapshot of a backup to w while it checks all of it.

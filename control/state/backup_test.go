@@ -63,9 +63,10 @@ func TestBackup_restoresEverythingAndForgetsWhatCameAfter(t *testing.T) {
 		must.StrNotHasPrefix(t, "restore-", e.Name())
 	}
 
-	// Another cluster takes it as well.
+	// Another server takes it as well. Of another cluster, it would keep the id of that.
 	other := open(t, Config{Dir: t.TempDir()})
 	defer other.Close()
+	mustApply(t, other, &ClusterPut{ID: s.known.get(), Again: true})
 	must.NoError(t, second(other.Restore(t.Context(), bytes.NewReader(backup))))
 	must.Eq(t, want, dump(t, other))
 }

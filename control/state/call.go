@@ -30,6 +30,8 @@ type joinRequest struct {
 	ID    string `json:"id"`
 	Addr  string `json:"address"`
 	Fresh bool   `json:"fresh"`
+	// Cluster is whose state it has; empty: none, or one of before there were ids.
+	Cluster string `json:"cluster,omitempty"`
 }
 
 // callFailed is the answer to a call that was refused.
@@ -44,6 +46,7 @@ type statsAnswer struct {
 	LastTerm      uint64  `json:"last_term"`
 	LastIndex     uint64  `json:"last_index"`
 	Tables        uint64  `json:"tables"` // index of the last entry that changed its tables
+	Cluster       string  `json:"cluster,omitempty"`
 }
 
 type peerKey struct{}
@@ -71,7 +74,7 @@ func (s *Server) Called(w http.ResponseWriter, r *http.Request) {
 		if st.LastContact < 0 {
 			ms = -1
 		}
-		answer(w, http.StatusOK, statsAnswer{ID: s.cfg.ServerID, LastContactMs: ms, LastTerm: st.LastTerm, LastIndex: st.LastIndex, Tables: s.Index()})
+		answer(w, http.StatusOK, statsAnswer{ID: s.cfg.ServerID, LastContactMs: ms, LastTerm: st.LastTerm, LastIndex: st.LastIndex, Tables: s.Index(), Cluster: s.known.get()})
 	default:
 		answer(w, http.StatusNotFound, callFailed{Message: fmt.Sprintf("%s %.100q is nothing that servers ask each other", r.Method, r.URL.Path)})
 	}
@@ -119,6 +122,9 @@ func (s *Server) answerJoin(w http.ResponseWriter, r *http.Request) {
 func (s *Server) mayJoin(ctx context.Context, req joinRequest) error {
 	if req.ID == "" || len(req.ID) > 64 {
 		return fmt.Errorf("%w: its id has not 1 to 64 characters", errJoin)
+	}
+	if err := differs(req.Cluster, "server "+req.ID, s.known.get(), "server "+s.cfg.ServerID+", which it asks,"); err != nil {
+		return fmt.Errorf("%w: %w", errJoin, err)
 	}
 	host, port, err := net.SplitHostPort(req.Addr)
 	if ip := net.ParseIP(host); err != nil || host == "" || port == "" || len(req.Addr) > 300 || ip != nil && ip.IsUnspecified() {

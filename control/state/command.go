@@ -59,6 +59,8 @@ const (
 	typePoolCount         commandType = 118
 	typeNodePut           commandType = 128
 	typeNodeFence         commandType = 129
+	typeClusterPut        commandType = 130
+	typeAutopilotPut      commandType = 131
 	typeSecretPut         commandType = 144
 	typeSecretDelete      commandType = 145
 )
@@ -83,6 +85,8 @@ var commands = map[commandType]func() Command{
 	typeKeyDelete:         func() Command { return new(KeyDelete) },
 	typeKeyBootstrap:      func() Command { return new(KeyBootstrap) },
 	typeRingPut:           func() Command { return new(RingPut) },
+	typeClusterPut:        func() Command { return new(ClusterPut) },
+	typeAutopilotPut:      func() Command { return new(AutopilotPut) },
 	typeTemplatePut:       func() Command { return new(TemplatePut) },
 	typeTemplateDelete:    func() Command { return new(TemplateDelete) },
 	typeTemplatePublish:   func() Command { return new(TemplatePublish) },

@@ -12,6 +12,7 @@ import (
 // fsm applies the log to the tables. Raft calls it from one goroutine at a time.
 type fsm struct {
 	store *Store
+	known *knownCluster
 }
 
 var _ raft.FSM = (*fsm)(nil)
@@ -30,8 +31,13 @@ func (f *fsm) Apply(entry *raft.Log) any {
 		panic(fmt.Sprintf("state: entry %d of the log: %v; a newer version of SoulBox wrote it: start that version", entry.Index, err))
 	}
 	r, err := f.store.apply(entry.Index, c)
-	if commandType(entry.Data[0]) == typeSlotClaim {
+	switch commandType(entry.Data[0]) {
+	case typeSlotClaim:
 		failpoint.At("claim.applied")
+	case typeClusterPut:
+		if kerr := f.learnCluster(); err == nil {
+			err = kerr
+		}
 	}
 	return outcome{result: r, err: err}
 }
@@ -49,7 +55,16 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		return fmt.Errorf("restore snapshot: %w", err)
 	}
 	f.store.replace(db)
-	return nil
+	return f.learnCluster()
+}
+
+// learnCluster keeps whose state this is beside it.
+func (f *fsm) learnCluster() error {
+	id, err := f.store.clusterID()
+	if err == nil && f.known != nil {
+		err = f.known.learn(id)
+	}
+	return err
 }
 
 // skipFSM has no tables: raft wants an FSM to look up the servers of a stored configuration.

@@ -94,6 +94,7 @@ func script() []Command {
 	}
 	list = append(list, identityScript(len(list))...)
 	list = append(list, ringScript()...)
+	list = append(list, clusterScript()...)
 	list = append(list, quotaScript()...)
 	list = append(list, poolScript()...)
 	list = append(list, nodeScript()...)
@@ -132,6 +133,9 @@ func open(t testing.TB, cfg Config) *Server {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	must.NoError(t, s.WaitLeader(ctx))
+	if s.alone { // its first entry is there, too
+		until(t, "the cluster to have an id", func() bool { return s.known.get() != "" })
+	}
 	return s
 }
 

@@ -74,7 +74,7 @@ func (s *Server) askToJoin(ctx context.Context) (string, error) {
 	if len(addrs) == 0 && err == nil {
 		errs = append(errs, errors.New("no other server is known"))
 	}
-	req := joinRequest{ID: s.cfg.ServerID, Addr: s.RaftAddr(), Fresh: s.fresh()}
+	req := joinRequest{ID: s.cfg.ServerID, Addr: s.RaftAddr(), Fresh: s.fresh(), Cluster: s.known.get()}
 	for _, addr := range addrs {
 		for hops := 0; addr != "" && hops < 2; hops++ {
 			lead, err := s.askJoin(ctx, addr, req)

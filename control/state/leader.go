@@ -35,6 +35,7 @@ func (s *Server) startTerm(parent context.Context) func() {
 			return
 		}
 		s.setLeadership(func(l *Leadership) { l.Here = ctx.Err() == nil })
+		s.nameCluster(ctx)
 		var pilot sync.WaitGroup
 		defer pilot.Wait()
 		if !s.alone {

@@ -31,6 +31,7 @@ type Server struct {
 	rounds rounds
 	silent silent
 	pilot  pilot
+	known  *knownCluster
 	asking *http.Transport // for calls to other servers
 	cancel context.CancelFunc
 	leads  sync.WaitGroup // the goroutines that follow the leadership, and ask the others for it
@@ -73,7 +74,13 @@ func Open(cfg Config) (_ *Server, err error) {
 			return nil, err
 		}
 	}
+	if s.known, err = openKnownCluster(cfg.Dir); err != nil {
+		return nil, err
+	}
 	if err := s.openTransport(); err != nil {
+		return nil, err
+	}
+	if err := s.sameCluster(context.Background()); err != nil {
 		return nil, err
 	}
 	if err := s.startRaft(); err != nil {
@@ -126,7 +133,7 @@ func (s *Server) startRaft() error {
 		}
 		rc = s.cfg.raftConfig(servers, notify)
 	}
-	if s.raft, err = raft.NewRaft(rc, &fsm{store: s.Store}, cache, s.stores.stable, s.stores.snaps, s.transport); err != nil {
+	if s.raft, err = raft.NewRaft(rc, &fsm{store: s.Store, known: s.known}, cache, s.stores.stable, s.stores.snaps, s.transport); err != nil {
 		return fmt.Errorf("start raft: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
