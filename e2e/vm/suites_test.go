@@ -50,7 +50,10 @@ var networkModules = []string{
 
 // checkpointSuites need CRIU, which the machine gets from the stack.
 var checkpointSuites = []suite{
-	{"nomad-driver/sandbox", "TestRestore_isAsHardAsACreate", []string{"TestRestore_isAsHardAsACreate"}},
+	{"nomad-driver/checkpoint/pager", "TestRun", []string{"TestRun_servesWhatChanges"}},
+	{"nomad-driver/sandbox", "TestRestore_isAsHardAsACreate|TestCheckpoint_memoryCopiedAhead|TestCopyAhead", []string{
+		"TestRestore_isAsHardAsACreate", "TestCheckpoint_memoryCopiedAheadIsThatOfTheDump", "TestCopyAhead_mayBeKilled",
+	}},
 }
 
 // criuDir is where the machine has CRIU, if it has it.

@@ -32,6 +32,7 @@ type Engine struct {
 	kerndat []byte // what CRIU knows of the kernel; nil: it asks each time
 	slow    error  // why so
 	lazy    error  // why memory comes back at once; nil: it need not
+	ahead   error  // why no memory can be copied before a dump; nil: it can
 }
 
 // Open looks for CRIU: at path, or where that is empty on PATH.

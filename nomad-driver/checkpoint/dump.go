@@ -36,6 +36,8 @@ type DumpOptions struct {
 	Exit string
 	// Started is called with CRIU's process once it runs.
 	Started func(p *os.Process) error
+	// Ahead is memory that was copied before; nil: none was. Its folder is beside that of the images, which are not whole before Merge.
+	Ahead *Ahead
 }
 
 // Dump describes a finished dump: what a restore must bring along. It is part of the manifest.
@@ -120,6 +122,13 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key()))
 	}
 	opts.External = append(opts.External, d.Exit)
+	if o.Ahead != nil {
+		rel, err := filepath.Rel(o.Images, o.Ahead.dir)
+		if err != nil {
+			return d, err
+		}
+		opts.ParentImg, opts.TrackMem = proto.String(rel), proto.Bool(true)
+	}
 	if err := ctx.Err(); err != nil {
 		return d, err
 	}
@@ -127,7 +136,11 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	defer end()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(dumpPatience, end) })()
 	if _, err := e.call(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, started: o.Started}); err != nil {
-		return d, withLog(err, filepath.Join(o.Work, dumpLog))
+		err = withLog(err, filepath.Join(o.Work, dumpLog))
+		if ce := (*Error)(nil); o.Ahead != nil && errors.As(err, &ce) && !ce.Ended && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", ErrAhead, err)
+		}
+		return d, err
 	}
 	if err := ctx.Err(); err != nil {
 		return d, err

@@ -25,10 +25,14 @@ const (
 	maxKerndat  = 64 << 10
 )
 
+// errUntracked tells why no memory is copied ahead.
+var errUntracked = errors.New("the kernel does not track which pages are written to (CONFIG_MEM_SOFT_DIRTY)")
+
 // learn has CRIU ask the kernel, and keeps what it was told for those that come after it.
 func (e *Engine) learn(ctx context.Context) error {
 	var own *os.File
-	_, err := e.call(ctx, request{
+	e.ahead = errUntracked
+	resp, err := e.call(ctx, request{
 		typ: rpc.CriuReqType_FEATURE_CHECK, features: &rpc.CriuFeatures{MemTrack: proto.Bool(true)},
 		thread: func() (err error) {
 			if err := mountRun(nil); err != nil {
@@ -43,6 +47,9 @@ func (e *Engine) learn(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if resp.GetFeatures().GetMemTrack() {
+		e.ahead = nil
 	}
 	kerndat, err := readAt(own, kerndatName)
 	if err != nil {

@@ -51,6 +51,7 @@ type Error struct {
 	Errno syscall.Errno
 	Msg   string
 	Log   string
+	Ended bool // without an answer, in the midst of its work
 }
 
 func (e *Error) Error() string {
@@ -216,7 +217,7 @@ func converse(sk *os.File, criu int, r request) (*rpc.CriuResp, error) {
 			err = io.EOF
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrDeadlineExceeded) {
-			return nil, &Error{Op: opName(r.typ), Msg: "it ended without an answer"}
+			return nil, &Error{Op: opName(r.typ), Msg: "it ended without an answer", Ended: true}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("hear criu: %w", err)

@@ -126,7 +126,7 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 	if err := errors.Join(os.MkdirAll(home, 0o700), os.RemoveAll(temp), os.RemoveAll(done)); err != nil {
 		return fmt.Errorf("checkpoint of %s: %w", b.id, err)
 	}
-	d, err := inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(temp), n.noteCRIU(home))
+	d, err := inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(temp), nil, n.noteCRIU(home))
 	if err != nil {
 		return err
 	}

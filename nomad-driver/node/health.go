@@ -46,10 +46,15 @@ func (n *Node) runtimeCheck() nodeapi.Check {
 
 func (n *Node) checkpointCheck() nodeapi.Check {
 	switch {
-	case n.engine != nil && n.engine.Lazy() != nil:
-		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; all memory comes back at once: %v", n.engine.Version(), n.engine.Lazy())
 	case n.engine != nil:
-		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; large memory comes back while the sandbox runs", n.engine.Version())
+		back, ahead := "large memory comes back while the sandbox runs", "most of it is copied before a snapshot"
+		if err := n.engine.Lazy(); err != nil {
+			back = fmt.Sprintf("all memory comes back at once: %v", err)
+		}
+		if err := n.engine.Ahead(); err != nil {
+			ahead = fmt.Sprintf("it is copied in a snapshot: %v", err)
+		}
+		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; %s; %s", n.engine.Version(), back, ahead)
 	case n.cfg.CRIUPath != "":
 		return warning(nodeapi.CheckCheckpoint, "none, pauses freeze only: %v", n.noEngine)
 	default:

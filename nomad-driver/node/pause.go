@@ -33,7 +33,9 @@ type pausable interface {
 	Thaw(ctx context.Context) error
 	OwnsNetwork() (bool, error)
 	Uncheckpointable() ([]checkpoint.Obstacle, error)
-	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error)
+	// CopyAhead copies memory while the instance runs, for a Checkpoint that follows at once; nil: it does not.
+	CopyAhead(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, least int64) (*checkpoint.Ahead, error)
+	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, ahead *checkpoint.Ahead, started func(*os.Process) error) (checkpoint.Dump, error)
 	SyncLayer(also ...string) error
 	End(ctx context.Context) error // leaves nothing but the writable layer; may be repeated until it returns nil
 	Wake(ctx context.Context, env []string) error

@@ -210,6 +210,18 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 	return snapshotOf(m)
 }
 
+// copyAhead copies memory of a sandbox that runs, so that it stands still for a shorter time. Nil: it does not. b.turn is held.
+func (n *Node) copyAhead(ctx context.Context, b *box, inst pausable, dir sandbox.CheckpointDir) *checkpoint.Ahead {
+	ahead, err := inst.CopyAhead(ctx, n.engine, dir, 0)
+	if err != nil && ctx.Err() == nil {
+		n.log.Warn("no memory is copied before the snapshot", "sandbox", b.id, "error", err)
+	}
+	if ahead != nil {
+		n.log.Debug("memory is copied before the snapshot", "sandbox", b.id, "bytes", ahead.Bytes, "rounds", ahead.Rounds, "frozen", ahead.Frozen)
+	}
+	return ahead
+}
+
 // copyFrozen copies what a sandbox is while it stands still. b.turn is held.
 func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (d checkpoint.Dump, frozen time.Duration, err error) {
 	if err := n.checkpointable(b); err != nil {
@@ -219,7 +231,17 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 	if err != nil {
 		return d, 0, err
 	}
+	dir := sandbox.CheckpointDir(filepath.Join(home, "c"))
+	var ahead *checkpoint.Ahead
 	if runs {
+		ahead = n.copyAhead(ctx, b, inst, dir)
+		defer func() { // which comes after the thaw
+			if err != nil {
+				err = errors.Join(err, ahead.Remove())
+			} else if ahead != nil {
+				d.Stats.Bytes, err = ahead.Merge(dir.Images())
+			}
+		}()
 		// The record goes on to say that it runs: a daemon that comes after this one thaws it.
 		pctx, cancel := context.WithTimeout(ctx, parkTimeout)
 		err := inst.Park(pctx)
@@ -244,7 +266,15 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
-	if d, err = inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(filepath.Join(home, "c")), n.noteCRIU(home)); err != nil {
+	d, err = inst.Checkpoint(ctx, n.engine, dir, ahead, n.noteCRIU(home))
+	if errors.Is(err, checkpoint.ErrAhead) {
+		n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", err)
+		if err = errors.Join(ahead.Remove(), os.RemoveAll(dir.Images()), inst.Freeze(ctx)); err == nil {
+			ahead = nil
+			d, err = inst.Checkpoint(ctx, n.engine, dir, nil, n.noteCRIU(home))
+		}
+	}
+	if err != nil {
 		return d, 0, err
 	}
 	failpoint.At("snapshot.dumped")

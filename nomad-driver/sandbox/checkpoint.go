@@ -25,12 +25,41 @@ func (d CheckpointDir) Work() string { return filepath.Join(string(d), "work") }
 // after that must not begin before Thaw.
 func (s *Sandbox) Park(ctx context.Context) error { return s.guest.Park(ctx) }
 
+// CopyAhead copies the memory of a running sandbox, for a checkpoint that follows at once. Nil: it does not pay, or cannot be done. The sandbox runs on, and
+// stands still for moments only; where this process is killed meanwhile it may have to be thawed. On error nothing is left of the copy.
+func (s *Sandbox) CopyAhead(ctx context.Context, e *checkpoint.Engine, dir CheckpointDir, least int64) (*checkpoint.Ahead, error) {
+	pids, err := s.group.Processes()
+	if err == nil {
+		err = os.MkdirAll(string(dir), 0o700)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("copy memory of sandbox %s: %w", s.ref.ID, err)
+	}
+	a, err := e.CopyAhead(ctx, checkpoint.AheadOptions{
+		PIDs: pids, Dir: filepath.Join(string(dir), "ahead"), Least: least,
+		Freeze: s.Freeze,
+		Thaw: func(ctx context.Context) error {
+			err := s.group.Thaw(ctx)
+			if err == nil {
+				s.frozen.Store(false)
+			}
+			return err
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("copy memory of sandbox %s: %w", s.ref.ID, err)
+	}
+	return a, nil
+}
+
 // Frozen reports whether Freeze has stopped it.
 func (s *Sandbox) Frozen() bool { return s.frozen.Load() }
 
 // Checkpoint writes the processes of a frozen sandbox to a new folder. They stay frozen, whatever comes of it; so nothing changes
 // between the images and the writable layer until Thaw. On error the folder may be half there.
-func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir CheckpointDir, started func(*os.Process) error) (checkpoint.Dump, error) {
+//
+// With ahead the images lack what was copied ahead until its Merge. An error with checkpoint.ErrAhead says that it may go well without.
+func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir CheckpointDir, ahead *checkpoint.Ahead, started func(*os.Process) error) (checkpoint.Dump, error) {
 	if !s.frozen.Load() {
 		return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: it is not frozen", s.ref.ID)
 	}
@@ -40,7 +69,7 @@ func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir Chec
 		}
 	}
 	d, err := e.Dump(ctx, checkpoint.DumpOptions{
-		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Started: started,
+		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Started: started, Ahead: ahead,
 	})
 	if err != nil {
 		return d, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)

@@ -127,7 +127,7 @@ func roundTrip(t *testing.T, e *checkpoint.Engine, s *sandbox.Sandbox, c sandbox
 	obstacles, err := s.Uncheckpointable()
 	must.NoError(t, err)
 	must.Len(t, 0, obstacles)
-	d, err := s.Checkpoint(ctx, e, dir, nil)
+	d, err := s.Checkpoint(ctx, e, dir, nil, nil)
 	must.NoError(t, err)
 	must.NoError(t, s.End(ctx))
 	r, err := sandbox.Restore(ctx, sandbox.RestoreConfig{Config: c, Engine: e, Dir: dir, Dump: d})

@@ -26,6 +26,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(copierEnv) != "" {
+		if err := copyAndHang(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
 	if os.Getenv(creatorEnv) != "" {
 		os.Exit(createAndHang())
 	}
