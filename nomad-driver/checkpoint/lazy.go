@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,20 @@ type LazyOptions struct {
 	Images string // folder of the images, which stays until every page is there
 	Dir    string // folder for what the page server keeps, which must not be there
 	Least  int64  // bytes; with less memory than that everything comes at once
+	// First is what comes before the rest, of what comes later; nil: nothing in particular.
+	First *Touched
+	// Watch has nothing come unasked for a moment, to see what is touched first.
+	Watch bool
+}
+
+// watchFor is how long Watch goes on: an answer takes a tenth of it, and all memory comes that much later.
+const watchFor = 250 * time.Millisecond
+
+func (o LazyOptions) watch() time.Duration {
+	if o.Watch {
+		return watchFor
+	}
+	return 0
 }
 
 // Lazy is a restore that leaves memory out.
@@ -103,11 +118,14 @@ func (l *Lazy) Serve(ctx context.Context, group Freezer, init string) (p *Pages,
 	return p, err
 }
 
-// insidePIDs maps the pids inside to those of the host.
+// insidePIDs maps the pids inside to those of the host, of processes that have not ended.
 func insidePIDs(pids []int) (map[int]int, error) {
 	out := map[int]int{}
 	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if gone(err) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +173,7 @@ func (l *Lazy) serve(ctx context.Context, device int, inside map[int]int, init s
 	for _, name := range l.thin.files {
 		files = append(files, filepath.Join(l.o.Images, name))
 	}
-	return startPages(ctx, init, l.o.Dir, files, fds, spaces)
+	return startPages(ctx, init, l.o.Dir, files, fds, spaces, l.o.First.order(l.thin), l.o.watch())
 }
 
 // open makes the userfaultfd of a process and has the kernel ask it for all that comes later.

@@ -68,7 +68,7 @@ type note struct {
 const noteVersion = 1
 
 // startPages starts one in a new folder. fds are the userfaultfds of the spaces.
-func startPages(ctx context.Context, init, dir string, files []string, fds []int, spaces []pager.Space) (_ *Pages, err error) {
+func startPages(ctx context.Context, init, dir string, files []string, fds []int, spaces []pager.Space, first []pager.First, watch time.Duration) (_ *Pages, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -78,8 +78,11 @@ func startPages(ctx context.Context, init, dir string, files []string, fds []int
 		spaces[i].FD = pager.StateFD + 1 + len(files) + i
 		at[spaces[i].FD] = fds[i]
 	}
-	if p.state, err = pager.CreateState(filepath.Join(dir, pagesState), len(files), spaces); err != nil {
+	if p.state, err = pager.CreateState(filepath.Join(dir, pagesState), len(files), spaces, first); err != nil {
 		return nil, err
+	}
+	if watch > 0 {
+		p.state.Watch(watch)
 	}
 	p.mu.Lock()
 	err = p.start(ctx, at)
@@ -233,6 +236,20 @@ func FindPages(init, dir string) (*Pages, error) {
 // Faults returns how often a process has waited for a page.
 func (p *Pages) Faults() uint64 { return p.state.Faults() }
 
+// Touched returns which pages were waited for, in order.
+func (p *Pages) Touched() *Touched {
+	t := &Touched{Version: touchedVersion}
+	for _, f := range p.note.Files {
+		t.Files = append(t.Files, filepath.Base(f))
+	}
+	for _, page := range p.state.Touched() {
+		if int(page.File) < len(t.Files) {
+			t.Pages = append(t.Pages, TouchedPage{page.File, page.Page})
+		}
+	}
+	return t
+}
+
 // Wait returns nil when every page is there, or nobody is left who could want one. A server that has ended before is started again. On ErrPagesLost those who
 // wait for a page wait until End.
 func (p *Pages) Wait(ctx context.Context) error {
@@ -316,6 +333,9 @@ func (p *Pages) takeOver(ctx context.Context) error {
 	}
 	return old.kill()
 }
+
+// Close lets go of what this process has of it. Nothing else may be called then but End.
+func (p *Pages) Close() error { return p.state.Close() }
 
 // End ends the server and its keeper. What processes have not got by then they find to be zeros: none of them may run any more.
 func (p *Pages) End() error {

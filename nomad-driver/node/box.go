@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network"
@@ -68,6 +69,7 @@ type box struct {
 	err      error              // of the creation
 	giveUp   context.CancelFunc // ends a checkpoint in the background; nil where there is none
 	paging   *paging            // nil: it has all of its memory
+	snapshot *chunk.Manifest    // that it was made from, if that may be restored again; set before the instance
 	inst     instance
 	slot     *network.Slot    // nil where it has its loopback only
 	asker    *resolver.Client // with slot, as carrier

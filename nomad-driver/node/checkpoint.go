@@ -210,7 +210,7 @@ func (n *Node) restore(ctx context.Context, b *box, deadline time.Time) error {
 	}
 	server := pagesOf(inst)
 	if server != nil {
-		n.page(b, inst, server)
+		n.page(b, inst, server, nil)
 	}
 	failpoint.At("restore.recorded")
 	n.wake(context.WithoutCancel(ctx), b, inst, nil)
@@ -283,7 +283,7 @@ func (n *Node) bringBack(ctx context.Context, rt restorer, b *box) (pausable, er
 	b.mu.Lock()
 	sb, rec := b.rec.Sandbox, b.rec
 	b.mu.Unlock()
-	inst, err := n.restored(ctx, rt, b, home, sandbox.RestoreConfig{
+	inst, err := n.restored(ctx, rt, b, home, nil, sandbox.RestoreConfig{
 		Config: sandbox.Config{
 			ID: b.id, Lower: b.lease.Root, IDBase: rec.IDBase, Limits: sandbox.Limits(sb.Limits), QoS: sandbox.QoS(sb.QoS),
 			Boot: guest.Boot{Hostname: sb.Hostname, Profile: sb.Profile},

@@ -214,7 +214,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 		b.mu.Unlock()
 		server := pagesOf(inst)
 		if server != nil {
-			n.page(b, inst, server)
+			n.page(b, inst, server, b.snapshot)
 		}
 		n.wakeNew(context.WithoutCancel(ctx), b, inst, req.Env)
 		failpoint.At("fork.woken")

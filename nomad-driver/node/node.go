@@ -81,6 +81,8 @@ type Node struct {
 	storeID     string          // of snapshots
 	givenKey    *chunk.GivenKey // of snapshots; nil: it is in a file
 
+	noting sync.Mutex // held over a change of a snapshot's note
+
 	// ctx ends with Run. wg is everything that runs until then.
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
@@ -23,9 +24,11 @@ const (
 // paging is the rest of a restored sandbox's memory on its way.
 type paging struct {
 	server *checkpoint.Pages
-	ending atomic.Bool   // its processes have ended
-	done   chan struct{} // closed when every page is there, or the sandbox has none any more
-	err    error         // set before
+	ending atomic.Bool // its processes have ended
+	// snapshot is what the sandbox was restored from, to whose note is added what it has touched; nil: no snapshot that is restored again.
+	snapshot *chunk.Manifest
+	done     chan struct{} // closed when every page is there, or the sandbox has none any more
+	err      error         // set before
 }
 
 // lazily says how memory comes after a restore from the images in home. Nothing is left there of a page server of before.
@@ -41,16 +44,19 @@ func (n *Node) clearPages(home string) error {
 	dir := filepath.Join(home, pagesDir)
 	p, err := checkpoint.FindPages(n.initProgram, dir)
 	if err == nil && p != nil {
-		err = p.End()
+		err = errors.Join(p.End(), p.Close())
 	}
 	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // restored restores a sandbox, with memory that comes later, or else at once.
-func (n *Node) restored(ctx context.Context, rt restorer, b *box, home string, c sandbox.RestoreConfig) (instance, error) {
+func (n *Node) restored(ctx context.Context, rt restorer, b *box, home string, first *checkpoint.Touched, c sandbox.RestoreConfig) (instance, error) {
 	var err error
 	if c.Lazy, err = n.lazily(home); err != nil {
 		return nil, err
+	}
+	if c.Lazy != nil {
+		c.Lazy.First, c.Lazy.Watch = first, b.snapshot != nil && first == nil
 	}
 	inst, err := rt.Restore(ctx, c)
 	if err == nil || !errors.Is(err, checkpoint.ErrLazy) || ctx.Err() != nil {
@@ -80,9 +86,9 @@ func (n *Node) removeImages(b *box) {
 	}
 }
 
-// page follows a page server to its end, and removes the images then.
-func (n *Node) page(b *box, inst instance, server *checkpoint.Pages) {
-	p := &paging{server: server, done: make(chan struct{})}
+// page follows a page server to its end, and removes the images then. snapshot is what they are of, or nil.
+func (n *Node) page(b *box, inst instance, server *checkpoint.Pages, snapshot *chunk.Manifest) {
+	p := &paging{server: server, snapshot: snapshot, done: make(chan struct{})}
 	b.mu.Lock()
 	b.paging = p
 	b.mu.Unlock()
@@ -95,11 +101,17 @@ func (n *Node) page(b *box, inst instance, server *checkpoint.Pages) {
 		if p.err != nil && !p.ending.Load() {
 			n.loseMemory(b, inst, p)
 		}
+		if p.err == nil && p.snapshot != nil {
+			n.noteTouched(p.snapshot, server.Touched())
+		}
 		n.removeImages(b) // before anybody may put the next checkpoint in their place
 		b.mu.Lock()
 		b.paging = nil
 		b.mu.Unlock()
 		n.log.Debug("memory is there", "sandbox", b.id, "took", time.Since(begin), "faults", server.Faults())
+		if err := server.Close(); err != nil {
+			n.log.Warn("list of pages stays mapped", "sandbox", b.id, "error", err)
+		}
 	})
 }
 
@@ -161,6 +173,6 @@ func (n *Node) takeOverPages(b *box) (bool, error) {
 	if err != nil || server == nil {
 		return false, err
 	}
-	n.page(b, b.inst, server)
+	n.page(b, b.inst, server, nil)
 	return true, nil
 }

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -23,8 +25,9 @@ import (
 // paged is a sandbox with a shell that has 60 MB in one variable, and for each line that it is sent forks with it and tells its sum.
 type paged struct {
 	*daemon
-	sb   nodeapi.Sandbox
-	want string
+	snapshotDir string
+	sb          nodeapi.Sandbox
+	want        string
 }
 
 func startPaged(t *testing.T) *paged {
@@ -33,7 +36,8 @@ func startPaged(t *testing.T) *paged {
 	if err := pager.Probe(); err != nil {
 		t.Skip(err)
 	}
-	p := &paged{daemon: startDaemon(t, "-criu", sandboxtest.CRIU(t), "-snapshot-dir", t.TempDir())}
+	p := &paged{snapshotDir: t.TempDir()}
+	p.daemon = startDaemon(t, "-criu", sandboxtest.CRIU(t), "-snapshot-dir", p.snapshotDir)
 	p.begin()
 	return p
 }
@@ -41,6 +45,12 @@ func startPaged(t *testing.T) *paged {
 func (p *paged) begin() {
 	p.t.Helper()
 	p.sb = p.create(func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 2 << 30 })
+	p.remember()
+}
+
+// remember starts the shell.
+func (p *paged) remember() {
+	p.t.Helper()
 	const remembers = `mkfifo /tmp/go /tmp/came
 x=$(head -c 15000000 /dev/urandom | base64 -w0)
 x=$x$x$x
@@ -256,4 +266,67 @@ func TestPaging_endsWhatItCannotBring(t *testing.T) {
 	must.Eq(t, nodeapi.ExitMemoryLost, got.Exit.Reason)
 	must.NoError(t, p.client.Delete(t.Context(), p.sb.ID))
 	p.ended(s)
+}
+
+// What the first copy of a snapshot waits for is noted beside it and comes first for the next ones; a note that somebody else has made is passed over.
+func TestPaging_notesWhatIsTouched(t *testing.T) {
+	p := startPaged(t)
+	id := api.NewSnapshotID()
+	_, err := p.client.Snapshot(t.Context(), p.sb.ID, nodeapi.SnapshotRequest{ID: id, Tenant: "a"})
+	must.NoError(t, err)
+	notes := func() []string {
+		found, err := filepath.Glob(filepath.Join(p.snapshotDir, "t/*/notes", string(id)))
+		must.NoError(t, err)
+		return found
+	}
+	// copied makes a copy, and asks it while its page server stands still.
+	copied := func() {
+		sb, err := p.client.Create(t.Context(), restoreRequest(id, "a"))
+		must.NoError(t, err)
+		s, ok := p.stopServer(sb.ID)
+		if ok {
+			go func() {
+				time.Sleep(50 * time.Millisecond) // nothing tells that it waits: where it does not yet, there is another copy
+				_ = unix.Kill(s.server, unix.SIGCONT)
+			}()
+		}
+		must.Eq(t, p.want, p.ask(sb))
+		waitUntil(t, "the images to go", func() bool {
+			_, err := os.Stat(p.home(sb.ID))
+			return errors.Is(err, os.ErrNotExist)
+		})
+		must.NoError(t, p.client.Delete(t.Context(), sb.ID))
+	}
+	for range 20 {
+		if copied(); len(notes()) > 0 {
+			break
+		}
+	}
+	must.Len(t, 1, notes())
+	read := func() *checkpoint.Touched {
+		back, err := chunk.OpenFolder(p.snapshotDir)
+		must.NoError(t, err)
+		key, err := chunk.OpenLocalKey(filepath.Join(p.dir, "s/snapshot.key"))
+		must.NoError(t, err)
+		store, err := chunk.Open(back, key)
+		must.NoError(t, err)
+		defer store.Close()
+		m, err := store.Manifest(t.Context(), "a", string(id))
+		must.NoError(t, err)
+		b, err := store.Note(t.Context(), m)
+		must.NoError(t, err)
+		touched, err := checkpoint.ParseTouched(b)
+		must.NoError(t, err)
+		return touched
+	}
+	first := read()
+	must.Positive(t, len(first.Pages))
+	t.Log("pages waited for: ", len(first.Pages))
+	copied()
+	must.True(t, len(read().Pages) >= len(first.Pages))
+
+	must.NoError(t, os.WriteFile(notes()[0], []byte("made by somebody else"), 0o600))
+	copied()
+	must.NoError(t, p.client.DeleteSnapshot(t.Context(), "a", id))
+	must.Len(t, 0, notes())
 }

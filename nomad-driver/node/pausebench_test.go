@@ -253,3 +253,80 @@ func BenchmarkStored(b *testing.B) {
 	b.ReportMetric(float64(stored)/float64(whole)*100, "stored-%")
 	b.ReportMetric(float64(stored)/float64(b.N)/(1<<20), "stored-MiB")
 }
+
+// touches is a Python that holds memory, and for each line that it is sent reads the same pages of it, in an order of no pattern, and tells how long that took, in µs.
+func touches(mib, pages int, ready string) []string {
+	return []string{"python3", "-c", fmt.Sprintf(`
+import os, random, time
+b = bytearray(os.urandom(%d << 20))
+r = random.Random(1)
+pages = [r.randrange(len(b) // 4096) * 4096 for _ in range(%d)]
+os.mkfifo('/tmp/go')
+os.mkfifo('/tmp/came')
+open(%q, 'w').write('0')
+while True:
+    open('/tmp/go').read()
+    begin = time.monotonic()
+    for at in pages:
+        b[at]
+    open('/tmp/came', 'w').write(str(int((time.monotonic() - begin) * 1e6)))
+`, mib, pages, ready)}
+}
+
+// BenchmarkRestore_touched copies a snapshot whose process reads 2,000 pages of 512 MiB first, here and there: without a note of what was touched before, and with
+// one. The floor is the same reading where all memory is there.
+func BenchmarkRestore_touched(b *testing.B) {
+	dir := b.TempDir()
+	d := startDaemon(b, "-criu", sandboxtest.CRIU(b), "-snapshot-dir", dir)
+	d.importPython()
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Limits.MemoryBytes = "python", 2<<30 })
+	_, err := d.client.Start(b.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: touches(512, 2000, "/home/user/ready")}})
+	must.NoError(b, err)
+	d.changed(sb, "0")
+	id := api.NewSnapshotID()
+	_, err = d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: id, Tenant: "a"})
+	must.NoError(b, err)
+	touch := func(sb nodeapi.Sandbox) time.Duration {
+		out, code := d.exec(sb, "bash", "-c", "echo > /tmp/go; cat /tmp/came")
+		must.Eq(b, 0, code)
+		took, err := strconv.Atoi(out)
+		must.NoError(b, err)
+		return time.Duration(took) * time.Microsecond
+	}
+	floor := []time.Duration{touch(sb)}
+	must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+	notes := func() []string {
+		found, err := filepath.Glob(filepath.Join(dir, "t/*/notes", string(id)))
+		must.NoError(b, err)
+		return found
+	}
+	var first, read, whole [2][]time.Duration
+	for b.Loop() {
+		for i := range first {
+			sb, err := d.client.Create(b.Context(), restoreRequest(id, "a"))
+			must.NoError(b, err)
+			begin := time.Now()
+			took := touch(sb)
+			first[i], read[i] = append(first[i], time.Since(begin)), append(read[i], took)
+			waitUntil(b, "all memory", func() bool {
+				_, err := os.Stat(filepath.Join(d.dir, "s/checkpoints", string(sb.ID)))
+				return errors.Is(err, os.ErrNotExist)
+			})
+			whole[i] = append(whole[i], time.Since(begin))
+			floor = append(floor, touch(sb))
+			if i == 0 {
+				waitUntil(b, "a note", func() bool { return len(notes()) == 1 })
+			} else {
+				must.NoError(b, os.Remove(notes()[0]))
+			}
+			must.NoError(b, d.client.Delete(b.Context(), sb.ID))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for i, name := range []string{"unknown", "noted"} {
+		b.ReportMetric(quantile(first[i], .5), name+"-answer-µs")
+		b.ReportMetric(quantile(read[i], .5), name+"-touched-µs")
+		b.ReportMetric(quantile(whole[i], .5), name+"-whole-µs")
+	}
+	b.ReportMetric(quantile(floor, .5), "floor-touched-µs")
+}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/chunk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
@@ -96,6 +97,13 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 			return nil, undo(err)
 		}
 	}
+	first := make(chan *checkpoint.Touched, 1)
+	if !meta.Snapshot.Copy {
+		b.snapshot = m.Head()
+		n.wg.Go(func() { first <- n.touchedOf(ctx, m) }) // while the rest is fetched
+	} else {
+		first <- nil // it is restored once
+	}
 	begin := time.Now()
 	upper := filepath.Join(state, "upper")
 	if err := n.snapshots.Get(ctx, m, rootLayer, upper, b.rec.IDBase); err != nil {
@@ -114,7 +122,7 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	images := time.Now()
 	failpoint.At("fork.fetched")
 	c := n.sandboxConfig(b, req)
-	inst, err := n.restored(ctx, rt, b, home, sandbox.RestoreConfig{
+	inst, err := n.restored(ctx, rt, b, home, <-first, sandbox.RestoreConfig{
 		Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
 		Network: n.adoptSlot(ctx, b, req.Network),
 	})

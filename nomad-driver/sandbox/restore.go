@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
 )
@@ -32,8 +33,10 @@ type RestoreConfig struct {
 
 // Lazy says how memory comes after a restore.
 type Lazy struct {
-	Dir   string // of the page server, below the folder of the checkpoint's; it must not be there
-	Least int64  // bytes; 0: checkpoint.LazyLeast
+	Dir   string              // of the page server, below the folder of the checkpoint's; it must not be there
+	Least int64               // bytes; 0: checkpoint.LazyLeast
+	First *checkpoint.Touched // what comes first of it; nil: nothing in particular
+	Watch bool                // see checkpoint.LazyOptions
 }
 
 // Directories that every kernel has, everybody may search, and CRIU does not look into: in a mount namespace of CRIU's own the root
@@ -148,6 +151,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			return nil, err
 		}
 		b.step("pages")
+		failpoint.At("restore.paged")
 	}
 	return r.adopt()
 }
@@ -172,7 +176,7 @@ func (r *restorer) plan() (*checkpoint.Lazy, error) {
 	if least == 0 {
 		least = checkpoint.LazyLeast
 	}
-	return r.c.Engine.PlanLazy(checkpoint.LazyOptions{Images: r.c.Dir.Images(), Dir: r.c.Lazy.Dir, Least: least})
+	return r.c.Engine.PlanLazy(checkpoint.LazyOptions{Images: r.c.Dir.Images(), Dir: r.c.Lazy.Dir, Least: least, First: r.c.Lazy.First, Watch: r.c.Lazy.Watch})
 }
 
 // attachInit puts the mount of the init binary where processes with any ids find it. What PID 1 runs from is the copy, as in a

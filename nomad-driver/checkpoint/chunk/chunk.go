@@ -187,4 +187,5 @@ func sum(h *blake3.Hasher, b []byte) (out [hashSize]byte) {
 func (t tenant) pack(id string) string      { return "t/" + t.name + "/packs/" + id }
 func (t tenant) index(id string) string     { return "t/" + t.name + "/index/" + id }
 func (t tenant) tombstone(id string) string { return "t/" + t.name + "/doomed/" + id }
+func (t tenant) note(id string) string      { return "t/" + t.name + "/notes/" + id }
 func (t tenant) manifest(id string) string  { return "t/" + t.name + "/manifests/" + id }

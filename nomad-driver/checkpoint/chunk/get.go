@@ -93,7 +93,11 @@ func (s *Store) Delete(ctx context.Context, tenantName, id string) error {
 	if !validID(id) {
 		return nil
 	}
-	return s.back.Delete(ctx, folder(tenantName).manifest(id))
+	t := folder(tenantName)
+	if err := s.back.Delete(ctx, t.manifest(id)); err != nil {
+		return err
+	}
+	return s.back.Delete(ctx, t.note(id))
 }
 
 // Get writes what a snapshot has below root into dir, which it makes, with owners from base on. On error dir is half there.

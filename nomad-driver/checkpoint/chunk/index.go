@@ -98,6 +98,9 @@ const Grace = 2 * MaxPut
 // been doomed for Grace, and still is not needed, is deleted. It returns how many packs it deleted.
 func (s *Store) Sweep(ctx context.Context, tenantName string) (deleted int, err error) {
 	t := folder(tenantName)
+	if err := s.sweepNotes(ctx, t); err != nil {
+		return 0, err
+	}
 	// Packs first, manifests after: a pack that comes in between is not seen, and a manifest that does is.
 	packs, err := s.back.List(ctx, t.pack(""))
 	if err != nil {

@@ -37,6 +37,13 @@ type Manifest struct {
 	key int // version that it was stored with
 }
 
+// Head returns the manifest without what is in the snapshot: enough for its note.
+func (m *Manifest) Head() *Manifest {
+	head := *m
+	head.Packs, head.Entries = nil, nil
+	return &head
+}
+
 // Pack is a pack that the snapshot needs pages of.
 type Pack struct {
 	ID    string `json:"id"`

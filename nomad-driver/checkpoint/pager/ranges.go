@@ -22,14 +22,20 @@ func (rs ranges) at(addr uint64) int {
 	return i
 }
 
-// cut returns rs without what is between from and to, and that.
-func (rs ranges) cut(from, to uint64) (rest, out ranges) {
-	first, _ := slices.BinarySearchFunc(rs, from, func(r Range, a uint64) int {
+// from returns the index of the first range that ends behind the address, or how many there are.
+func (rs ranges) from(addr uint64) int {
+	i, _ := slices.BinarySearchFunc(rs, addr, func(r Range, a uint64) int {
 		if r.end() <= a {
 			return -1
 		}
 		return 1
 	})
+	return i
+}
+
+// cut returns rs without what is between from and to, and that.
+func (rs ranges) cut(from, to uint64) (rest, out ranges) {
+	first := rs.from(from)
 	last := first
 	var keep ranges
 	for ; last < len(rs) && rs[last].Dst < to; last++ {

@@ -84,7 +84,8 @@ type server struct {
 	files  []int
 	spaces []*space
 	buf    []byte
-	slow   bool // the kernel could not do what it was asked last
+	slow   bool          // the kernel could not do what it was asked last
+	watch  time.Duration // for which nothing comes yet but what is waited for
 }
 
 // space is the memory of one process.
@@ -133,8 +134,10 @@ func (s *server) serve() error {
 				}
 			}
 		}
-		if err := s.copyAhead(); err != nil {
-			return err
+		if s.watch = s.state.watching(); s.watch <= 0 {
+			if err := s.copyAhead(); err != nil {
+				return err
+			}
 		}
 		s.dropDone()
 	}
@@ -144,8 +147,11 @@ func (s *server) serve() error {
 // hear handles what the kernel tells of.
 func (s *server) hear() error {
 	timeout := 0
-	if s.slow {
+	switch {
+	case s.slow:
 		timeout = pauseFor
+	case s.watch > 0:
+		timeout = int(s.watch/time.Millisecond) + 1
 	}
 	s.slow = false
 	fds := make([]unix.PollFd, len(s.spaces))
@@ -215,7 +221,12 @@ func (s *server) handle(sp *space, m message) error {
 	switch m.event {
 	case eventFault:
 		atomic.AddUint64(&s.state.header().faults, 1)
-		return s.fault(sp, m.b&^(pageSize-1))
+		page := m.b &^ (pageSize - 1)
+		if i := sp.left.at(page); i >= 0 {
+			r := sp.left[i]
+			s.state.touch(Touched{File: r.File, Page: uint32((r.Off + page - r.Dst) / pageSize)})
+		}
+		return s.fault(sp, page)
 	case eventFork:
 		fd := int(uint32(m.a))
 		if !slices.ContainsFunc(s.spaces, func(o *space) bool { return o.fd == fd }) {
@@ -252,6 +263,9 @@ func (s *server) record() error {
 	return s.state.write(spaces)
 }
 
+// Around returns what is brought together with the page at an address.
+func Around(at uint64) (from, size uint64) { return at &^ (around - 1), around }
+
 // fault brings a page that is waited for.
 func (s *server) fault(sp *space, page uint64) error {
 	if sp.gone {
@@ -272,8 +286,8 @@ func (s *server) fault(sp *space, page uint64) error {
 		return nil
 	}
 	r := sp.left[i]
-	from := max(r.Dst, page&^(around-1))
-	to := min(r.end(), page&^(around-1)+around)
+	block, size := Around(page)
+	from, to := max(r.Dst, block), min(r.end(), block+size)
 	sp.cursor = to
 	err := s.copy(sp, r, from, to)
 	if sp.left.at(page) >= 0 && !sp.gone {
@@ -282,18 +296,18 @@ func (s *server) fault(sp *space, page uint64) error {
 	return err
 }
 
-// copyAhead brings some pages that nobody waits for.
+// copyAhead brings some pages that nobody waits for: what is to come first, and then one after the other.
 func (s *server) copyAhead() error {
+	for f, ok := s.state.nextFirst(); ok; f, ok = s.state.nextFirst() {
+		if did, err := s.copyFirst(f); did || err != nil {
+			return err
+		}
+	}
 	for _, sp := range s.spaces {
 		if sp.gone || len(sp.left) == 0 {
 			continue
 		}
-		i, _ := slices.BinarySearchFunc(sp.left, sp.cursor, func(r Range, a uint64) int {
-			if r.end() <= a {
-				return -1
-			}
-			return 1
-		})
+		i := sp.left.from(sp.cursor)
 		if i == len(sp.left) {
 			i = 0
 		}
@@ -307,6 +321,28 @@ func (s *server) copyAhead() error {
 		return s.copy(sp, r, from, to)
 	}
 	return nil
+}
+
+// copyFirst brings what is missing of a piece of memory, and reports whether that was something.
+func (s *server) copyFirst(f first) (bool, error) {
+	i := slices.IndexFunc(s.spaces, func(sp *space) bool { return sp.fd == int(f.fd) })
+	if i < 0 || s.spaces[i].gone {
+		return false, nil
+	}
+	sp, did := s.spaces[i], false
+	for at, end := f.dst, f.dst+uint64(f.pages)*pageSize; ; did = true {
+		i := sp.left.from(at)
+		if i == len(sp.left) || sp.left[i].Dst >= end {
+			return did, nil
+		}
+		r := sp.left[i]
+		from := max(r.Dst, at)
+		to := min(r.end(), end, from+ahead)
+		if err := s.copy(sp, r, from, to); err != nil || s.slow || sp.gone {
+			return true, err
+		}
+		at = to
+	}
 }
 
 // copy brings the pages of r between from and to. What could not be brought yet is left.

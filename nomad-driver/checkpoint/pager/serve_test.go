@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -186,7 +187,12 @@ func TestRun_servesWhatChanges(t *testing.T) {
 	for i := range rs {
 		rs[i].Dst += base
 	}
-	state, err := CreateState(filepath.Join(dir, "state"), 1, []Space{{FD: firstFile + 1, Ranges: rs}})
+	// Some of it is to come first, in any order: also what is not missing, and what will be somewhere else.
+	var order []First
+	for _, i := range rand.Perm(testPages / 16)[:1000] {
+		order = append(order, First{Dst: base + uint64(i)*16*pageSize, Len: 16 * pageSize})
+	}
+	state, err := CreateState(filepath.Join(dir, "state"), 1, []Space{{FD: firstFile + 1, Ranges: rs}}, order)
 	must.NoError(t, err)
 	defer state.Close()
 	file, err := os.OpenFile(filepath.Join(dir, "state"), os.O_RDWR, 0)
@@ -210,6 +216,11 @@ func TestRun_servesWhatChanges(t *testing.T) {
 	must.Eq(t, "fine\n", out.String())
 	must.NoError(t, server.Wait())
 	must.True(t, state.Done())
+	must.Eq(t, state.header().first, state.header().firstAt)
+	for _, touched := range state.Touched() {
+		must.Zero(t, touched.File)
+		must.Less(t, uint32(len(rs)*100), touched.Page)
+	}
 	must.NoError(t, unix.Close(sockets[0]))
 	var keeper int
 	_, err = fmt.Sscanf(line, "ready %d", &keeper)
@@ -230,7 +241,7 @@ func role(name string, files ...*os.File) *exec.Cmd {
 func TestState_isReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	want := []Space{{FD: 9, Ranges: []Range{{Dst: 4096, Len: 8192, Off: 3, File: 1}}}, {FD: 7}}
-	s, err := CreateState(path, 2, want)
+	s, err := CreateState(path, 2, want, []First{{Space: 1, Dst: 8192, Len: 4096}, {Dst: 4096, Len: 8192}})
 	must.NoError(t, err)
 	must.NoError(t, s.write(want))
 	again, err := OpenState(path)
@@ -239,6 +250,22 @@ func TestState_isReadAgain(t *testing.T) {
 	must.Eq(t, 2, again.Files())
 	must.Eq(t, []int{9, 7}, again.FDs())
 	must.False(t, again.Done())
+	must.Len(t, 0, again.Touched())
+	for i := range uint32(MaxTouched + 3) {
+		s.touch(Touched{File: 1, Page: i})
+	}
+	must.Len(t, MaxTouched, again.Touched())
+	must.Eq(t, Touched{File: 1, Page: 7}, again.Touched()[7])
+	for _, want := range []first{{fd: 7, pages: 1, dst: 8192}, {fd: 9, pages: 2, dst: 4096}} {
+		got, ok := again.nextFirst()
+		must.True(t, ok)
+		must.Eq(t, want, got)
+	}
+	must.True(t, s.watching() <= 0)
+	s.Watch(time.Minute)
+	must.Between(t, 50*time.Second, again.watching(), time.Minute)
+	_, ok := s.nextFirst() // each once, whoever asks
+	must.False(t, ok)
 	m := (*message)(unsafe.Pointer(&s.header().inbox))
 	m.event, m.a = eventFork, 12
 	must.Eq(t, []int{9, 7, 12}, again.FDs())
@@ -247,6 +274,16 @@ func TestState_isReadAgain(t *testing.T) {
 	must.ErrorIs(t, s.write([]Space{{Ranges: make([]Range, maxEntries)}}), ErrTooMany)
 	must.NoError(t, s.Close())
 	must.NoError(t, again.Close())
+	// One of an earlier version has neither.
+	must.NoError(t, os.Truncate(path, int64(listsSize)))
+	old, err := OpenState(path)
+	must.NoError(t, err)
+	must.Eq(t, want, old.spaces())
+	old.touch(Touched{})
+	must.Len(t, 0, old.Touched())
+	_, ok = old.nextFirst()
+	must.False(t, ok)
+	must.NoError(t, old.Close())
 	must.NoError(t, os.WriteFile(path, make([]byte, stateSize), 0o600))
 	_, err = OpenState(path)
 	must.ErrorIs(t, err, ErrState)

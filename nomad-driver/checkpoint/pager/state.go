@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +24,15 @@ type Range struct {
 	File          uint32
 }
 
+// First is memory to bring first: Len bytes at Dst of space number Space. What of it is not missing is passed over.
+type First struct {
+	Space    int
+	Dst, Len uint64
+}
+
+// Touched is a page that a process has waited for: number Page of file number File.
+type Touched struct{ File, Page uint32 }
+
 func (r Range) end() uint64 { return r.Dst + r.Len }
 
 const (
@@ -32,8 +43,12 @@ const (
 	maxEntries  = 1 << 18
 	headerSize  = pageSize
 	entrySize   = int(unsafe.Sizeof(entry{}))
-	stateSize   = headerSize + 2*maxEntries*entrySize
+	listsSize   = headerSize + 2*maxEntries*entrySize
 	messageSize = 32
+
+	// MaxTouched bounds the pages that are noted as waited for, and the pieces of memory that are brought first.
+	MaxTouched = 1 << 13
+	stateSize  = listsSize + MaxTouched*int(unsafe.Sizeof(Touched{})+unsafe.Sizeof(first{}))
 )
 
 // header is the beginning of the state file, which a program that is killed leaves to the one after it. What counts is one of two lists: the other
@@ -46,7 +61,10 @@ type header struct {
 	count          [2]uint64
 	left           uint64 // pages that were missing when this was last written
 	faults         uint64 // that were waited for
-	_              [7]uint64
+	touched        uint64 // how many pages are noted as waited for
+	first, firstAt uint64 // how many pieces are to be brought first, and which is next
+	watchUntil     uint64 // until when nothing comes but what is waited for, in ns of the monotonic clock
+	_              [3]uint64
 	// inbox is where the kernel writes what it tells, so that nothing is lost of what it has told of. inboxFD is who was asked.
 	inboxFD int64
 	inbox   [messageSize]byte
@@ -55,6 +73,12 @@ type header struct {
 type entry struct {
 	fd, file      uint32
 	dst, len, off uint64
+}
+
+// first is a First by the number of its userfaultfd.
+type first struct {
+	fd, pages uint32
+	dst       uint64
 }
 
 // State is what is to be served, in a file that is shared by all who have it open.
@@ -68,8 +92,8 @@ var ErrState = errors.New("it is no list of pages to serve")
 // ErrTooMany is in the chain of an error that says that memory is in too many pieces.
 var ErrTooMany = fmt.Errorf("more than %d pieces of memory", maxEntries)
 
-// CreateState writes a new file with what is to be served from that many files.
-func CreateState(path string, files int, spaces []Space) (_ *State, err error) {
+// CreateState writes a new file with what is to be served from that many files, and what of it comes first: MaxTouched pieces at most.
+func CreateState(path string, files int, spaces []Space, order []First) (_ *State, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -78,7 +102,7 @@ func CreateState(path string, files int, spaces []Space) (_ *State, err error) {
 	if err := f.Truncate(int64(stateSize)); err != nil {
 		return nil, err
 	}
-	s, err := mapState(int(f.Fd()))
+	s, err := mapState(int(f.Fd()), stateSize)
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +110,10 @@ func CreateState(path string, files int, spaces []Space) (_ *State, err error) {
 	h.version, h.files = stateVersion, uint64(files)
 	if err := s.write(spaces); err != nil {
 		return nil, errors.Join(err, s.Close())
+	}
+	for i, o := range order[:min(len(order), MaxTouched)] {
+		s.firsts()[i] = first{fd: uint32(spaces[o.Space].FD), pages: uint32(o.Len / pageSize), dst: o.Dst}
+		h.first++
 	}
 	h.magic = stateMagic
 	return s, nil
@@ -106,21 +134,23 @@ func openState(fd int) (*State, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if st.Size != int64(stateSize) {
+	// One of an earlier version ends with the lists.
+	if st.Size != int64(stateSize) && st.Size != int64(listsSize) {
 		return nil, ErrState
 	}
-	s, err := mapState(fd)
+	s, err := mapState(fd, int(st.Size))
 	if err != nil {
 		return nil, err
 	}
-	if h := s.header(); h.magic != stateMagic || h.version != stateVersion || h.count[h.active&1] > maxEntries {
+	if h := s.header(); h.magic != stateMagic || h.version != stateVersion || h.count[h.active&1] > maxEntries ||
+		h.touched > MaxTouched || h.first > MaxTouched {
 		return nil, errors.Join(ErrState, s.Close())
 	}
 	return s, nil
 }
 
-func mapState(fd int) (*State, error) {
-	mem, err := unix.Mmap(fd, 0, stateSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+func mapState(fd, size int) (*State, error) {
+	mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map the list of pages: %w", err)
 	}
@@ -135,6 +165,61 @@ func (s *State) Done() bool { return atomic.LoadUint64(&s.header().done) == 1 }
 
 // Faults returns how often a process has waited for a page.
 func (s *State) Faults() uint64 { return atomic.LoadUint64(&s.header().faults) }
+
+// Watch has nothing come for a while but what is waited for, so that it is seen what that is: of what comes unasked nobody knows whether it was wanted.
+func (s *State) Watch(d time.Duration) { s.header().watchUntil = uint64(monotonic() + d) }
+
+// watching returns how much longer nothing comes but what is waited for.
+func (s *State) watching() time.Duration {
+	if until := s.header().watchUntil; until > 0 {
+		return time.Duration(until) - monotonic()
+	}
+	return 0
+}
+
+func monotonic() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// Touched returns the pages that were waited for, in order; after MaxTouched of them, none.
+func (s *State) Touched() []Touched {
+	if len(s.mem) < stateSize {
+		return nil
+	}
+	return slices.Clone(s.touched()[:atomic.LoadUint64(&s.header().touched)])
+}
+
+// touch notes a page that is waited for.
+func (s *State) touch(t Touched) {
+	h := s.header()
+	if n := h.touched; len(s.mem) >= stateSize && n < MaxTouched {
+		s.touched()[n] = t
+		atomic.StoreUint64(&h.touched, n+1)
+	}
+}
+
+func (s *State) touched() []Touched {
+	return unsafe.Slice((*Touched)(unsafe.Pointer(&s.mem[listsSize])), MaxTouched)
+}
+
+func (s *State) firsts() []first {
+	return unsafe.Slice((*first)(unsafe.Pointer(&s.mem[listsSize+MaxTouched*int(unsafe.Sizeof(Touched{}))])), MaxTouched)
+}
+
+// nextFirst returns what is to be brought next before all else, once.
+func (s *State) nextFirst() (f first, ok bool) {
+	h := s.header()
+	if len(s.mem) < stateSize || h.firstAt >= h.first {
+		return f, false
+	}
+	f = s.firsts()[h.firstAt]
+	h.firstAt++
+	return f, true
+}
 
 // Files returns how many files of pages there are.
 func (s *State) Files() int { return int(s.header().files) }
