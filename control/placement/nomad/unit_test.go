@@ -129,6 +129,7 @@ func TestDriverError_findsTheCodeThatTheDriverNamed(t *testing.T) {
 	}{
 		{"a node's refusal", `template "x" does not exist (template_not_found)`, 404, api.CodeUnknownTemplate, `template "x" does not exist`},
 		{"through grpc", `rpc error: code = Unknown desc = cwd: no directory /a (cwd_not_found)`, 400, api.CodeCwd, `cwd: no directory /a`},
+		{"of a snapshot", `snapshot s1: the version of the snapshot key is revoked: 1 (bad_snapshot)`, 422, "bad_snapshot", `snapshot s1: the version of the snapshot key is revoked: 1`},
 		{"a word that is no code", `it broke (badly)`, 500, api.CodeInternal, `sandbox iaaaa did not start: it broke (badly)`},
 		{"nothing", ``, 500, api.CodeInternal, `sandbox iaaaa did not start: nomad gave no reason`},
 	}

@@ -12,6 +12,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 )
 
 // watchWait bounds one long poll.
@@ -184,6 +185,9 @@ var codes = map[string]int{
 	api.CodeConflict:        http.StatusConflict,
 	api.CodeUnavailable:     http.StatusServiceUnavailable,
 	api.CodeTooLarge:        http.StatusRequestEntityTooLarge,
+
+	nodeapi.CodeBadSnapshot:  http.StatusUnprocessableEntity,
+	nodeapi.CodeIncompatible: http.StatusConflict,
 }
 
 // driverError turns the message of a failed start into the *api.Error that the driver wrote it from. Everything that is

@@ -38,11 +38,17 @@ var (
 	// not what its manifest says.
 	ErrBad    = errors.New("snapshot is damaged or was not made here")
 	ErrExists = errors.New("snapshot exists")
-	// ErrRevoked tells, with ErrBad, that the version of the key which a snapshot was stored with is gone for good.
-	ErrRevoked = errors.New("the version of the snapshot key is revoked")
+	// ErrRevoked tells that the version of the key which a snapshot was stored with is gone for good. It is an ErrBad.
+	ErrRevoked error = revoked{}
 	// ErrUnavailable tells that the backend cannot be asked now.
 	ErrUnavailable = errors.New("the snapshot store does not answer")
 )
+
+// revoked is an ErrBad that does not say so: nothing is damaged.
+type revoked struct{}
+
+func (revoked) Error() string { return "the version of the snapshot key is revoked" }
+func (revoked) Unwrap() error { return ErrBad }
 
 // Backend keeps named bytes. Names are those that CheckName lets through. Package chunktest says what a backend must do. Its methods may be called from any goroutine.
 type Backend interface {

@@ -143,7 +143,7 @@ func (r keyRing) mac(version int, purpose string, message []byte) ([]byte, error
 	key, ok := r.Keys[strconv.Itoa(version)]
 	switch {
 	case !ok && version >= 1 && version < r.versions()[0]:
-		return nil, fmt.Errorf("%w: %w: %d", ErrBad, ErrRevoked, version)
+		return nil, fmt.Errorf("%w: %d", ErrRevoked, version)
 	case !ok:
 		return nil, fmt.Errorf("%w: this node's key has no version %d yet", ErrBad, version)
 	}
