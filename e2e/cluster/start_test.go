@@ -56,8 +56,8 @@ func start(t testing.TB) *cluster {
 	return startWith(t, nil)
 }
 
-// startWith starts a cluster whose Nomad client has plugins of devices, by their paths.
-func startWith(t testing.TB, devices map[string]agent.NomadPlugin) *cluster {
+// startWith starts a cluster whose Nomad client has plugins of devices, by their paths, and whose node has more lines in its configuration.
+func startWith(t testing.TB, devices map[string]agent.NomadPlugin, config ...string) *cluster {
 	t.Helper()
 	for _, name := range []string{"nomad", "consul", "vault"} {
 		agenttest.Binary(t, name)
@@ -70,7 +70,7 @@ func startWith(t testing.TB, devices map[string]agent.NomadPlugin) *cluster {
 	begin := time.Now()
 	c, err := dev.Start(t.Context(), dev.Config{
 		Dir: dir, Driver: binaries.Path(t, "nomad-driver-soulbox"), Init: binaries.Path(t, "soulbox-init"), DevicePlugins: devices,
-		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", cgroup, idBase),
+		NodeConfig: fmt.Sprintf("cgroup_parent = %q\nid_range_base = %d\n", cgroup, idBase) + strings.Join(config, ""),
 	})
 	must.NoError(t, err)
 	t.Logf("the cluster is ready after %s", time.Since(begin).Round(time.Millisecond))
