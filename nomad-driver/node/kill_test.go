@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -58,6 +59,8 @@ var ways = []struct {
 	{"fork", (*fault).fork, (*fault).forked, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
 	{"fork", (*fault).fork, (*fault).forked, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-restore", "criu restore pre-resume"}},
 	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
+	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore.paged", "restore.recorded", "restore.woken"}},
+	{"restore of much", (*fault).restore, (*fault).remembered, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
 }
 
 // fault is a sandbox whose node is killed again and again.
@@ -73,6 +76,7 @@ type fault struct {
 	killed   *daemon        // which is killed, if it is a daemon
 	id       api.SnapshotID // of the snapshot under way
 	copied   nodeapi.CreateRequest
+	much     *paged // what the sandbox remembers, once it has so much memory that it comes after a restore
 	outcomes map[string]int
 }
 
@@ -101,6 +105,10 @@ func TestFaults_aKillAtEveryStep(t *testing.T) {
 				continue
 			}
 			clear(f.outcomes)
+			if strings.HasSuffix(way.name, " of much") && f.much == nil {
+				f.much = &paged{daemon: f.daemon, sb: f.sb}
+				f.much.remember()
+			}
 			f.at = "failed in: " + way.name + ", kill of " + way.victim + " at " + strings.TrimPrefix(step, "criu ")
 			var slowest time.Duration
 			for range *faults {
@@ -129,7 +137,7 @@ func words(outcomes map[string]int) string {
 // begin makes the sandbox.
 func (f *fault) begin() {
 	f.t.Helper()
-	f.sb = f.create()
+	f.sb = f.create(func(r *nodeapi.CreateRequest) { r.Limits.MemoryBytes = 2 << 30 })
 	file := make([]byte, 300_000)
 	_, _ = rand.Read(file)
 	f.sum = sha256.Sum256(file)
@@ -194,6 +202,17 @@ func (f *fault) restore() error {
 	f.kill()
 	_, err := f.client.Resume(f.t.Context(), f.sb.ID, nodeapi.ResumeRequest{})
 	return err
+}
+
+// remembered finds the sandbox running or paused, with all of its memory.
+func (f *fault) remembered() {
+	f.t.Helper()
+	f.runOn()
+	must.Eq(f.t, f.much.want, f.much.ask(f.sb))
+	waitUntil(f.t, "the images to go", func() bool {
+		_, err := os.Stat(f.much.home(f.sb.ID))
+		return errors.Is(err, os.ErrNotExist)
+	})
 }
 
 func (f *fault) snapshot() error {
