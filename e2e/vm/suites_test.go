@@ -25,7 +25,8 @@ var suites = []suite{
 		"TestLimiter_conformance/quota/bytes", "TestLimiter_conformance/quota/inodes", "TestLimiter_conformance/quota/release",
 	}},
 	{"nomad-driver/cgroup", ".", []string{
-		"TestGuardDevices_holdsBelowTheGuardedGroup", "TestGuardDevices_aGroupBelowHasItsOwn", "TestTree_aDeviceIsOneGroupsOwn", "TestTree_guardsDevicesOfItsGroups", "TestV2_protectionAddsUp", "TestGroup_limitsIO",
+		"TestGuardDevices_holdsBelowTheGuardedGroup", "TestGuardDevices_aGroupBelowHasItsOwn", "TestTree_aDeviceIsOneGroupsOwn", "TestTree_guardsDevicesOfItsGroups", "TestGroup_confines",
+		"TestV2_protectionAddsUp", "TestGroup_limitsIO",
 	}},
 	{"nomad-driver/sandbox", ".", []string{
 		"TestLimits_stopAForkBomb", "TestSetLimits_changesARunningSandbox", "TestOOM_endsTheSandboxAsOne", "TestQoS_ordersSandboxes",
