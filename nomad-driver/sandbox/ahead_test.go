@@ -25,7 +25,6 @@ import (
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
-	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -46,17 +45,6 @@ bash -c 'x=$(head -c 4000000 /dev/urandom | base64 -w0); y=; while :; do y=$y$RA
 x=$(head -c 7500000 /dev/urandom | base64 -w0)
 while read -u 3 c; do echo -n "$x" | sha256sum > /tmp/came; done`
 
-func startChurning(t *testing.T, s *sandbox.Sandbox) (ask func(*sandbox.Sandbox) string) {
-	t.Helper()
-	_, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", churns}})
-	must.NoError(t, err)
-	sandboxtest.Shell(t, s, "", "for i in $(seq 3000); do [ -p /tmp/came ] && exit 0; sleep 0.01; done; exit 1")
-	return func(s *sandbox.Sandbox) string {
-		t.Helper()
-		return sandboxtest.Shell(t, s, "", "echo go > /tmp/go; cat /tmp/came")
-	}
-}
-
 // What is dumped after a copy ahead is, once merged, what a dump of the same moment has that had none; and it comes back, at once and later.
 func TestCheckpoint_memoryCopiedAheadIsThatOfTheDump(t *testing.T) {
 	e := aheadEngine(t)
@@ -66,7 +54,7 @@ func TestCheckpoint_memoryCopiedAheadIsThatOfTheDump(t *testing.T) {
 	s, err := sandbox.Create(t.Context(), c)
 	must.NoError(t, err)
 	defer func() { sandboxtest.Release(t, s) }()
-	ask := startChurning(t, s)
+	ask := startAsked(t, s, churns)
 	want := ask(s)
 	must.StrHasSuffix(t, "-\n", want)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -264,7 +252,7 @@ func TestCopyAhead_mayBeKilled(t *testing.T) {
 	s, err := sandbox.Create(t.Context(), c)
 	must.NoError(t, err)
 	defer func() { sandboxtest.Release(t, s) }()
-	ask := startChurning(t, s)
+	ask := startAsked(t, s, churns)
 	want := ask(s)
 	exe, err := os.Executable()
 	must.NoError(t, err)

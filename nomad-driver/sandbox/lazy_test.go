@@ -36,10 +36,10 @@ while :; do
 	{ echo -n "$x" | sha256sum; echo -n "$y" | wc -c; } > /tmp/came
 done`
 
-// startRemembering starts such a shell and returns what it answers.
-func startRemembering(t *testing.T, s *sandbox.Sandbox) (ask func(*sandbox.Sandbox) string) {
+// startAsked starts a shell such as remembers and returns what it answers.
+func startAsked(t *testing.T, s *sandbox.Sandbox, script string) (ask func(*sandbox.Sandbox) string) {
 	t.Helper()
-	_, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", remembers}})
+	_, err := s.Guest().Start(t.Context(), guest.Start{Argv: []string{"/bin/bash", "-c", script}})
 	must.NoError(t, err)
 	sandboxtest.Shell(t, s, "", "for i in $(seq 3000); do [ -p /tmp/came ] && exit 0; sleep 0.01; done; exit 1")
 	return func(s *sandbox.Sandbox) string {
@@ -57,7 +57,7 @@ func TestRestore_memoryComesLater(t *testing.T) {
 	s, err := sandbox.Create(t.Context(), c)
 	must.NoError(t, err)
 	defer func() { sandboxtest.Release(t, s) }()
-	ask := startRemembering(t, s)
+	ask := startAsked(t, s, remembers)
 	want := ask(s)
 	must.StrContains(t, want, "8000004")
 	// What holds the shell, and what it has open.
