@@ -32,7 +32,7 @@ func quotaScript() []Command {
 func summed(t *testing.T, s *Store, tenant string) (u Use) {
 	t.Helper()
 	txn := s.read()
-	for _, table := range []string{tableSandbox, tableSnapshot, tableTemplate} {
+	for _, table := range []string{tableSandbox, tableSnapshot, tableTemplate, tableSecret} {
 		it, err := txn.Get(table, indexID)
 		must.NoError(t, err)
 		for row := it.Next(); row != nil; row = it.Next() {
