@@ -147,12 +147,23 @@ func (h *v2) machineCores() (string, error) {
 
 func (h *v2) setCores(group, list string) error {
 	dir := filepath.Join(h.root, group)
-	err := write(dir, "cpuset.cpus", list+"\n") // an empty line is all that the parent has
-	switch {
-	case !errors.Is(err, ErrUnsupported):
+	if list == "" {
+		// The parent's in full: Linux 6.1 takes no empty list, which would say the same, of a group with processes.
+		all, err := readText(filepath.Dir(dir), "cpuset.cpus.effective")
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // the controller was never switched on
+		}
+		if err != nil {
+			return err
+		}
+		err = write(dir, "cpuset.cpus", all+"\n")
+		if errors.Is(err, ErrUnsupported) {
+			return nil // nor for the groups below
+		}
 		return err
-	case list == "":
-		return nil // the controller was never switched on
+	}
+	if err := write(dir, "cpuset.cpus", list+"\n"); !errors.Is(err, ErrUnsupported) {
+		return err
 	}
 	for _, above := range []string{h.root, filepath.Join(h.root, filepath.Dir(group))} {
 		if err := write(above, "cgroup.subtree_control", "+cpuset"); err != nil {
@@ -167,7 +178,13 @@ func (h *v2) cores(group string) (string, error) {
 	if errors.Is(err, os.ErrNotExist) && !errors.Is(err, ErrNotExist) {
 		return "", nil // the controller was never switched on
 	}
-	return list, err
+	if err != nil || list == "" {
+		return "", err
+	}
+	if all, err := readText(filepath.Join(h.root, filepath.Dir(group)), "cpuset.cpus.effective"); err != nil || list == all {
+		return "", err
+	}
+	return list, nil
 }
 
 func readText(dir, file string) (string, error) {
