@@ -212,8 +212,9 @@ func TestDrain_movesWhatRuns(t *testing.T) {
 	must.False(t, got.Moving)
 	must.Eq(t, sb.EnvdToken, got.EnvdToken)
 	must.MapContainsKey(t, second.Running(), sb.ID)
+	// The one may come before the other: the reconciler ends what a node has no more to run, and who moved it lets the copy go.
 	coretest.Until(t, "the end where it was", func() bool { return s.Node.Records() == 0 })
-	must.Eq(t, 0, second.Snapshots())
+	coretest.Until(t, "the end of the copy", func() bool { return second.Snapshots() == 0 })
 	must.MapContainsKey(t, second.Running(), sb.ID)
 }
 
