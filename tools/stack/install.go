@@ -68,7 +68,7 @@ const madeDir = ".made"
 // pin is a short hash over what decides which program this is.
 func (i *Installer) pin(t Tool) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%s\n%s\n", t.Serves, buildFlags)
+	fmt.Fprintf(h, "%s\n%s\n%s\n", t.Serves, buildFlags, t.tags)
 	if t.Name == criu {
 		fmt.Fprintf(h, "%s\n%s\n", criuSuite, criuWrapper)
 	} else {

@@ -46,7 +46,7 @@ func (i *Installer) build(ctx context.Context, t Tool, out string) error {
 			packages = append(packages, t.module+"/"+dir)
 		}
 	}
-	args := append([]string{"build", "-mod=mod", "-trimpath", "-buildvcs=false", "-ldflags=" + ldflags, "-o", to}, packages...)
+	args := append([]string{"build", "-mod=mod", "-trimpath", "-buildvcs=false", "-tags=" + t.tags, "-ldflags=" + ldflags, "-o", to}, packages...)
 	if err := i.run(ctx, module, env, "go", args...); err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ type Tool struct {
 	Serves string
 	arg    string // makes it print its version
 	module string // that it is built from
+	tags   string // of its build: "ui" has Nomad serve its pages
 
 	// Of a folder of programs:
 	programs map[string]string // the folder of the module with each; nil: it is one program
@@ -33,7 +34,7 @@ type Tool struct {
 }
 
 var tools = []Tool{
-	{Name: "nomad", Serves: ">= 1.10.0, < 2.0.0", arg: "version", module: "github.com/hashicorp/nomad"},
+	{Name: "nomad", Serves: ">= 1.10.0, < 2.0.0", arg: "version", module: "github.com/hashicorp/nomad", tags: "ui"},
 	{Name: "consul", Serves: ">= 1.20.0, < 2.0.0", arg: "version", module: "github.com/hashicorp/consul"},
 	{Name: "vault", Serves: ">= 1.19.0, < 2.0.0", arg: "version", module: "github.com/hashicorp/vault"},
 	// Older ones wait for ever at the end of a dump on Linux 6.18.
