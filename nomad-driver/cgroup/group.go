@@ -107,13 +107,14 @@ func (g *Group) Freeze(ctx context.Context) error { return g.freezer(ctx, true) 
 func (g *Group) Thaw(ctx context.Context) error { return g.freezer(ctx, false) }
 
 func (g *Group) freezer(ctx context.Context, frozen bool) error {
-	return poll(ctx, func() (bool, error) { return g.tree.h.setFrozen(g.rel, frozen) })
+	return poll(ctx, soon, func() (bool, error) { return g.tree.h.setFrozen(g.rel, frozen) })
 }
 
 // Kill ends every process in the group and returns once none is left, zombies not counted. A group that does not exist
 // has none.
 func (g *Group) Kill(ctx context.Context) error {
-	err := poll(ctx, func() (bool, error) {
+	const dying = 500 * time.Microsecond // what is killed has to run, and on v1 each turn stops it first
+	err := poll(ctx, dying, func() (bool, error) {
 		pids, err := g.Processes()
 		if err != nil || len(pids) == 0 {
 			return true, err
@@ -130,7 +131,7 @@ func (g *Group) Kill(ctx context.Context) error {
 // A group that does not exist is no error.
 func (g *Group) Remove(ctx context.Context) error {
 	for _, dir := range g.dirs() {
-		err := poll(ctx, func() (bool, error) {
+		err := poll(ctx, soon, func() (bool, error) {
 			err := unix.Rmdir(dir)
 			switch {
 			case err == nil, errors.Is(err, unix.ENOENT):
@@ -147,12 +148,24 @@ func (g *Group) Remove(ctx context.Context) error {
 	return g.tree.h.removed(g.rel)
 }
 
-// poll calls step until it reports that it is done, an error, or until ctx ends; at once, then at growing distances.
-func poll(ctx context.Context, step func() (done bool, err error)) error {
-	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
+// soon is the first distance of a poll for what the kernel does on its own.
+const soon = 20 * time.Microsecond
+
+// poll calls step until it reports that it is done, an error, or until ctx ends; at once, then at growing distances, of which wait is the first. Short
+// ones are slept in the kernel: a timer of the runtime takes a millisecond at least where nothing else runs, and what is waited for mostly takes less.
+func poll(ctx context.Context, wait time.Duration, step func() (done bool, err error)) error {
+	for ; ; wait = min(2*wait, 10*time.Millisecond) {
 		done, err := step()
 		if done || err != nil {
 			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if wait < time.Millisecond {
+			ts := unix.NsecToTimespec(wait.Nanoseconds())
+			_ = unix.Nanosleep(&ts, nil) // a signal may end it early
+			continue
 		}
 		t := time.NewTimer(wait)
 		select {

@@ -136,10 +136,17 @@ func (r *records) put(rec *record) error {
 	return nil
 }
 
-// endsWithMachine reports whether a record is of nothing that is there after the machine has gone down: a sandbox that runs, and whose processes are
-// nowhere else.
+// endsWithMachine reports whether a record is of nothing that is there after the machine has gone down: a sandbox that runs or is frozen, and whose
+// processes are nowhere else.
 func (r *record) endsWithMachine() bool {
-	return r.Sandbox.State == nodeapi.StateRunning && r.Pause == nil && !r.Waking
+	switch r.Sandbox.State {
+	case nodeapi.StateRunning:
+		return r.Pause == nil && !r.Waking
+	case nodeapi.StatePaused:
+		return r.Sandbox.Pause.Depth == nodeapi.DepthFrozen
+	default:
+		return false
+	}
 }
 
 // replace puts a new file in the place of path. A power cut leaves the old bytes or the new ones.

@@ -79,7 +79,9 @@ func TestRecords_theLastOneIsRead(t *testing.T) {
 	rec.Ref.ID = id
 	pause := record{Sandbox: nodeapi.Sandbox{ID: id, State: nodeapi.StatePaused, Pause: &nodeapi.Pause{}}, Pause: &pauseRecord{}}
 	pause.Ref.ID = id
-	for i, step := range []record{rec, rec, rec, pause, rec, pause, pause, rec, rec} {
+	frozen := record{Sandbox: nodeapi.Sandbox{ID: id, State: nodeapi.StatePaused, Pause: &nodeapi.Pause{Depth: nodeapi.DepthFrozen}}, Pause: &pauseRecord{}}
+	frozen.Ref.ID = id
+	for i, step := range []record{rec, frozen, rec, rec, pause, rec, frozen, pause, pause, rec, rec} {
 		step.Env = map[string]string{"STEP": strconv.Itoa(i), "LONG": strings.Repeat("x", 5000*((i+1)%3))}
 		must.NoError(t, r.put(&step))
 		got, err := readRecord(r.path(id))
