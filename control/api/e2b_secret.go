@@ -12,7 +12,7 @@ type NewSecret struct {
 // SecretValue is the body of POST /secrets/{secret}: the next version. Metadata that is there replaces what there was.
 type SecretValue struct {
 	Value    string            `json:"value"`
-	Metadata map[string]string `json:"metadata,omitempty"`
+	Metadata map[string]string `json:"metadata,omitzero"` // an empty one takes away what there was
 }
 
 // Secret is all that is told of a secret: its value is write-only.

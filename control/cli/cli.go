@@ -163,6 +163,7 @@ func commands(env *Env) map[string]cli.CommandFactory {
 	maps.Copy(all, auditCommands())
 	maps.Copy(all, quotaCommands())
 	maps.Copy(all, poolCommands())
+	maps.Copy(all, secretCommands())
 	maps.Copy(all, operatorCommands())
 	out := make(map[string]cli.CommandFactory, len(all))
 	for name, make := range all {

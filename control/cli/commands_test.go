@@ -41,6 +41,7 @@ func TestHelp_ofEveryCommand(t *testing.T) {
 		"template delete", "template make", "node", "node audit", "node list", "node info", "node drain", "node mark", "node resume", "node rebalance", "version", "terminal", "terminal list", "terminal attach", "terminal kill",
 		"link", "link create",
 		"pool", "pool list", "pool info", "pool create", "pool update", "pool delete",
+		"secret", "secret list", "secret info", "secret create", "secret update", "secret delete",
 		"audit", "audit list", "audit follow", "audit head", "audit export", "audit verify",
 		"operator", "operator snapshot", "operator snapshot save", "operator snapshot inspect", "operator snapshot restore", "operator raft", "operator raft list-peers", "operator raft remove-peer",
 		"operator autopilot", "operator autopilot state", "operator autopilot config", "operator autopilot set-config",

@@ -54,6 +54,7 @@ type fake struct {
 	entries    []api.LogEntry
 	logQueries []url.Values
 	links      []api.LinkRequest
+	secrets    []keptSecret
 }
 
 // started is what a process was started with.
@@ -113,6 +114,7 @@ func newFake(t *testing.T) *fake {
 	mux.HandleFunc("GET /v1/sandboxes/{id}/log", f.box(f.getLog))
 	mux.HandleFunc("GET /v1/sandboxes/{id}/log/stream", f.box(f.followLog))
 	f.terminals(mux)
+	f.serveSecrets(mux)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/links", f.box(func(w http.ResponseWriter, r *http.Request, _ api.Sandbox) {
 		var req api.LinkRequest
 		_ = json.NewDecoder(r.Body).Decode(&req)

@@ -30,13 +30,6 @@ var (
 	operatorSnapshotCommand = group("backups of the control service", "    $ soulbox operator snapshot save backup.sb\n    $ soulbox operator snapshot restore -yes backup.sb")
 )
 
-func (e *Env) inDir(path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(e.Dir, path)
-}
-
 func operatorSaveCommand(env *Env) *command {
 	return &command{
 		synopsis: "Save everything that the control service keeps",

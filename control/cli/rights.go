@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -109,19 +107,11 @@ func rolePutCommand(env *Env) *command {
 		"    {\"parents\": [\"viewer\"], \"rules\": [\n      {\"resources\": [\"sandbox\"], \"actions\": [\"*\"], \"labels\": {\"env\": \"dev\"}},\n"+
 		"      {\"effect\": \"deny\", \"resources\": [\"file\"], \"actions\": [\"*\"], \"paths\": [\"/etc/**\"]}]}", 2, 2, nil,
 		func(ctx context.Context, c *api.Client, args []string) (any, [][]string, error) {
-			in := io.Reader(env.Stdin)
-			if args[1] != "-" {
-				path := args[1]
-				if !filepath.IsAbs(path) {
-					path = filepath.Join(env.Dir, path)
-				}
-				f, err := os.Open(path)
-				if err != nil {
-					return nil, nil, err
-				}
-				defer f.Close()
-				in = f
+			in, err := env.open(args[1])
+			if err != nil {
+				return nil, nil, err
 			}
+			defer in.Close()
 			var role api.RolePut
 			dec := json.NewDecoder(io.LimitReader(in, 1<<20))
 			dec.DisallowUnknownFields()

@@ -86,10 +86,7 @@ func openSource(ctx context.Context, env *Env, name string) (io.ReadCloser, erro
 	if name == "-" {
 		return io.NopCloser(env.Stdin), nil
 	}
-	if !filepath.IsAbs(name) {
-		name = filepath.Join(env.Dir, name)
-	}
-	return unpack.Source(ctx, name)
+	return unpack.Source(ctx, env.inDir(name))
 }
 
 func sourceName(s string) string {
