@@ -12,6 +12,9 @@ import (
 	"github.com/soulbox-dev/soulbox/control/template"
 )
 
+// keyVersion changes where the same instructions come to mean something else.
+const keyVersion = "2\n"
+
 // keyOf is what a build's content depends on, in one word: what it begins with, and all that is done. Files count by their hash.
 func keyOf(base state.Template, in api.BuildInstructions) string {
 	in.FromTemplate, in.FromImageRegistry, in.Force = "", nil, false
@@ -20,7 +23,7 @@ func keyOf(base state.Template, in api.BuildInstructions) string {
 		in.Steps[i].Force = false
 	}
 	text, _ := json.Marshal(in) // strings and numbers only
-	sum := sha256.Sum256(append([]byte(base.Digest+"\n"), text...))
+	sum := sha256.Sum256(append([]byte(keyVersion+base.Digest+"\n"), text...))
 	return hex.EncodeToString(sum[:])
 }
 

@@ -142,6 +142,11 @@ func (s *Service) make(ctx context.Context, b *build, in api.BuildInstructions) 
 		if err := at.provision(ctx); err != nil {
 			return stepBase, err
 		}
+		if at.env["PATH"] != "" {
+			if err := at.keepPath(ctx, stepBase); err != nil {
+				return stepBase, err
+			}
+		}
 	}
 	for i, st := range in.Steps {
 		step := strconv.Itoa(i + 1)
@@ -182,26 +187,58 @@ func (a *site) step(ctx context.Context, step string, st api.BuildStep) error {
 		}
 		return a.shell(ctx, step, user, st.Args[0])
 	case "ENV":
-		for i := 0; i < len(st.Args); i += 2 {
-			if k := st.Args[i]; k == "" || strings.ContainsRune(k, '=') {
-				return fmt.Errorf("%.60q is no name of a variable", k)
-			}
-			a.set(st.Args[i], st.Args[i+1])
-		}
+		return a.setEnv(ctx, step, st.Args)
 	case "WORKDIR":
-		dir := st.Args[0]
+		dir, err := a.expanded(ctx, st.Args[0])
+		if err != nil {
+			return err
+		}
 		if !path.IsAbs(dir) {
 			dir = path.Join("/", a.cwd, dir)
 		}
 		a.cwd = dir
-		return a.asRoot(ctx, step, nil, `mkdir -p -- "$1" && if [ -n "$2" ]; then chown -- "$2" "$1"; fi`, dir, a.user)
+		return a.asRoot(ctx, step, nil, ownerScript+`mkdir -p -- "$1" && if [ -n "$2" ]; then chown -- "$(owner "$2")" "$1"; fi`, dir, a.user)
 	case "USER":
-		a.user = st.Args[0]
-		return a.asRoot(ctx, step, nil, `id -u -- "$1" >/dev/null`, strings.Split(a.user, ":")[0])
+		user, err := a.expanded(ctx, st.Args[0])
+		if err != nil {
+			return err
+		}
+		a.user = user
+		return a.asRoot(ctx, step, nil, `id -u -- "$1" >/dev/null`, strings.Split(user, ":")[0])
 	case "COPY":
 		return a.copy(ctx, step, st)
 	}
 	return nil
+}
+
+// setEnv does an ENV step: its values are of the variables before it.
+func (a *site) setEnv(ctx context.Context, step string, args []string) error {
+	args = slices.Clone(args)
+	for i := 0; i < len(args); i += 2 {
+		if k := args[i]; k == "" || strings.ContainsRune(k, '=') {
+			return fmt.Errorf("%.60q is no name of a variable", k)
+		}
+		v, err := a.expanded(ctx, args[i+1])
+		if err != nil {
+			return fmt.Errorf("variable %.60s: %w", args[i], err)
+		}
+		args[i+1] = v
+	}
+	path := false
+	for i := 0; i < len(args); i += 2 {
+		a.set(args[i], args[i+1])
+		path = path || args[i] == "PATH"
+	}
+	if path {
+		return a.keepPath(ctx, step)
+	}
+	return nil
+}
+
+// keepPath has login shells, which the contract's clients run all commands with, keep the template's PATH: /etc/profile sets its own.
+func (a *site) keepPath(ctx context.Context, step string) error {
+	quoted := "'" + strings.ReplaceAll(a.env["PATH"], "'", `'\''`) + "'"
+	return a.asRoot(ctx, step, nil, `mkdir -p /etc/profile.d && printf '%s\n' "$1" >/etc/profile.d/soulbox-path.sh`, "export PATH="+quoted)
 }
 
 // shell runs a command as the contract does: in a login shell.
@@ -231,13 +268,17 @@ func (a *site) exec(ctx context.Context, step string, st guest.Start, stdin io.R
 	return nil
 }
 
+// ownerScript says who owns what a user has, with the user's own group where none is named, and that of the same number where the user is a number.
+const ownerScript = `owner() { case $1 in *:*) echo "$1" ;; *[!0-9]*) echo "$1:" ;; *) echo "$1:$1" ;; esac; }
+`
+
 // copyScript puts what a COPY step has uploaded to where it belongs. Its arguments: the folder of the upload, the source, the
 // destination, the owner and the mode, either of which may be empty. A folder's content goes into the destination; a file is the
 // destination, or goes into it where that is a folder, ends with a slash, or the source means several files.
-const copyScript = `set -e
+const copyScript = ownerScript + `set -e
 cd -- "$1"
 dest=$3
-if [ -n "$4" ]; then chown -hR -- "$4" .; fi
+if [ -n "$4" ]; then chown -hR -- "$(owner "$4")" .; fi
 if [ -n "$5" ]; then find . -mindepth 1 ! -type l -exec chmod "$5" {} +; fi
 if [ -d "./$2" ] && [ ! -L "./$2" ]; then
 	mkdir -p -- "$dest"
@@ -262,7 +303,11 @@ fi
 
 // copy does a COPY step.
 func (a *site) copy(ctx context.Context, step string, st api.BuildStep) error {
-	src, dest := path.Clean("/" + st.Args[0])[1:], st.Args[1]
+	src := path.Clean("/" + st.Args[0])[1:]
+	dest, err := a.expanded(ctx, st.Args[1])
+	if err != nil {
+		return err
+	}
 	owner, mode := a.user, ""
 	if len(st.Args) > 2 && st.Args[2] != "" {
 		owner = st.Args[2]

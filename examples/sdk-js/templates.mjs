@@ -35,6 +35,26 @@ try {
   await sandbox.kill()
 }
 
+// Variables stand in values, folders and destinations, as in a Dockerfile; and a PATH is every command's.
+const varied = 'sdk-variables'
+await Template.build(
+  Template({ fileContextPath: context })
+    .fromTemplate('base')
+    .setEnvs({ ROOT: '/opt/varied', PRICE: '5\\$', DEEP: '${UNSET:-${HOME}/deep}' })
+    .setEnvs({ PATH: '$ROOT/bin:$PATH' })
+    .setWorkdir('$ROOT')
+    .copy('run.sh', '$ROOT/bin/varied', { mode: 0o755 })
+    .runCmd('varied > ran.txt'),
+  varied,
+)
+const various = await Sandbox.create(varied)
+try {
+  const { stdout } = await various.commands.run('pwd; cat ran.txt; echo "$PRICE $DEEP"; varied; stat -c %U:%G . bin/varied')
+  assert.equal(stdout, '/opt/varied\nran\n5$ /home/user/deep\nran\nuser:user\nuser:user\n')
+} finally {
+  await various.kill()
+}
+
 assert.ok(await Template.exists(name))
 await Template.assignTags(name, ['v1', 'stable'])
 assert.deepEqual((await Template.getTags(name)).map((t) => t.tag).sort(), ['default', 'stable', 'v1'])
