@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"net/http"
+	"strings"
 	"sync"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
@@ -47,9 +48,9 @@ func New(cfg Config) *Handler {
 	h.mux.Handle("GET /metrics", guarded(http.HandlerFunc(h.metrics)))
 	h.mux.Handle("GET /envs", guarded(http.HandlerFunc(envs)))
 	path, processes := process.New(process.Config{Started: cfg.Started})
-	h.mux.Handle(path, guarded(processes))
+	h.mux.Handle(path, guarded(unlimited(processes)))
 	path, tree := filesystem.New(filesystem.Config{Context: cfg.Context, Watchers: cfg.Watchers})
-	h.mux.Handle(path, guarded(tree))
+	h.mux.Handle(path, guarded(unlimited(tree)))
 	content := files.New(files.Config{}) // lets in by a signature too
 	h.mux.Handle("/files", content)
 	h.mux.Handle("/files/compose", content)
@@ -76,6 +77,19 @@ func guarded(next http.Handler) http.Handler {
 		default:
 			answer.Error(w, http.StatusUnauthorized, "invalid access token")
 		}
+	})
+}
+
+// timeoutHeader is how many milliseconds a call of Connect's protocol may take.
+const timeoutHeader = "Connect-Timeout-Ms"
+
+// unlimited lets a call whose time is 0 take as long as it likes: the contract has it so, where connect-go ends the call before it begins.
+func unlimited(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if v := r.Header.Get(timeoutHeader); v != "" && strings.Trim(v, "0") == "" {
+			r.Header.Del(timeoutHeader)
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -134,13 +134,13 @@ func errorOf(s scope.Sandbox, err error) *Error {
 		e.word = guest.CodeNoSpace
 		return e
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fail(http.StatusRequestTimeout, "%v", err)
+		return fail(http.StatusRequestTimeout, "%v", place.Cause(err))
 	case place.Ended(s):
 		return fail(http.StatusBadGateway, "sandbox %s has ended", s.ID)
 	case errors.Is(err, guest.ErrBadAnswer):
 		return fail(http.StatusInternalServerError, "%v", err)
 	}
-	return fail(http.StatusBadGateway, "sandbox %s does not answer: %v", s.ID, err)
+	return fail(http.StatusBadGateway, "sandbox %s does not answer: %v", s.ID, place.Cause(err))
 }
 
 func reported(path string, body *frame.ErrorBody) *Error {

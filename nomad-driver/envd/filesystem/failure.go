@@ -39,15 +39,15 @@ func failure(s scope.Sandbox, path string, err error) error {
 	case errors.As(err, &body):
 		return reported(path, body)
 	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, err)
+		return connect.NewError(connect.CodeCanceled, context.Canceled)
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.NewError(connect.CodeDeadlineExceeded, err)
+		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	case place.Ended(s):
 		return ended(s)
 	case errors.Is(err, guest.ErrBadAnswer):
 		return connect.NewError(connect.CodeInternal, err)
 	}
-	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("sandbox %s does not answer: %w", s.ID, err))
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("sandbox %s does not answer: %w", s.ID, place.Cause(err)))
 }
 
 func ended(s scope.Sandbox) error {

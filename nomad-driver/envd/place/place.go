@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"strings"
 	"unicode/utf8"
@@ -129,6 +130,15 @@ func Ended(s scope.Sandbox) bool {
 	default:
 		return false
 	}
+}
+
+// Cause is what came between a request and its sandbox, without the path of the socket: folders of the machine are nobody's business.
+func Cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // The texts of what clients know by its words.

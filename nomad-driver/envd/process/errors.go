@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/envd/answer"
+	"github.com/soulbox-dev/soulbox/nomad-driver/envd/place"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
 )
@@ -21,11 +22,11 @@ func failed(err error) error {
 		e.Meta().Set(answer.WordHeader, body.Code)
 		return e
 	case errors.Is(err, context.Canceled):
-		return connect.NewError(connect.CodeCanceled, err)
+		return connect.NewError(connect.CodeCanceled, context.Canceled)
 	case errors.Is(err, context.DeadlineExceeded):
-		return connect.NewError(connect.CodeDeadlineExceeded, err)
+		return connect.NewError(connect.CodeDeadlineExceeded, context.DeadlineExceeded)
 	}
-	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("the sandbox does not answer: %w", err))
+	return connect.NewError(connect.CodeUnavailable, fmt.Errorf("the sandbox does not answer: %w", place.Cause(err)))
 }
 
 func codeOf(word string) connect.Code {
