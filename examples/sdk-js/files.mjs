@@ -53,6 +53,9 @@ try {
   // Folders of one's own beside the home; what is root's stays root's.
   await files.write('/app/src/main.py', 'print(1)')
   assert.deepEqual([(await files.getInfo('/app')).owner, await files.read('/app/src/main.py')], ['user', 'print(1)'])
+  await files.rename('/app', '/moved')
+  await files.remove('/moved')
+  assert.deepEqual([await files.exists('/app'), await files.exists('/moved')], [false, false])
   assert.equal(await files.makeDir('/workspace'), true)
   await assert.rejects(files.write('/etc/passwd', ''))
 

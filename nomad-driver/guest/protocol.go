@@ -194,8 +194,10 @@ type FileRequest struct {
 	// Claim has root make, for the user, what the user may not: directories that are missing (with OpMkdir, and with Parents), and new
 	// files (OpOpen with CREAT and EXCL) in a directory that the user may look into but not write. With Target, OpOpen makes the new
 	// content of that file, which the user may write, for its owner. OpRename and OpRemove then do to such a file, whose name is
-	// TempName's, what is needed. Nothing else that exists is touched, and no symlink is followed.
-	Claim bool `json:"claim,omitempty"`
+	// TempName's, what is needed. OpRemove also removes what is the user's own, and OpRename, where ClaimPath says so too, gives it another name,
+	// which nobody has or something of the user's own. Nothing else that exists is touched, and no symlink is followed.
+	Claim     bool `json:"claim,omitempty"`
+	ClaimPath bool `json:"claim_path,omitempty"` // OpRename with Claim
 }
 
 // FileInfo is what a guest says of a file.

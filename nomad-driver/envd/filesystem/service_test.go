@@ -131,6 +131,22 @@ func TestReal_errors(t *testing.T) {
 	}
 }
 
+// What a user was let make in a directory of root's can be moved and removed by them, too; their home, and what is root's, stay.
+func TestReal_whatIsTheUsersGoesAgain(t *testing.T) {
+	s, clients := start(t)
+	for _, c := range clients {
+		made := second(c.MakeDir(t.Context(), as("", &wire.MakeDirRequest{Path: "/app/sub"})))
+		must.NoError(t, made)
+		must.NoError(t, second(c.Move(t.Context(), as("", &wire.MoveRequest{Source: "/app", Destination: "/other"}))))
+		must.NoError(t, second(c.Remove(t.Context(), as("", &wire.RemoveRequest{Path: "/other"}))))
+		s.Shell(t, "root", "mkdir -p /rootdir; touch /etc/mine /roots; chown user /etc/mine; ! [ -e /app ] && ! [ -e /other ]")
+		for _, path := range []string{"/etc/mine", "/roots", "/home/user", "~", "/rootdir"} {
+			must.Eq(t, connect.CodePermissionDenied, connect.CodeOf(second(c.Remove(t.Context(), as("", &wire.RemoveRequest{Path: path})))), must.Sprint(path))
+			must.Eq(t, connect.CodePermissionDenied, connect.CodeOf(second(c.Move(t.Context(), as("", &wire.MoveRequest{Source: path, Destination: "/there"})))), must.Sprint(path))
+		}
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestReal_watch(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path"
 
 	"connectrpc.com/connect"
 
@@ -73,11 +74,17 @@ func (s *service) Remove(ctx context.Context, r *connect.Request[wire.RemoveRequ
 	if err != nil {
 		return nil, err
 	}
-	if err := u.Sandbox.Guest.Remove(ctx, u.Request(p)); err != nil && !place.Is(err, notDirCode) { // nothing can be below a file
+	req := u.Request(p)
+	req.Claim = claimsOwn(u, p)
+	if err := u.Sandbox.Guest.Remove(ctx, req); err != nil && !place.Is(err, notDirCode) { // nothing can be below a file
 		return nil, failure(u.Sandbox, p, err)
 	}
 	return connect.NewResponse(&wire.RemoveResponse{}), nil
 }
+
+// claimsOwn reports whether a user's own file or directory may be taken away from a directory that is not theirs: what they were let make
+// in / they can also remove. Their home stays.
+func claimsOwn(u place.User, p string) bool { return place.Claims(p) && p != path.Clean(u.Info.Home) }
 
 func (s *service) Move(ctx context.Context, r *connect.Request[wire.MoveRequest]) (*connect.Response[wire.MoveResponse], error) {
 	u, from, err := request(ctx, r.Header(), r.Msg.GetSource())
@@ -92,7 +99,7 @@ func (s *service) Move(ctx context.Context, r *connect.Request[wire.MoveRequest]
 		return nil, err
 	}
 	req := u.Request(from)
-	req.Target, req.Parents, req.Claim = to, true, place.Claims(to)
+	req.Target, req.Parents, req.Claim, req.ClaimPath = to, true, place.Claims(to), claimsOwn(u, from)
 	err = u.Sandbox.Guest.Rename(ctx, req)
 	if place.Is(err, guest.CodeCrossDevice) {
 		err = move(ctx, u, from, to)

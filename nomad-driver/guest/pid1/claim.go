@@ -13,7 +13,7 @@ import (
 // that the user may look into but not write. Whoever asks may act as root as well; what has to be kept from using this are
 // processes of the sandbox that lead a path elsewhere. So the directory is opened as the user and without any symlink, and
 // root works relative to it; and nothing that exists is touched, but for a file that the user may write, which is replaced by one
-// that has its owner.
+// that has its owner, and what is the user's own, which gets another name or is removed.
 
 // denied reports whether the user's own rights were not enough.
 func denied(err error) bool {
@@ -206,16 +206,84 @@ func (f *files) claimRename(path, target string, u guest.UserInfo) (replaced, er
 	return old, err
 }
 
-// claimRemove removes a file that claimFile made.
+// claimMove gives another name to what is the user's. What has that name is the user's too, or there is nothing.
+func (f *files) claimMove(path, target string, u guest.UserInfo) error {
+	var to *spot
+	defer func() {
+		if to != nil {
+			to.close()
+		}
+	}()
+	return f.claim("rename", path, u, func() (*spot, error) {
+		s, err := spotOf(path)
+		if err != nil {
+			return nil, err
+		}
+		if to, err = spotOf(target); err == nil && !(s.ownedBy(u) && (to.free || to.ownedBy(u))) {
+			err = unix.EACCES
+		}
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		return s, nil
+	}, func(s *spot) error {
+		flags := uint(0)
+		if to.free {
+			flags = unix.RENAME_NOREPLACE
+		}
+		return unix.Renameat2(s.dir, s.base, to.dir, to.base, flags)
+	})
+}
+
+// claimRemove removes a file that claimFile made, or what is the user's. What is in a directory, the user has to remove: root takes the empty one away.
 func (f *files) claimRemove(path string, u guest.UserInfo) error {
 	return f.claim("remove", path, u, func() (*spot, error) {
 		s, err := spotOf(path)
-		if err == nil && (s.free || !temporary(s)) {
-			s.close()
-			return nil, unix.EACCES
+		if err != nil {
+			return nil, err
 		}
-		return s, err
-	}, func(s *spot) error { return unix.Unlinkat(s.dir, s.base, 0) })
+		switch {
+		case temporary(s) && !s.free:
+		case !s.ownedBy(u):
+			err = unix.EACCES
+		case s.isDir():
+			err = s.clear()
+		}
+		if err != nil {
+			s.close()
+			return nil, err
+		}
+		return s, nil
+	}, func(s *spot) error {
+		flags := 0
+		if s.isDir() {
+			flags = unix.AT_REMOVEDIR
+		}
+		return unix.Unlinkat(s.dir, s.base, flags)
+	})
+}
+
+func (s *spot) ownedBy(u guest.UserInfo) bool { return !s.free && s.st.Uid == u.UID }
+
+func (s *spot) isDir() bool { return !s.free && s.st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+// clear removes all that is in the directory that has the name, as the calling thread's user.
+func (s *spot) clear() error {
+	fd, err := unix.Openat(s.dir, s.base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for {
+		sub, err := empty(fd)
+		if err != nil || sub == "" {
+			return err
+		}
+		if err := removeAll(fd, sub); err != nil {
+			return err
+		}
+	}
 }
 
 func temporary(s *spot) bool {

@@ -45,6 +45,69 @@ func TestClaim_rootMakesForTheUserWhatIsNew(t *testing.T) {
 	must.FileNotExists(t, other)
 }
 
+func TestClaim_whatIsTheUsersCanBeTakenAway(t *testing.T) {
+	g := startGuest(t, guest.Boot{User: "user"})
+	at := func(name string) string { return filepath.Join(g.dir, name) }
+	claim := func(name string) guest.FileRequest {
+		return guest.FileRequest{Path: at(name), Claim: true, ClaimPath: true, Parents: true}
+	}
+	move := func(from, to string) error {
+		req := claim(from)
+		req.Target = at(to)
+		return g.Rename(g.ctx(), req)
+	}
+	write := func(path string) {
+		t.Helper()
+		must.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must.NoError(t, os.WriteFile(path, []byte(path), 0o644))
+		for p := path; p != g.dir; p = filepath.Dir(p) {
+			must.NoError(t, os.Chown(p, int(testUID), int(testUID)))
+		}
+	}
+	write(at("file"))
+	must.NoError(t, move("file", "moved"))
+	must.FileNotExists(t, at("file"))
+	write(at("file"))
+	must.NoError(t, move("file", "moved"), must.Sprint("over one of theirs"))
+	must.NoError(t, move("moved", "new/dir/moved"), must.Sprint("into a directory that is made"))
+	must.FileExists(t, at("new/dir/moved"))
+	must.NoError(t, move("new", "newer"))
+	must.NoError(t, os.Symlink("/etc", at("link")))
+	must.NoError(t, os.Lchown(at("link"), int(testUID), int(testUID)))
+	must.NoError(t, g.Remove(g.ctx(), claim("link")))
+	write(at("newer/a/b/c"))
+	must.NoError(t, g.Remove(g.ctx(), claim("newer")))
+	must.FileNotExists(t, at("newer"))
+	must.NoError(t, g.Remove(g.ctx(), claim("never")))
+
+	refused := func(what string, err error) {
+		t.Helper()
+		var body *frame.ErrorBody
+		must.True(t, errors.As(err, &body), must.Sprint(what, err))
+		must.Eq(t, guest.CodePermission, body.Code, must.Sprint(what, body.Message))
+	}
+	write(at("mine"))
+	must.NoError(t, os.WriteFile(at("roots"), nil, 0o644))
+	must.NoError(t, os.Mkdir(at("rootdir"), 0o755))
+	refused("over root's", move("mine", "roots"))
+	refused("root's", move("roots", "other"))
+	refused("root's directory", g.Remove(g.ctx(), claim("rootdir")))
+	refused("root's file", g.Remove(g.ctx(), claim("roots")))
+	refused("without a claim of the path", g.Rename(g.ctx(), guest.FileRequest{Path: at("mine"), Target: at("other"), Claim: true}))
+	refused("without a claim", g.Remove(g.ctx(), guest.FileRequest{Path: at("mine")}))
+	write(at("mixed/mine"))
+	must.NoError(t, os.Mkdir(at("mixed/sub"), 0o755))
+	must.NoError(t, os.WriteFile(at("mixed/sub/roots"), nil, 0o644))
+	refused("with root's in it", g.Remove(g.ctx(), claim("mixed")))
+	must.FileExists(t, at("mixed/sub/roots"))
+	must.NoError(t, os.Symlink(g.dir, filepath.Join(g.home, "up")))
+	refused("through a link", g.Remove(g.ctx(), guest.FileRequest{Path: filepath.Join(g.home, "up/mine"), Claim: true}))
+	must.FileExists(t, at("mine"))
+	must.FileExists(t, at("roots"))
+	must.DirExists(t, at("rootdir"))
+	must.FileNotExists(t, at("other"))
+}
+
 func TestClaim_touchesNothingElse(t *testing.T) {
 	g := startGuest(t, guest.Boot{User: "user"})
 	at := func(name string) string { return filepath.Join(g.dir, name) }

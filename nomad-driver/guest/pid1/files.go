@@ -342,9 +342,15 @@ func (f *files) rename(req *guest.FileRequest) (replaced, error) {
 		return -1, perr
 	}
 	if dir, _ := split(target); req.Parents && f.claimDir(dir, u) == nil {
-		return f.renameAs(req)
+		if old, err = f.renameAs(req); err == nil || !denied(err) {
+			return old, err
+		}
+		old.release()
 	}
 	old, cerr := f.claimRename(path, target, u)
+	if cerr != nil && req.ClaimPath {
+		cerr = f.claimMove(path, target, u)
+	}
 	if cerr == nil {
 		return old, nil
 	}
