@@ -17,6 +17,11 @@ try {
   assert.deepEqual(table.results[0].data, { a: [1, 2], b: ['x', 'y'] })
   assert.match(table.results[0].html, /<table/)
 
+  // What models import as a matter of course is there.
+  const usual = await sandbox.runCode('import bs4, openpyxl, scipy, seaborn, sklearn, sympy\nimport plotly.express as px\npx.bar(x=["a", "b"], y=[1, 2])')
+  assert.equal(usual.error, undefined, JSON.stringify(usual.error))
+  assert.match(usual.results.at(-1).html, /plotly/)
+
   const chart = async (code) => {
     const run = await sandbox.runCode(`import matplotlib.pyplot as plt\n${code}\nplt.show()`)
     assert.equal(run.error, undefined)

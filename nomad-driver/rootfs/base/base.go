@@ -44,6 +44,8 @@ var Interpreter = Recipe{
 	Name: "code-interpreter-v1",
 	packages: []string{
 		"esbuild", "node-acorn", "python3-ipython", "python3-matplotlib", "python3-numpy", "python3-pandas", "python3-requests",
+		// What code that models write imports as a matter of course; plotly shows figures by nbformat.
+		"python3-bs4", "python3-lxml", "python3-nbformat", "python3-openpyxl", "python3-plotly", "python3-scipy", "python3-seaborn", "python3-sklearn", "python3-sympy",
 	},
 	files:  interpreter,
 	script: interpreterScript,
