@@ -80,7 +80,7 @@ func reached(sb state.Sandbox) edge.Sandbox {
 	if len(sb.Network) > 0 {
 		var n api.NetworkConfig
 		if json.Unmarshal(sb.Network, &n) == nil { // it was checked before it was stored
-			box.MaskHost = n.MaskRequestHost
+			box.MaskHost, box.HTTPSPorts = n.MaskRequestHost, n.HTTPSPorts
 		}
 	}
 	return box

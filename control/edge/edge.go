@@ -43,6 +43,7 @@ type Sandbox struct {
 	EnvdToken    string // empty: envd needs none
 	TrafficToken string // empty: every port is public
 	MaskHost     string // replaces the Host that the server inside sees; ${PORT} stands for the port
+	HTTPSPorts   []int  // ports whose servers speak TLS
 	Node         Node
 }
 
@@ -118,11 +119,13 @@ func New(cfg Config) *Edge {
 	}
 	e := &Edge{cfg: cfg, current: cfg.Traffic}
 	e.ports = &http.Transport{
-		DialContext: e.dialPort, DisableCompression: true, IdleConnTimeout: idleTimeout, MaxIdleConns: 512, MaxIdleConnsPerHost: 16,
+		DialContext: e.dialPort, DialTLSContext: dialTLS(e.dialPort, "http/1.1"), DisableCompression: true, IdleConnTimeout: idleTimeout, MaxIdleConns: 512, MaxIdleConnsPerHost: 16,
 	}
 	e.grpc = e.ports.Clone()
 	e.grpc.Protocols = new(http.Protocols)
 	e.grpc.Protocols.SetUnencryptedHTTP2(true)
+	e.grpc.Protocols.SetHTTP2(true)
+	e.grpc.DialTLSContext = dialTLS(e.dialPort, "h2")
 	e.proxy = &httputil.ReverseProxy{
 		Rewrite: rewrite, Transport: transport{e}, FlushInterval: -1, BufferPool: &buffers{}, ErrorHandler: e.failed,
 		ErrorLog: log.New(cfg.Logger.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import http from 'node:http'
 import { Sandbox } from 'e2b'
 
-const sandbox = await Sandbox.create('base')
+const sandbox = await Sandbox.create('base', { network: { httpsPorts: [3443] } })
 const edge = new URL(process.env.E2B_SANDBOX_URL)
 const to = (port) => ({ 'E2b-Sandbox-Id': sandbox.sandboxId, 'E2b-Sandbox-Port': String(port) })
 const get = (port, path = '/') => fetch(new URL(path, edge), { headers: to(port) })
@@ -40,6 +40,18 @@ try {
   })
   assert.equal(echoed, 'ping')
   assert.equal((await fetch(edge, { headers: { 'E2b-Sandbox-Id': sandbox.sandboxId } })).status, 400, 'one header is not enough')
+
+  // A server that speaks TLS itself, with a certificate that it has made.
+  await sandbox.commands.run('openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 1 -subj /CN=inside 2>&1')
+  await sandbox.files.write('secure.mjs', `
+    import fs from 'node:fs'
+    import https from 'node:https'
+    const options = { key: fs.readFileSync('key.pem'), cert: fs.readFileSync('cert.pem') }
+    https.createServer(options, (req, res) => res.end('encrypted: ' + req.socket.encrypted)).listen(3443, () => console.log('up'))`)
+  const secure = new Promise((r) => (up = r))
+  await sandbox.commands.run('node secure.mjs', { background: true, onStdout: up })
+  await secure
+  assert.equal(await (await get(3443)).text(), 'encrypted: true')
 
   const guarded = await Sandbox.create('base', { network: { allowPublicTraffic: false } })
   const headers = { 'E2b-Sandbox-Id': guarded.sandboxId, 'E2b-Sandbox-Port': '3000' }
