@@ -53,6 +53,8 @@ func TestBurst(t *testing.T) {
 	}
 	s.until(t, "the pool to be full", full)
 	s.picture(t, "pool-consul", s.ConsulAddress()+"/ui/dc1/services/soulbox-node/instances", "health of the node")
+	s.picture(t, "pool-nomad", s.NomadConfig().Address+"/ui/jobs?pageSize=25", "slots of the pool")
+	s.picture(t, "pool-nomad-client", s.NomadConfig().Address+"/ui/topology", "where the slots are")
 
 	begin := time.Now()
 	made := s.burst(t)
