@@ -48,6 +48,13 @@ type Result struct {
 	Output string
 }
 
+// ErrPanic is in the chain of an error that says that the machine's kernel has given up, as it does when a processor is stuck in it for two minutes. The
+// console has the reason.
+var ErrPanic = errors.New("the machine's kernel panicked")
+
+// panicWords begin the kernel's last message.
+const panicWords = "Kernel panic - not syncing"
+
 // The lines that vminit frames a job's output with on the console.
 const (
 	markStart = "@@vm-start "
@@ -78,7 +85,7 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", strconv.Itoa(c.MemoryMB),
 		"-kernel", c.Kernel.Image, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all tsc=unstable no_timer_check",
+		"-append", "console=ttyS0 quiet panic=-1 watchdog_thresh=60 softlockup_panic=1 cgroup_no_v1=all tsc=unstable no_timer_check",
 		"-drive", "if=virtio,format=raw,cache=unsafe,file="+disk,
 		"-nic", "none", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot")
 	stderr := &strings.Builder{}
@@ -90,11 +97,13 @@ func Run(ctx context.Context, c Config) ([]Result, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start qemu: %w", err)
 	}
-	results, done := readConsole(out, c.Console)
+	results, done, panicked := readConsole(out, c.Console)
 	err = cmd.Wait()
 	switch {
 	case ctx.Err() != nil:
 		return results, fmt.Errorf("machine stopped: %w", context.Cause(ctx))
+	case panicked:
+		return results, ErrPanic
 	case err != nil:
 		return results, fmt.Errorf("qemu: %w: %s", err, stderr)
 	case !done:
@@ -163,7 +172,7 @@ func makeDisk(ctx context.Context, name string, mb int) error {
 }
 
 // readConsole splits the console into the jobs' outputs until the machine ends.
-func readConsole(r io.Reader, echo io.Writer) (results []Result, done bool) {
+func readConsole(r io.Reader, echo io.Writer) (results []Result, done, panicked bool) {
 	if echo == nil {
 		echo = io.Discard
 	}
@@ -173,6 +182,7 @@ func readConsole(r io.Reader, echo io.Writer) (results []Result, done bool) {
 		line, err := lines.ReadString('\n')
 		fmt.Fprint(echo, line)
 		text := strings.TrimRight(line, "\r\n")
+		panicked = panicked || strings.Contains(text, panicWords)
 		switch {
 		case strings.HasPrefix(text, markStart):
 			current = &Result{Name: text[len(markStart):], Code: -1}
@@ -189,7 +199,7 @@ func readConsole(r io.Reader, echo io.Writer) (results []Result, done bool) {
 			current.Output += text + "\n"
 		}
 		if err != nil {
-			return results, done
+			return results, done, panicked
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,5 +88,21 @@ func TestRun_bringsBackOutputAndExitCodes(t *testing.T) {
 		if got.Name != w.name || got.Code != w.code || !strings.Contains(got.Output, w.output) {
 			t.Errorf("job %d: got %+v, want %+v", i, got, w)
 		}
+	}
+}
+
+func TestRun_tellsOfAPanic(t *testing.T) {
+	c := machine(t)
+	c.Files["/bin/busybox"] = "/bin/busybox"
+	c.Jobs = []Job{
+		{Name: "fine", Argv: []string{"/bin/busybox", "true"}},
+		{Name: "panics", Argv: []string{"/bin/busybox", "sh", "-c", "echo c > /proc/sysrq-trigger"}},
+	}
+	results, err := Run(t.Context(), c)
+	if !errors.Is(err, ErrPanic) {
+		t.Fatalf("got %v", err)
+	}
+	if len(results) != 1 || results[0].Code != 0 {
+		t.Fatalf("got %+v", results)
 	}
 }
