@@ -45,7 +45,7 @@ var only = flag.String("attack", "", "the one attack of BenchmarkNeighbour to wa
 var confine = flag.String("confine", ConfineAuto, "the setting confine of the daemon of BenchmarkNeighbour")
 
 const (
-	neighbourExecs = 300
+	neighbourExecs = 900
 	// Between the starts of two execs is at least neighbourRhythm, and neighbourPause times what one takes on this machine: a neighbour that works,
 	// not one that floods, and not one that waits for its own quota of the processor.
 	neighbourRhythm = 10 * time.Millisecond
