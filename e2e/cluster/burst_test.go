@@ -6,9 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -52,9 +49,9 @@ func TestBurst(t *testing.T) {
 		return err
 	}
 	s.until(t, "the pool to be full", full)
-	s.picture(t, "pool-consul", s.ConsulAddress()+"/ui/dc1/services/soulbox-node/instances", "health of the node")
-	s.picture(t, "pool-nomad", s.NomadConfig().Address+"/ui/jobs?pageSize=25", "slots of the pool")
-	s.picture(t, "pool-nomad-client", s.NomadConfig().Address+"/ui/topology", "where the slots are")
+	s.picture(t, "pool-consul", s.ConsulAddress()+"/ui/dc1/services/soulbox-node/instances", "soulbox-node")
+	s.picture(t, "pool-nomad", s.NomadConfig().Address+"/ui/jobs?pageSize=25", "soulbox")
+	s.picture(t, "pool-nomad-topology", s.NomadConfig().Address+"/ui/topology", "Allocations")
 
 	begin := time.Now()
 	made := s.burst(t)
@@ -164,19 +161,11 @@ func (s *service) nomadHas(t *testing.T, want int) error {
 
 // consulPasses reports what of the node's checks does not pass, by Consul's word.
 func (s *service) consulPasses(t *testing.T) error {
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.ConsulAddress()+"/v1/health/service/soulbox-node", nil)
-	if err != nil {
-		return err
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
 	var entries []struct {
 		Checks []struct{ Name, Status, Output string }
 	}
-	if err := json.NewDecoder(res.Body).Decode(&entries); err != nil {
+	err := getJSON(t.Context(), s.ConsulAddress()+"/v1/health/service/soulbox-node", &entries)
+	if err != nil {
 		return err
 	}
 	if len(entries) != 1 || len(entries[0].Checks) < 7 {
@@ -191,22 +180,15 @@ func (s *service) consulPasses(t *testing.T) error {
 	return err
 }
 
-// picture has a browser look at a page, where pictures are asked for. The page has its time to draw itself, which no program says the end of.
-func (s *service) picture(t *testing.T, name, url, what string) {
-	t.Helper()
-	if *pictures == "" {
-		return
+func getJSON(ctx context.Context, url string, to any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
 	}
-	to, err := filepath.Abs(filepath.Join(*pictures, name+".png"))
-	must.NoError(t, err)
-	home := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--user-data-dir="+home,
-		"--window-size=1200,800", "--timeout=15000", "--screenshot="+to, url)
-	out, err := cmd.CombinedOutput()
-	must.NoError(t, err, must.Sprint(string(out)))
-	st, err := os.Stat(to)
-	must.NoError(t, err)
-	t.Logf("%s: %s, %d bytes", what, to, st.Size())
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	return json.NewDecoder(res.Body).Decode(to)
 }
