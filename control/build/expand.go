@@ -128,10 +128,10 @@ func parameter(inside string, value func(string) (string, bool), levels int) (st
 
 // unquoted is text without the double quotes that are around all of it: clients that read Dockerfiles leave them.
 func unquoted(text string) string {
-	inside, ok := strings.CutPrefix(text, `"`)
-	if inside, ok = strings.CutSuffix(inside, `"`); !ok || len(inside) != len(text)-2 {
+	if len(text) < 2 || text[0] != '"' || text[len(text)-1] != '"' {
 		return text
 	}
+	inside := text[1 : len(text)-1]
 	for i := 0; i < len(inside); i++ {
 		switch inside[i] {
 		case '\\':
