@@ -19,6 +19,9 @@ import (
 const holdEnv = "SOULBOX_TEST_HOLD"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(traceEnv) != "" {
+		trace()
+	}
 	if os.Getenv(holdEnv) == "" {
 		os.Exit(m.Run())
 	}

@@ -40,8 +40,10 @@ type RestoreOptions struct {
 	// Born is called with the root's pid when it is alone in its new namespaces: it must be put into its control group here, and
 	// its network be set up.
 	Born func(pid int) error
+	// Processes lists what is in the control group.
+	Processes func() ([]int, error)
 	// Complete is called when every process is there and none has run yet. They are frozen here, so that nothing runs before
-	// somebody has taken note of it.
+	// somebody has taken note of it. Should CRIU die before, they do not run either.
 	Complete func(pid int) error
 	Started  func(p *os.Process) error
 	Lazy     *Lazy // what is left out; nil: nothing
@@ -101,9 +103,19 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 	if o.Rules != nil {
 		files = append(files, o.Rules)
 	}
+	dead, err := newDeadman()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, dead.Close()) }()
+	rules := firstFile + len(files) - 1
+	files = append(files, dead.write)
 	criu := 0
 	started := func(p *os.Process) error {
 		criu = p.Pid
+		if err := dead.handedOver(); err != nil {
+			return err
+		}
 		if o.Started == nil {
 			return nil
 		}
@@ -121,9 +133,15 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 			if err := o.Built(pid); err != nil {
 				return err
 			}
-			return restrict(criu, pid, firstFile+len(files)-1)
+			return restrict(criu, pid, rules)
+		case "post-restore":
+			pids, err := o.Processes()
+			if err != nil {
+				return err
+			}
+			return dead.arm(pids)
 		case "pre-resume":
-			return o.Complete(pid)
+			return errors.Join(o.Complete(pid), dead.disarm())
 		}
 		return nil
 	}

@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +23,23 @@ func At(step string) {
 	}
 }
 
-// AtOther kills another process, where that step is armed.
+// AtOther kills another process, where that step is armed, and returns when it has ended: what its end sets off in the kernel comes before anything that
+// this process could do about it.
 func AtOther(step string, pid int) {
-	if armed(step) {
-		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
+	if !armed(step) {
+		return
+	}
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer func() { _ = unix.Close(process) }()
+	_ = unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0) // it may have ended
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, -1)
+		if n == 1 || err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
 	}
 }
 

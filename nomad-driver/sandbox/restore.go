@@ -130,7 +130,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			}
 			return attachInit(program)
 		},
-		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
+		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Processes: b.group.Processes, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
 	}
 	rules, err := boot.NewLandlockRules()
 	if err != nil {
