@@ -3,6 +3,7 @@ package nomad
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +28,9 @@ import (
 	"github.com/soulbox-dev/soulbox/tools/stack"
 )
 
-// agent is a real Nomad agent, server and client in one, with the driver as its plugin.
+// agent is a real Nomad: a server, and a client with the driver as its plugin, whose agent is the one that tests end and start again. They are two
+// processes since an agent that is both fails the allocations it comes back to, where its client asks its server before that has read its state
+// ("pre-run hook \"group_services\" failed: rpc error: Permission denied").
 type agent struct {
 	dir    string
 	http   string
@@ -34,8 +38,10 @@ type agent struct {
 	socket string // of the node daemon that the plugin starts
 	machine
 
-	cmd  *exec.Cmd
+	cmd  *exec.Cmd // the client's
 	done chan struct{}
+
+	endServer func()
 }
 
 // machine is where an agent runs. The zero machine is this one.
@@ -73,29 +79,72 @@ func startAgentOn(t *testing.T, m machine) *agent {
 	dir, err := os.MkdirTemp("", "sbe2e")
 	must.NoError(t, err)
 	a := &agent{dir: dir, socket: filepath.Join(dir, "run", "node.sock"), machine: m}
-	ports := freePorts(t, 3)
+	ports := freePorts(t, 4)
 	a.http = fmt.Sprintf("127.0.0.1:%d", ports[0])
-	for _, sub := range []string{"plugins", "run", "data", "node"} {
+	for _, sub := range []string{"plugins", "run", "data", "server", "node"} {
 		must.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o700))
 	}
 	must.NoError(t, os.Symlink(binary(t, "nomad-driver-soulbox"), filepath.Join(dir, "plugins", "nomad-driver-soulbox")))
-	must.NoError(t, os.WriteFile(filepath.Join(dir, "nomad.hcl"), []byte(a.config(t, ports)), 0o600))
-	config := &nomadapi.Config{Address: "http://" + a.http}
-	if m.netns != nil {
-		transport := &http.Transport{DialContext: m.dial}
-		t.Cleanup(transport.CloseIdleConnections)
-		config.HttpClient = &http.Client{Transport: transport}
-	}
-	a.api, err = nomadapi.NewClient(config)
-	must.NoError(t, err)
-	a.start(t)
+	server := fmt.Sprintf("127.0.0.1:%d", ports[1])
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "client.hcl"), []byte(a.clientConfig(t, ports[0], server)), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(dir, "server.hcl"), []byte(a.serverConfig(ports[1:])), 0o600))
+	a.api = m.nomad(t, a.http)
+	cmd, done := a.run(t, "server")
+	a.endServer = sync.OnceFunc(func() { end(cmd, done) })
+	t.Cleanup(a.endServer) // where the test fails before the next clean-up is there
+	status := m.nomad(t, fmt.Sprintf("127.0.0.1:%d", ports[3])).Status()
+	poll(t, "the server to lead", func() error {
+		leader, err := status.Leader()
+		if err == nil && leader == "" {
+			err = errors.New("there is no leader")
+		}
+		return err
+	})
+	a.start(t) // a client that asks before it leads asks again after 15 seconds
 	t.Cleanup(func() { a.stop(t) })
 	a.waitDriver(t)
 	a.importBase(t)
 	return a
 }
 
-func (a *agent) config(t *testing.T, ports []int) string {
+// nomad speaks with the agent at an address of the machine.
+func (m machine) nomad(t *testing.T, address string) *nomadapi.Client {
+	t.Helper()
+	config := &nomadapi.Config{Address: "http://" + address}
+	if m.netns != nil {
+		transport := &http.Transport{DialContext: m.dial}
+		t.Cleanup(transport.CloseIdleConnections)
+		config.HttpClient = &http.Client{Transport: transport}
+	}
+	c, err := nomadapi.NewClient(config)
+	must.NoError(t, err)
+	return c
+}
+
+func (a *agent) serverConfig(ports []int) string {
+	return fmt.Sprintf(`
+data_dir  = %q
+bind_addr = "127.0.0.1"
+disable_update_check = true
+log_level = "INFO"
+ports {
+  rpc  = %d
+  serf = %d
+  http = %d
+}
+advertise {
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}
+server {
+  enabled          = true
+  bootstrap_expect = 1
+}
+`, filepath.Join(a.dir, "server"), ports[0], ports[1], ports[2])
+}
+
+func (a *agent) clientConfig(t *testing.T, port int, server string) string {
 	t.Helper()
 	nodeArgs, err := json.Marshal(append([]string{
 		"-state-dir", filepath.Join(a.dir, "node"), "-run-dir", filepath.Join(a.dir, "run"), "-init", binary(t, "soulbox-init"),
@@ -108,10 +157,8 @@ plugin_dir = %q
 bind_addr  = "127.0.0.1"
 disable_update_check = true
 log_level  = "INFO"
-ports { 
+ports {
   http = %d
-  rpc  = %d
-  serf = %d
 }
 advertise {
   http = "127.0.0.1"
@@ -121,12 +168,9 @@ advertise {
 telemetry {
   publish_allocation_metrics = true # without it Nomad asks no driver for statistics
 }
-server {
-  enabled          = true
-  bootstrap_expect = 1
-}
 client {
   enabled = true
+  servers = [%q]
   options = {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
     "driver.allowlist"     = "soulbox%s"
@@ -134,9 +178,6 @@ client {
 %s
 }
 %s
-telemetry {
-  publish_allocation_metrics = true # else nomad alloc status -stats shows nothing, for any driver
-}
 plugin "nomad-driver-soulbox" {
   config {
     socket    = %q
@@ -144,7 +185,7 @@ plugin "nomad-driver-soulbox" {
     node_args = %s
   }
 }
-`, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), ports[0], ports[1], ports[2],
+`, filepath.Join(a.dir, "data"), filepath.Join(a.dir, "plugins"), port, server,
 		a.drivers, a.client, a.plugins, a.socket, filepath.Join(a.dir, "node.log"), nodeArgs)
 }
 
@@ -176,21 +217,39 @@ func binary(t *testing.T, name string) string {
 	return binaries.Path(t, name)
 }
 
-// start launches the agent, again after a kill.
+// start launches the client's agent, again after a kill.
 func (a *agent) start(t *testing.T) {
 	t.Helper()
-	log, err := os.OpenFile(filepath.Join(a.dir, "nomad.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	must.NoError(t, err)
-	defer log.Close()
-	a.cmd = exec.Command(binary(t, "nomad"), "agent", "-config", filepath.Join(a.dir, "nomad.hcl"))
-	a.cmd.Stdout, a.cmd.Stderr = log, log
-	a.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	must.NoError(t, a.in(a.cmd.Start))
-	a.done = make(chan struct{})
-	go func(cmd *exec.Cmd, done chan struct{}) { defer close(done); _ = cmd.Wait() }(a.cmd, a.done)
+	a.cmd, a.done = a.run(t, "client")
 }
 
-// kill ends the agent as a crash would.
+// run starts the agent of a role. Done is closed when it has ended.
+func (a *agent) run(t *testing.T, role string) (cmd *exec.Cmd, done chan struct{}) {
+	t.Helper()
+	log, err := os.OpenFile(filepath.Join(a.dir, role+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	must.NoError(t, err)
+	defer log.Close()
+	cmd = exec.Command(binary(t, "nomad"), "agent", "-config", filepath.Join(a.dir, role+".hcl"))
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	must.NoError(t, a.in(cmd.Start))
+	done = make(chan struct{})
+	go func() { defer close(done); _ = cmd.Wait() }()
+	return cmd, done
+}
+
+// end asks an agent to end, and makes it where it does not.
+func end(cmd *exec.Cmd, done chan struct{}) {
+	_ = cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		_ = cmd.Process.Kill()
+		<-done
+	}
+}
+
+// kill ends the client's agent as a crash would.
 func (a *agent) kill(t *testing.T) {
 	t.Helper()
 	must.NoError(t, a.cmd.Process.Kill())
@@ -199,19 +258,15 @@ func (a *agent) kill(t *testing.T) {
 
 func (a *agent) stop(t *testing.T) {
 	if t.Failed() {
-		for _, log := range []string{"nomad.log", "node.log"} {
+		for _, log := range []string{"server.log", "client.log", "node.log"} {
 			b, _ := os.ReadFile(filepath.Join(a.dir, log))
+			t.Logf("%s, what went wrong:\n%s", log, tail(failures(string(b)), 6000))
 			t.Logf("%s:\n%s", log, tail(string(b), 6000))
 		}
 	}
 	a.endJobs(t)
-	_ = a.cmd.Process.Signal(os.Interrupt)
-	select {
-	case <-a.done:
-	case <-time.After(30 * time.Second):
-		_ = a.cmd.Process.Kill()
-		<-a.done
-	}
+	end(a.cmd, a.done)
+	a.endServer()
 	a.stopNode(t)
 	a.unmountSecrets(t)
 	if err := os.RemoveAll(a.dir); err != nil {
@@ -416,3 +471,14 @@ func poll(t *testing.T, what string, check func() error) {
 }
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// failures are the lines of a log that tell of one.
+func failures(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "[ERROR]") || strings.Contains(line, "[WARN]") || strings.Contains(line, "failed=true") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
