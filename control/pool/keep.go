@@ -25,7 +25,7 @@ type kept struct {
 	failures int
 	problem  string    // why the last slot could not be made; empty: it could
 	retryAt  time.Time // no slot is made before
-	waiting  time.Time // since when creates under way hold up the making; zero: they do not
+	waiting  time.Time // since when claims hold up the making; zero: they do not
 	refill   time.Duration
 	made     uint64
 	dropped  uint64
@@ -55,9 +55,14 @@ func (s *Service) Run(ctx context.Context) {
 	defer counting.Stop()
 	for ctx.Err() == nil {
 		s.look(ctx, &makers)
+		var lull <-chan time.Time
+		if s.holding() {
+			lull = time.After(calm)
+		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		case <-lull:
 		case <-s.wake:
 		case <-counting.C:
 			s.record(ctx)
@@ -137,28 +142,46 @@ func (s *Service) keep(ctx context.Context, p *state.Pool, makers *sync.WaitGrou
 		return err
 	}
 	more := s.missing(p, k, wanted, len(ready)+making, now)
-	if more == 0 || s.waits(k, now) {
+	if s.waits(k, more, len(ready), now) {
 		return nil
 	}
 	return s.begin(ctx, p, template, k, more, makers)
 }
 
-// maxWait is how long creates under way hold up the making of slots, from the first of them on.
-const maxWait = 250 * time.Millisecond
+const (
+	// calm is how long after a claim no slot is made, while half of them are left: what has just been created is used first, and would share the
+	// machine with the making.
+	calm = 100 * time.Millisecond
+	// maxWait is how long claims hold up the making of slots, from the first of them on.
+	maxWait = 250 * time.Millisecond
+)
 
-// waits reports whether the making of slots waits for the creates that are trying some now: a herd would share the machine with it. Where creates
-// come without an end it waits once.
-func (s *Service) waits(k *kept, now time.Time) bool {
+// waits reports whether there is nothing to make, or the making waits for the creates that are trying slots now or that have one since a moment ago. Where
+// creates come without an end it waits once.
+func (s *Service) waits(k *kept, more, ready int, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	quiet := len(s.taken) == 0 && (2*ready < k.wanted || now.Sub(s.claimed) >= calm)
 	switch {
-	case len(s.taken) == 0:
+	case more == 0 || quiet:
 		k.waiting = time.Time{}
-		return false
+		return more == 0
 	case k.waiting.IsZero():
 		k.waiting = now
 	}
 	return now.Sub(k.waiting) < maxWait
+}
+
+// holding reports whether the making of slots waits.
+func (s *Service) holding() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.kept {
+		if !k.waiting.IsZero() {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *Service) keeperOf(p *state.Pool) *kept {

@@ -102,10 +102,11 @@ type Service struct {
 	log  hclog.Logger
 	wake chan struct{} // holds one word while a look is due
 
-	mu     sync.Mutex
-	taken  map[api.SandboxID]struct{} // by creates under way
-	counts map[api.PoolID]*count
-	kept   map[api.PoolID]*kept // what the keeper knows of each pool; empty where it does not run
+	mu      sync.Mutex
+	taken   map[api.SandboxID]struct{} // by creates under way
+	claimed time.Time                  // last
+	counts  map[api.PoolID]*count
+	kept    map[api.PoolID]*kept // what the keeper knows of each pool; empty where it does not run
 }
 
 // count is what this server has counted and not recorded yet.
@@ -232,9 +233,12 @@ func (s *Service) reserve(id api.SandboxID) bool {
 func (s *Service) Done(slot lifecycle.Slot, gone bool) {
 	s.mu.Lock()
 	delete(s.taken, slot.ID)
-	calm := len(s.taken) == 0
+	last := len(s.taken) == 0
+	if gone {
+		s.claimed = s.cfg.Now()
+	}
 	s.mu.Unlock()
-	if gone && calm {
+	if gone && last {
 		s.Wake()
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/core/coretest"
 	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/lifecycle"
+	"github.com/soulbox-dev/soulbox/control/pool"
 	"github.com/soulbox-dev/soulbox/control/reconcile"
 	"github.com/soulbox-dev/soulbox/control/state"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
@@ -180,6 +181,25 @@ func TestPool_herd(t *testing.T) {
 		must.LessEq(t, 1, times)
 	}
 	full(t, s, slots)
+}
+
+func TestPool_makingWaitsForALullOfClaims(t *testing.T) {
+	const ms = time.Millisecond
+	for name, c := range map[string]struct {
+		lull pool.Lull
+		want bool
+	}{
+		"long after a claim":                 {pool.Lull{Claimed: time.Minute, Wanted: 10, Ready: 9}, false},
+		"right after one":                    {pool.Lull{Claimed: ms, Wanted: 10, Ready: 9}, true},
+		"with half of them left":             {pool.Lull{Claimed: ms, Wanted: 10, Ready: 5}, true},
+		"with less than half left":           {pool.Lull{Claimed: ms, Wanted: 10, Ready: 4}, false},
+		"the only one is taken":              {pool.Lull{Claimed: ms, Wanted: 1, Ready: 0}, false},
+		"while one is tried":                 {pool.Lull{Taking: true, Claimed: time.Minute, Wanted: 10, Ready: 4}, true},
+		"where claims do not end":            {pool.Lull{Claimed: ms, Since: 251 * ms, Wanted: 10, Ready: 9}, false},
+		"where claims have gone on a moment": {pool.Lull{Claimed: ms, Since: 100 * ms, Wanted: 10, Ready: 9}, true},
+	} {
+		t.Run(name, func(t *testing.T) { must.EqOp(t, c.want, c.lull.Waits()) })
+	}
 }
 
 func TestPool_slotOfANodeThatRefusesIsNotTheClients(t *testing.T) {
