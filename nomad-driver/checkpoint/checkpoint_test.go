@@ -52,7 +52,7 @@ func good() Dump {
 func TestDump_checkRefusesWhatNoSandboxHas(t *testing.T) {
 	must.NoError(t, good().Check())
 	for name, change := range map[string]func(*Dump){
-		"version":            func(d *Dump) { d.Version = 2 },
+		"version":            func(d *Dump) { d.Version = DumpVersion + 1 },
 		"no version":         func(d *Dump) { d.Version = 0 },
 		"path of the host":   func(d *Dump) { d.Mounts[0].Source = "/etc" },
 		"way out":            func(d *Dump) { d.Mounts[0].Source = "../etc" },
@@ -149,8 +149,11 @@ func FuzzRebased(f *testing.F) {
 func TestParseMount_readsWhatTheKernelWrites(t *testing.T) {
 	m, err := parseMount(`36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`)
 	must.NoError(t, err)
-	must.Eq(t, mountLine{root: "/mnt1", point: "/mnt 2", fsType: "ext3"}, m)
-	for _, bad := range []string{"", "36 35 98:0 / /mnt", "36 35 98:0 / /mnt rw", " - ext3"} {
+	must.Eq(t, mountLine{id: 36, root: "/mnt1", point: "/mnt 2", fsType: "ext3"}, m)
+	m, err = parseMount(`37 35 0:50 / /proc/acpi ro,nosuid - tmpfs none rw,size=4k`)
+	must.NoError(t, err)
+	must.True(t, m.readOnly)
+	for _, bad := range []string{"", "36 35 98:0 / /mnt", "36 35 98:0 / /mnt rw", " - ext3", "x 35 98:0 / /mnt rw - ext3"} {
 		_, err := parseMount(bad)
 		must.Error(t, err, must.Sprint(bad))
 	}

@@ -52,8 +52,8 @@ type Dump struct {
 	IDBase   uint32    `json:"id_base"` // the host id of the namespace's id 0
 }
 
-// DumpVersion is the version of Dump that this code writes.
-const DumpVersion = 1
+// DumpVersion is the version of Dump that this code writes. Version 1 had every file system in memory in its images.
+const DumpVersion = 2
 
 // Mount is a mount inside that comes from outside.
 type Mount struct {
@@ -75,16 +75,16 @@ const dumpPatience = 2 * time.Minute
 func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	begin := time.Now()
 	d := Dump{Version: DumpVersion, CRIU: e.Version(), Time: begin.UTC()}
-	if d.Mounts, err = outsideMounts(o.PID); err != nil {
+	if d.IDBase, err = idBase(o.PID); err != nil {
+		return d, err
+	}
+	if d.Mounts, err = outsideMounts(o.PID, d.IDBase); err != nil {
 		return d, err
 	}
 	if d.Exit, err = fileKey(o.PID, o.Exit); err != nil {
 		return d, err
 	}
 	if d.Listener, err = listenerKey(o.PID); err != nil {
-		return d, err
-	}
-	if d.IDBase, err = idBase(o.PID); err != nil {
 		return d, err
 	}
 	images, err := openDir(o.Images)

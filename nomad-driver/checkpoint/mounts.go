@@ -3,17 +3,28 @@ package checkpoint
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
 )
 
 // Sources of mounts that come from outside: nothing else is ever bound into a restored sandbox.
 const (
 	sourceInit = "init" // PID 1's binary
-	// and the devices: their words are their names in /dev
+	// and the devices: their words are their names in /dev; and what package boot has a word for
 )
 
-var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
+// inMemory are the file systems in memory of a sandbox, by where they are. One that holds what a new one does is not in the images: CRIU takes five
+// milliseconds to archive each of them, and as many to fill it again.
+var inMemory = map[string]string{"/tmp": boot.MemoryTmp, "/dev/shm": boot.MemoryShm, "/dev": boot.MemoryDev, "/.soulbox": boot.MemoryProgram}
+
+// devices are the names of those that a sandbox has.
+var devices = boot.Devices()
 
 // maxMounts bounds the mounts of a sandbox.
 const maxMounts = 256
@@ -21,21 +32,28 @@ const maxMounts = 256
 // key names a mount in the images. Each has its own, because CRIU takes two with one name for the same mount.
 func (m Mount) key() string { return m.Source + "@" + m.Point }
 
-// path returns where the source is on this machine.
-func (m Mount) path(init string) (string, error) {
-	if m.Source == sourceInit {
-		return init, nil
+// Memory reports whether the source is one of the file systems in memory that package boot makes.
+func (m Mount) Memory() bool {
+	switch m.Source {
+	case boot.MemoryTmp, boot.MemoryShm, boot.MemoryDev, boot.MemoryProgram, boot.MemoryNothing:
+		return true
 	}
-	for _, d := range devices {
-		if m.Source == d {
-			return "/dev/" + d, nil
-		}
+	return false
+}
+
+// Device reports whether the source is a device.
+func (m Mount) Device() bool { return slices.Contains(devices, m.Source) }
+
+// path returns where the source is, in the folder of what comes from outside.
+func (m Mount) path(outside string) (string, error) {
+	if m.Source == sourceInit || m.Memory() || m.Device() {
+		return filepath.Join(outside, m.Source), nil
 	}
 	return "", fmt.Errorf("mount %s: source %.40q is none that a sandbox has", m.Point, m.Source)
 }
 
-// outsideMounts returns the mounts of a process's namespace whose content is not the sandbox's own.
-func outsideMounts(pid int) ([]Mount, error) {
+// outsideMounts returns the mounts of a process's namespace whose content is not the sandbox's own. The process stands still, and id is the host's of its root.
+func outsideMounts(pid int, id uint32) ([]Mount, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
 		return nil, err
@@ -55,8 +73,15 @@ func outsideMounts(pid int) ([]Mount, error) {
 		case m.point == initPoint:
 			out = append(out, Mount{Point: m.point, Source: sourceInit})
 		case m.fsType == "tmpfs" && m.root == "/":
-		case device(m.root):
-			out = append(out, Mount{Point: m.point, Source: m.root[strings.LastIndexByte(m.root, '/')+1:]})
+			word, err := newMemory(pid, id, m)
+			if err != nil {
+				return nil, fmt.Errorf("mount %s of process %d: %w", m.point, pid, err)
+			}
+			if word != "" {
+				out = append(out, Mount{Point: m.point, Source: word})
+			}
+		case slices.Contains(devices, filepath.Base(m.root)):
+			out = append(out, Mount{Point: m.point, Source: filepath.Base(m.root)})
 		default:
 			return nil, fmt.Errorf("mount %s of type %s in process %d is none that a sandbox has", m.point, m.fsType, pid)
 		}
@@ -64,20 +89,41 @@ func outsideMounts(pid int) ([]Mount, error) {
 	return out, nil
 }
 
+// newMemory returns the word of a file system in memory that holds what a new one does; empty: it holds more, or is another one.
+func newMemory(pid int, id uint32, m mountLine) (word string, err error) {
+	word, ok := inMemory[m.point]
+	if !ok && m.readOnly {
+		word, ok = boot.MemoryNothing, true
+	}
+	if !ok {
+		return "", nil
+	}
+	dir, err := os.OpenFile(fmt.Sprintf("/proc/%d/root%s", pid, m.point), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	var st unix.Statx_t
+	if err := unix.Statx(int(dir.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return "", err
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 || st.Mnt_id != m.id {
+		return "", nil // something is on top of it
+	}
+	if is, err := boot.IsNewMemory(word, dir, id); err != nil || !is {
+		return "", err
+	}
+	return word, nil
+}
+
 // initPoint is where PID 1's binary is mounted inside.
 const initPoint = "/.soulbox/init"
 
-func device(root string) bool {
-	name := root[strings.LastIndexByte(root, '/')+1:]
-	for _, d := range devices {
-		if name == d {
-			return true
-		}
-	}
-	return false
+type mountLine struct {
+	id                  uint64
+	root, point, fsType string
+	readOnly            bool // this mount, whatever the file system is
 }
-
-type mountLine struct{ root, point, fsType string }
 
 // parseMount reads a line of mountinfo.
 func parseMount(line string) (mountLine, error) {
@@ -86,7 +132,13 @@ func parseMount(line string) (mountLine, error) {
 	if !ok || len(f) < 6 || len(g) < 1 {
 		return mountLine{}, fmt.Errorf("line %.100q is not one of mountinfo", line)
 	}
-	return mountLine{root: unescape(f[3]), point: unescape(f[4]), fsType: g[0]}, nil
+	id, err := strconv.ParseUint(f[0], 10, 64)
+	if err != nil {
+		return mountLine{}, fmt.Errorf("mount id of line %.100q is no number", line)
+	}
+	return mountLine{
+		id: id, root: unescape(f[3]), point: unescape(f[4]), fsType: g[0], readOnly: slices.Contains(strings.Split(f[5], ","), "ro"),
+	}, nil
 }
 
 // unescape undoes mountinfo's octal escapes.

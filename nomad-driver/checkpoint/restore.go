@@ -25,7 +25,8 @@ type RestoreOptions struct {
 	Images string // folder of the images
 	Work   string // folder for the log
 	IDBase uint32 // the host id that is to be id 0
-	Init   string // path of PID 1's binary on this machine
+	// Outside is the folder of the mounts that come from outside, by the words of their sources.
+	Outside string
 	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
 	Mounts func() error
 	Root   string
@@ -93,7 +94,7 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		},
 	}
 	for _, m := range o.Dump.Mounts {
-		path, err := m.path(o.Init)
+		path, err := m.path(o.Outside)
 		if err != nil {
 			return 0, err
 		}

@@ -58,13 +58,17 @@ func maxFileBytes(l Limits) uint64 {
 	return 1 << 40
 }
 
+// setMemory sets the sizes of the file systems in memory.
+func setMemory(b *guest.Boot, l Limits) {
+	b.TmpBytes, b.ShmBytes, b.TmpInodes = l.TmpBytes, min(l.TmpBytes, 64<<20), tmpInodes
+}
+
 // bootMessage completes Config.Boot.
 func bootMessage(c Config) (guest.Boot, error) {
 	b := guest.Boot{
 		Version: guest.ProtocolVersion, SandboxID: string(c.ID), MountPoint: mountPoint,
 		Hostname: c.Boot.Hostname, User: c.Boot.User, Cwd: c.Boot.Cwd, Env: c.Boot.Env, Files: c.Boot.Files, Main: c.Boot.Main,
 		Profile: c.Boot.Profile, Capabilities: keptCapabilities(), Landlock: !without.landlock,
-		TmpBytes: c.Limits.TmpBytes, ShmBytes: min(c.Limits.TmpBytes, 64<<20), TmpInodes: tmpInodes,
 		MaskPaths: maskPaths, ReadonlyPath: readonlyPaths,
 		Rlimits: []guest.Rlimit{
 			{Resource: unix.RLIMIT_CORE},
@@ -77,6 +81,7 @@ func bootMessage(c Config) (guest.Boot, error) {
 			{Resource: unix.RLIMIT_NICE},
 		},
 	}
+	setMemory(&b, c.Limits)
 	if b.Profile == ProfileStrict || without.masks {
 		// Nothing but processes is in that /proc.
 		b.MaskPaths, b.ReadonlyPath = nil, nil

@@ -39,12 +39,12 @@ type Lazy struct {
 	Watch bool                // see checkpoint.LazyOptions
 }
 
-// Directories that every kernel has, everybody may search, and CRIU does not look into: in a mount namespace of CRIU's own the root
-// and the copy of the init binary are mounted there. Processes that come back open both with the sandbox's ids, to which the node's
-// directories, and perhaps the one of the init binary, are closed.
+// Directories that every kernel has, everybody may search, and CRIU does not look into: in a mount namespace of CRIU's own the root, and what else comes from
+// outside, are mounted there. Processes that come back open both with the sandbox's ids, to which the node's directories, and perhaps the one of the init
+// binary, are closed.
 const (
-	restoreRoot = "/sys/bus"
-	restoreInit = "/sys/class"
+	restoreRoot    = "/sys/bus"
+	restoreOutside = "/sys/class"
 )
 
 // renewTimeout bounds how long a restored PID 1 may take to answer.
@@ -117,18 +117,27 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, program.Close()) }()
+	outside, err := r.outside()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, m := range outside {
+			err = errors.Join(err, m.Close())
+		}
+	}()
 	lazy, err := r.plan()
 	if err != nil {
 		return nil, err
 	}
 	b.step("plan")
 	o := checkpoint.RestoreOptions{
-		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Init: filepath.Join(restoreInit, initName), IDBase: b.c.IDBase, Root: restoreRoot,
+		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Outside: restoreOutside, IDBase: b.c.IDBase, Root: restoreRoot,
 		Mounts: func() error {
-			if err := unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, restoreRoot, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-				return fmt.Errorf("attach root to %s: %w", restoreRoot, err)
+			if err := attach(root, restoreRoot); err != nil {
+				return err
 			}
-			return attachInit(program)
+			return attachOutside(program, outside)
 		},
 		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Processes: b.group.Processes, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
 	}
@@ -179,18 +188,79 @@ func (r *restorer) plan() (*checkpoint.Lazy, error) {
 	return r.c.Engine.PlanLazy(checkpoint.LazyOptions{Images: r.c.Dir.Images(), Dir: r.c.Lazy.Dir, Least: least, First: r.c.Lazy.First, Watch: r.c.Lazy.Watch})
 }
 
-// attachInit puts the mount of the init binary where processes with any ids find it. What PID 1 runs from is the copy, as in a
-// sandbox that was never away: it shows no path of the host inside.
-func attachInit(program *os.File) error {
-	if err := unix.Mount("soulbox", restoreInit, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=4096,nr_inodes=2"); err != nil {
-		return fmt.Errorf("mount tmpfs on %s: %w", restoreInit, err)
+// outside makes the mounts that the dump does not hold, by their words, but for PID 1's binary.
+func (r *restorer) outside() (made map[string]*os.File, err error) {
+	made = map[string]*os.File{}
+	defer func() {
+		if err != nil {
+			for _, f := range made {
+				err = errors.Join(err, f.Close())
+			}
+		}
+	}()
+	var sizes guest.Boot
+	setMemory(&sizes, r.b.c.Limits)
+	for _, m := range r.c.Dump.Mounts {
+		if made[m.Source] != nil {
+			continue
+		}
+		var f *os.File
+		switch {
+		case m.Memory():
+			f, err = boot.NewMemory(m.Source, &sizes, r.b.c.IDBase)
+		case m.Device():
+			f, err = boot.NewDevice(m.Source)
+		default:
+			continue
+		}
+		if err != nil {
+			return made, err
+		}
+		made[m.Source] = f
 	}
-	at := filepath.Join(restoreInit, initName)
+	return made, nil
+}
+
+// attachOutside puts the mount of the init binary, and the others that come from outside, where processes with any ids find them. What PID 1 runs from is the
+// copy, as in a sandbox that was never away: it shows no path of the host inside.
+func attachOutside(program *os.File, others map[string]*os.File) error {
+	if err := unix.Mount("soulbox", restoreOutside, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=4096,nr_inodes=32"); err != nil {
+		return fmt.Errorf("mount tmpfs on %s: %w", restoreOutside, err)
+	}
+	if err := attachFile(program, initName); err != nil {
+		return err
+	}
+	for word, f := range others {
+		if !(checkpoint.Mount{Source: word}).Memory() {
+			if err := attachFile(f, word); err != nil {
+				return err
+			}
+			continue
+		}
+		at := filepath.Join(restoreOutside, word)
+		if err := os.Mkdir(at, 0o711); err != nil {
+			return err
+		}
+		if err := attach(f, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attachFile attaches the mount of a single file in the folder of what comes from outside.
+func attachFile(mount *os.File, name string) error {
+	at := filepath.Join(restoreOutside, name)
 	if err := os.WriteFile(at, nil, 0o444); err != nil {
 		return err
 	}
-	if err := unix.MoveMount(int(program.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach init to %s: %w", at, err)
+	return attach(mount, at)
+}
+
+// attach puts a detached mount at a path of this thread's mount namespace.
+func attach(mount *os.File, path string) error {
+	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("attach mount at %s: %w", path, err)
 	}
 	return nil
 }

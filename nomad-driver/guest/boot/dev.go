@@ -3,16 +3,20 @@ package boot
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
 // devices are the nodes of /dev, with the numbers that the host's must have.
-var devices = []struct {
+var devices = []device{
+	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
+}
+
+type device struct {
 	name         string
 	major, minor uint32
-}{
-	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 }
 
 // maxTerminals bounds a sandbox's share of the machine's terminals (kernel.pty.max, 4096 by default).
@@ -21,7 +25,7 @@ const maxTerminals = "max=256"
 // mountDev builds /dev: a small file system of its own with the devices of the host bound into it, since nobody in a user
 // namespace can make a device node.
 func (m *mounter) mountDev() error {
-	dev, err := newFS("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, "mode=755", "size=64k", "nr_inodes=256")
+	dev, err := newMemory(MemoryDev, m.boot)
 	if err != nil {
 		return err
 	}
@@ -30,13 +34,12 @@ func (m *mounter) mountDev() error {
 		return err
 	}
 	for _, d := range devices {
-		src, err := openDevice("/dev/"+d.name, unix.Mkdev(d.major, d.minor))
+		bound, err := d.mount()
 		if err != nil {
 			return err
 		}
-		bound, err := bindDevice(src, dev, d.name)
-		if err = errors.Join(err, unix.Close(src)); err != nil {
-			return err
+		if err := move(bound, dev, d.name); err != nil {
+			return errors.Join(err, unix.Close(bound))
 		}
 		if d.name == "null" {
 			m.null = bound
@@ -44,18 +47,15 @@ func (m *mounter) mountDev() error {
 			return err
 		}
 	}
-	for _, l := range [][2]string{
-		{"pts/ptmx", "ptmx"}, {"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"},
-	} {
-		if err := unix.Symlinkat(l[0], dev, l[1]); err != nil {
-			return fmt.Errorf("make link /dev/%s: %w", l[1], err)
-		}
-	}
 	// With nodev nobody could open a terminal: devpts holds nothing but them.
 	if err := mountIn(dev, "pts", "devpts", attrNoExec&^unix.MOUNT_ATTR_NODEV, "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", maxTerminals); err != nil {
 		return err
 	}
-	if err := mountIn(dev, "shm", "tmpfs", attrNoExec, "mode=1777", sizeOption(m.boot.ShmBytes), inodeOption(m.boot.TmpInodes)); err != nil {
+	shm, err := newMemory(MemoryShm, m.boot)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(move(shm, dev, "shm"), unix.Close(shm)); err != nil {
 		return err
 	}
 	return mountIn(dev, "mqueue", "mqueue", attrNoExec)
@@ -77,30 +77,48 @@ func openDevice(path string, rdev uint64) (int, error) {
 	return fd, nil
 }
 
-// bindDevice binds a device into dev and returns its mount there.
-func bindDevice(src, dev int, name string) (int, error) {
+// mount makes a detached mount of the host's device.
+func (d device) mount() (int, error) {
+	src, err := openDevice("/dev/"+d.name, unix.Mkdev(d.major, d.minor))
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(src)
 	c, err := clone(src)
 	if err != nil {
-		return -1, fmt.Errorf("/dev/%s: %w", name, err)
+		return -1, fmt.Errorf("/dev/%s: %w", d.name, err)
 	}
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}
-	if err = unix.MountSetattr(c, "", unix.AT_EMPTY_PATH, &attr); err == nil {
-		err = touch(dev, name)
-	}
-	if err == nil {
-		err = move(c, dev, name)
-	}
-	if err != nil {
-		return -1, errors.Join(fmt.Errorf("bind /dev/%s: %w", name, err), unix.Close(c))
+	if err := unix.MountSetattr(c, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return -1, errors.Join(fmt.Errorf("bind /dev/%s: %w", d.name, err), unix.Close(c))
 	}
 	return c, nil
 }
 
-// mountIn makes a directory in dir, a file system that only PID 1 has seen, and mounts a new file system on it.
-func mountIn(dir int, name, fsType string, attrs int, options ...string) error {
-	if err := unix.Mkdirat(dir, name, 0o755); err != nil {
-		return fmt.Errorf("make directory %s: %w", name, err)
+// NewDevice makes the detached mount of one of the devices of every sandbox, for one that comes back. The caller closes it.
+func NewDevice(name string) (*os.File, error) {
+	i := slices.IndexFunc(devices, func(d device) bool { return d.name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("device %.40q is none that a sandbox has", name)
 	}
+	fd, err := devices[i].mount()
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// Devices returns the names in /dev of the devices of every sandbox.
+func Devices() []string {
+	names := make([]string, len(devices))
+	for i, d := range devices {
+		names[i] = d.name
+	}
+	return names
+}
+
+// mountIn mounts a new file system on a directory in dir.
+func mountIn(dir int, name, fsType string, attrs int, options ...string) error {
 	fs, err := newFS(fsType, attrs, options...)
 	if err != nil {
 		return err

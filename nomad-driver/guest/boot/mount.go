@@ -65,20 +65,22 @@ func (m *mounter) pivot() error {
 
 // mountTmp mounts /tmp.
 func (m *mounter) mountTmp() error {
-	return m.mountAt("tmp", "tmpfs", attrBase, "mode=1777", sizeOption(m.boot.TmpBytes), inodeOption(m.boot.TmpInodes))
+	fs, err := newMemory(MemoryTmp, m.boot)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	return m.place(fs, "tmp")
 }
 
 // mountInit puts the binary that PID 1 runs from at guest.InitPath, in a file system that nobody can write.
 func (m *mounter) mountInit() error {
-	fs, err := newFS("tmpfs", attrBase, "mode=755", "size=4k", "nr_inodes=2")
+	fs, err := newMemory(MemoryProgram, m.boot)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fs)
 	if err := m.place(fs, ".soulbox"); err != nil {
-		return err
-	}
-	if err := touch(fs, "init"); err != nil {
 		return err
 	}
 	if err := move(m.init, fs, "init"); err != nil {

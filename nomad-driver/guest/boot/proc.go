@@ -76,7 +76,7 @@ func (m *mounter) mask(path string, empty *int) error {
 	}
 	if *empty < 0 {
 		// Attached mounts can be cloned on every kernel, detached ones on new ones only: the first is moved into place.
-		if *empty, err = newFS("tmpfs", attrNoExec|unix.MOUNT_ATTR_RDONLY, "mode=555", "size=4k", "nr_inodes=1"); err != nil {
+		if *empty, err = newMemory(MemoryNothing, m.boot); err != nil {
 			return err
 		}
 		return move(*empty, at, "")
