@@ -32,14 +32,15 @@ type RestoreOptions struct {
 	Root   string
 	// Cgroup is the control group namespace that the processes come back in.
 	Cgroup *os.File
-	// Rules is a descriptor of Landlock rules that the processes come back under; nil: none. Built is called before they come to hold, with
-	// the root's pid when its mounts are there and it is still alone: the rules may be completed then.
+	// Ready is called when the root is still alone and has its mounts: what Born has begun must be there when it returns.
+	Ready func() error
+	// Rules is a descriptor of Landlock rules that the processes come back under; nil: none. Built is called after Ready, before they come to hold, with
+	// the root's pid: the rules may be completed then.
 	Rules    *os.File
 	Built    func(pid int) error
 	Listener *os.File // what PID 1 finds in place of its guest socket
 	Exit     *os.File // what it finds in place of its exit file
-	// Born is called with the root's pid when it is alone in its new namespaces: it must be put into its control group here, and
-	// its network be set up.
+	// Born is called with the root's pid when it is alone in its new namespaces: it is to be put into its control group, and its network to be set up.
 	Born func(pid int) error
 	// Processes lists what is in the control group.
 	Processes func() ([]int, error)
@@ -128,8 +129,8 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 			pid = p
 			return o.Born(p)
 		case "post-setup-namespaces":
-			if o.Rules == nil {
-				return nil
+			if err := o.Ready(); err != nil || o.Rules == nil {
+				return err
 			}
 			if err := o.Built(pid); err != nil {
 				return err

@@ -184,7 +184,9 @@ func (n *Node) leaveMemory(b *box, inst pausable, rec pauseRecord, bytes int64) 
 		sleep(n.ctx, wait)
 	}
 	failpoint.At("checkpoint.ended")
-	n.giveSlot(b)
+	if s := n.detachSlot(b); s != nil {
+		n.wg.Go(func() { n.returnSlot(b, s) })
+	}
 	n.mu.Lock()
 	n.live--
 	n.mu.Unlock()

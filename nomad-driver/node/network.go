@@ -232,16 +232,27 @@ func (n *Node) holdSlot(b *box, s *network.Slot, netns *os.File, want *nodeapi.N
 
 // giveSlot gives the slot of a sandbox back once nothing of it runs.
 func (n *Node) giveSlot(b *box) {
+	if s := n.detachSlot(b); s != nil {
+		n.returnSlot(b, s)
+	}
+}
+
+// detachSlot takes the slot from a sandbox of which nothing runs, with what it has carried; nil: it has none.
+func (n *Node) detachSlot(b *box) *network.Slot {
 	b.networking.Lock()
 	defer b.networking.Unlock()
 	b.mu.Lock()
 	s := b.slot
 	b.slot, b.asker, b.carrier = nil, nil, nil
 	b.mu.Unlock()
-	if s == nil {
-		return
+	if s != nil {
+		n.keepUsed(b, s)
 	}
-	n.keepUsed(b, s)
+	return s
+}
+
+// returnSlot gives back a slot that was taken from a sandbox. It takes the kernel some milliseconds.
+func (n *Node) returnSlot(b *box, s *network.Slot) {
 	n.resolver.Detach(s.Addr)
 	n.proxy.Detach(s.Addr)
 	if err := n.network.Give(s); err != nil {

@@ -87,6 +87,8 @@ type Node struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	removed atomic.Uint64 // checkpoints of the past, to name them by
 	// sessions are the connections that left the HTTP server.
 	sessions sync.WaitGroup
 

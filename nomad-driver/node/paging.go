@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -79,11 +81,23 @@ func pagesOf(inst instance) *checkpoint.Pages {
 	return nil
 }
 
-// removeImages removes a checkpoint that is of the past.
+// removeImages removes a checkpoint that is of the past: at once for whoever makes the next one, and in the background from the disk. What a daemon that is
+// killed meanwhile leaves of it belongs to no sandbox, and is swept.
 func (n *Node) removeImages(b *box) {
-	if err := os.RemoveAll(n.checkpointDir(b.id)); err != nil {
-		n.log.Warn("old checkpoint stays", "sandbox", b.id, "error", err)
+	gone := filepath.Join(n.path("checkpoints"), fmt.Sprintf(".%s.%d", b.id, n.removed.Add(1)))
+	err := os.Rename(n.checkpointDir(b.id), gone)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
 	}
+	if err != nil {
+		n.log.Warn("old checkpoint stays", "sandbox", b.id, "error", err)
+		return
+	}
+	n.wg.Go(func() {
+		if err := os.RemoveAll(gone); err != nil {
+			n.log.Warn("old checkpoint stays until this daemon starts again", "sandbox", b.id, "error", err)
+		}
+	})
 }
 
 // page follows a page server to its end, and removes the images then. snapshot is what they are of, or nil.

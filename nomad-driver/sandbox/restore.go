@@ -79,6 +79,8 @@ type restorer struct {
 	pid   int
 	pidfd *os.File
 	pages *checkpoint.Pages // nil: all memory is there
+	// wired gets what came of the group and the network, once; nil: it has not begun, or is over.
+	wired <-chan error
 }
 
 func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
@@ -97,6 +99,10 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	defer func() { err = errors.Join(err, spaces.Close()) }()
 	b.step("namespaces")
+	// Not before: meanwhile nobody can enter a group. It is ready when there is a process to move.
+	expected := make(chan struct{})
+	defer func() { <-expected }()
+	go func() { defer close(expected); b.c.Cgroups.ExpectJoin() }()
 	root, err := r.mountRoot(spaces.user)
 	if err != nil {
 		return nil, err
@@ -139,7 +145,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			}
 			return attachOutside(program, outside)
 		},
-		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Processes: b.group.Processes, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
+		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Ready: r.ready, Processes: b.group.Processes, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
 	}
 	rules, err := boot.NewLandlockRules()
 	if err != nil {
@@ -151,7 +157,8 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			o.Rules, o.Built = rules.File, func(pid int) error { return r.allow(rules, root, pid) }
 		}
 	}
-	if r.pid, err = r.c.Engine.Restore(ctx, o); err != nil {
+	r.pid, err = r.c.Engine.Restore(ctx, o)
+	if err = errors.Join(err, r.ready()); err != nil { // CRIU may have ended before it was asked for
 		return nil, err
 	}
 	b.step("criu")
@@ -356,16 +363,13 @@ func (r *restorer) handedOver() (listener, exit *os.File, err error) {
 	return os.NewFile(uintptr(lis), "guest socket"), os.NewFile(uintptr(ex), "exit record"), nil
 }
 
-// born puts the new root process, which is alone yet, into its group, and sets its network up.
+// born begins to put the new root process, which is alone yet, into its group, and to set its network up.
 func (r *restorer) born(pid int) error {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	r.pid, r.pidfd = pid, os.NewFile(uintptr(fd), "pidfd")
-	if err := r.b.group.Join(pid); err != nil {
-		return err
-	}
 	netns, err := os.Open(procPath(pid, "ns/net"))
 	if err != nil {
 		return err
@@ -374,7 +378,26 @@ func (r *restorer) born(pid int) error {
 	if network == nil {
 		network = loopbackUp
 	}
-	return errors.Join(network(netns), netns.Close())
+	wired := make(chan error, 1)
+	r.wired = wired
+	go func() { // while CRIU mounts
+		joined := make(chan error, 1)
+		go func() { joined <- r.b.group.Join(pid) }()
+		err := errors.Join(network(netns), netns.Close())
+		wired <- errors.Join(err, <-joined)
+	}()
+	return nil
+}
+
+// ready waits until the root is in its group and the network is there: processes come next, which are to be in that group, and sockets, which may have
+// the network's addresses.
+func (r *restorer) ready() error {
+	if r.wired == nil {
+		return nil
+	}
+	err := <-r.wired
+	r.wired = nil
+	return err
 }
 
 // allow completes the Landlock rules with the directories of a tree under restoration.
