@@ -89,3 +89,40 @@ func TestReal_pausePython(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, 0, exit.Code)
 }
+
+// What is held of /tmp and /dev/shm while nothing has a name there is not in the images as files are.
+func TestReal_pausePythonWithNamelessMemory(t *testing.T) {
+	criu := sandboxtest.CRIU(t)
+	d := startDaemon(t, "-criu", criu)
+	d.importPython()
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
+	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
+	must.NoError(t, err)
+	defer func() { _ = repl.Close() }()
+	pid := repl.Process.PID
+	for _, c := range [][2]string{
+		{"import os, mmap, ctypes; libc = ctypes.CDLL(None); w = libc.inotify_init(); print('watch', libc.inotify_add_watch(w, b'/tmp', 0x100))", "watch 1"},
+		{"os.chdir('/tmp'); d = os.open('/tmp', os.O_DIRECTORY); print('entries', os.listdir(d))", "entries []"},
+		{"f = os.open('/tmp', os.O_TMPFILE | os.O_RDWR); n = os.write(f, b'no name'); print('nameless', n)", "nameless 7"},
+		{"g = open('/dev/shm/s', 'w+b'); n = g.truncate(8192); os.unlink('/dev/shm/s'); m = mmap.mmap(g.fileno(), 8192); m[4096:4099] = b'abc'; print('mapped', n)", "mapped 8192"},
+	} {
+		say(t, repl, c[0], c[1])
+	}
+	for range 2 {
+		must.NoError(t, repl.Close())
+		_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		must.NoError(t, err)
+		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+		must.NoError(t, err)
+		repl, err = d.client.Attach(t.Context(), sb.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: pid}})
+		must.NoError(t, err)
+		for _, c := range [][2]string{
+			{"print('entries', os.listdir(d), os.getcwd())", "entries [] /tmp"},
+			{"n = os.lseek(f, 0, 0); print('nameless', os.read(f, 99))", "nameless b'no name'"},
+			{"print('mapped', m[4096:4099], len(m))", "mapped b'abc' 8192"},
+			{"h = open('x', 'w'); h.close(); print('seen', b'x' in os.read(w, 999)); os.unlink('/tmp/x')", "seen True"},
+		} {
+			say(t, repl, c[0], c[1])
+		}
+	}
+}
