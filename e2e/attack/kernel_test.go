@@ -12,11 +12,9 @@ import (
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
-	"github.com/soulbox-dev/soulbox/nomad-driver/node"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/posture"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
-	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
 // The kernel's surface: each case acts as root of the sandbox, who may more than others.
@@ -230,47 +228,4 @@ func openFiles(t *testing.T, pid int) []string {
 func firstLine(s string) string {
 	line, _, _ := strings.Cut(s, "\n")
 	return line + "\n"
-}
-
-// TestRestored does what TestKernel does, in sandboxes before and after a checkpoint: what held must hold.
-func TestRestored(t *testing.T) {
-	criu := sandboxtest.CRIU(t)
-	a := newArena(t, func(c *node.Config) { c.CRIUPath = criu })
-	t.Run("S10", func(t *testing.T) {
-		j := a.judge(t, "S10", "the kernel's surface after a checkpoint is what it was before")
-		defer j.end()
-		for _, p := range profiles {
-			sb := a.create(t, profile(p))
-			surface := func() []string {
-				answers := []string{"cgroup " + a.ok(t, sb.ID, "root", "cat", "/proc/self/cgroup")}
-				for _, id := range []string{"K01", "K02", "K03", "K04", "K05", "K06", "K07", "K08", "K09", "K10", "K11", "K13", "K14", "K18", "K19", "F07", "F08", "F09"} {
-					// A restored PID 1 is in the Landlock domain of the others: what refuses its death is that it is an init.
-					out := strings.ReplaceAll(a.ok(t, sb.ID, "root", "intruder", id), "\tstill here\n", "\tEPERM\n")
-					for line := range strings.Lines(out) {
-						answers = append(answers, id+" "+line)
-					}
-				}
-				return answers
-			}
-			before := surface()
-			_, err := a.node.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{Depth: nodeapi.DepthCheckpointed, Wait: true})
-			must.NoError(t, err)
-			_, err = a.node.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
-			must.NoError(t, err)
-			after := surface()
-			must.Len(t, len(before), after)
-			closed := 0
-			for i := range after {
-				// The memory of a restored PID 1 belongs to the host's user namespace: more of its /proc entries are closed.
-				if strings.HasPrefix(before[i], "K14") && before[i] != after[i] {
-					must.StrHasSuffix(t, "\tEACCES\n", after[i])
-					closed++
-					continue
-				}
-				must.Eq(t, before[i], after[i])
-			}
-			j.inside(p, fmt.Sprintf("%d attempts again after a checkpoint", len(before)), fmt.Sprintf("as before, or refused (%d)", closed))
-			a.destroy(t, sb.ID)
-		}
-	})
 }
