@@ -66,9 +66,11 @@ func TestDump_checkRefusesWhatNoSandboxHas(t *testing.T) {
 		"no point":           func(d *Dump) { d.Mounts[0].Point = "" },
 		"too many mounts": func(d *Dump) {
 			for range maxMounts {
-				d.Mounts = append(d.Mounts, Mount{"/dev/null", "null"})
+				d.Mounts = append(d.Mounts, Mount{Point: "/dev/null", Source: "null"})
 			}
 		},
+		"memory of no size":    func(d *Dump) { d.Mounts[0].Bytes = -1 },
+		"much memory":          func(d *Dump) { d.Mounts[0].Bytes = 1<<50 + 1 },
 		"exit of another kind": func(d *Dump) { d.Exit = "net[4026531992]:host" },
 		"exit with more":       func(d *Dump) { d.Exit = "file[1f:2a]extra" },
 		"exit missing":         func(d *Dump) { d.Exit = "" },
@@ -153,7 +155,8 @@ func TestParseMount_readsWhatTheKernelWrites(t *testing.T) {
 	m, err = parseMount(`37 35 0:50 / /proc/acpi ro,nosuid - tmpfs none rw,size=4k`)
 	must.NoError(t, err)
 	must.True(t, m.readOnly)
-	for _, bad := range []string{"", "36 35 98:0 / /mnt", "36 35 98:0 / /mnt rw", " - ext3", "x 35 98:0 / /mnt rw - ext3"} {
+	must.EqOp(t, 4<<10, m.bytes)
+	for _, bad := range []string{"", "36 35 98:0 / /mnt", "36 35 98:0 / /mnt rw", " - ext3", "x 35 98:0 / /mnt rw - ext3", "36 35 0:5 / /mnt rw - tmpfs none size=1g", "36 35 0:5 / /mnt rw - tmpfs none size=-4k"} {
 		_, err := parseMount(bad)
 		must.Error(t, err, must.Sprint(bad))
 	}

@@ -59,6 +59,8 @@ const DumpVersion = 2
 type Mount struct {
 	Point  string `json:"point"`  // where it is inside
 	Source string `json:"source"` // one of the words that sources knows
+	// Bytes is the size of a file system in memory; 0: it has no size of its own.
+	Bytes int64 `json:"bytes,omitempty"`
 }
 
 // DumpStats are CRIU's own figures.

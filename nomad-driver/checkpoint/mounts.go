@@ -78,7 +78,7 @@ func outsideMounts(pid int, id uint32) ([]Mount, error) {
 				return nil, fmt.Errorf("mount %s of process %d: %w", m.point, pid, err)
 			}
 			if word != "" {
-				out = append(out, Mount{Point: m.point, Source: word})
+				out = append(out, Mount{Point: m.point, Source: word, Bytes: m.bytes})
 			}
 		case slices.Contains(devices, filepath.Base(m.root)):
 			out = append(out, Mount{Point: m.point, Source: filepath.Base(m.root)})
@@ -122,7 +122,8 @@ const initPoint = "/.soulbox/init"
 type mountLine struct {
 	id                  uint64
 	root, point, fsType string
-	readOnly            bool // this mount, whatever the file system is
+	readOnly            bool  // this mount, whatever the file system is
+	bytes               int64 // size of a tmpfs; 0: it does not say
 }
 
 // parseMount reads a line of mountinfo.
@@ -136,9 +137,31 @@ func parseMount(line string) (mountLine, error) {
 	if err != nil {
 		return mountLine{}, fmt.Errorf("mount id of line %.100q is no number", line)
 	}
+	var bytes int64
+	if len(g) > 2 && g[0] == "tmpfs" {
+		for option := range strings.SplitSeq(g[2], ",") {
+			if size, ok := strings.CutPrefix(option, "size="); ok {
+				if bytes, err = kibibytes(size); err != nil {
+					return mountLine{}, fmt.Errorf("line %.200q: %w", line, err)
+				}
+			}
+		}
+	}
 	return mountLine{
-		id: id, root: unescape(f[3]), point: unescape(f[4]), fsType: g[0], readOnly: slices.Contains(strings.Split(f[5], ","), "ro"),
+		bytes: bytes, id: id, root: unescape(f[3]), point: unescape(f[4]), fsType: g[0], readOnly: slices.Contains(strings.Split(f[5], ","), "ro"),
 	}, nil
+}
+
+// maxMemory bounds the size of a file system in memory.
+const maxMemory = 1 << 50
+
+// kibibytes reads a size as a tmpfs tells it: "64k".
+func kibibytes(s string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSuffix(s, "k"), 10, 64)
+	if err != nil || !strings.HasSuffix(s, "k") || n < 0 || n > maxMemory>>10 {
+		return 0, fmt.Errorf("size %.40q is none", s)
+	}
+	return n << 10, nil
 }
 
 // unescape undoes mountinfo's octal escapes.

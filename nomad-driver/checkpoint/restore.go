@@ -216,6 +216,9 @@ func (d Dump) Check() error {
 		if _, err := m.path(""); err != nil {
 			return fmt.Errorf("dump: %w", err)
 		}
+		if m.Bytes < 0 || m.Bytes > maxMemory {
+			return fmt.Errorf("dump: mount %.100q has %d bytes, at most %d", m.Point, m.Bytes, int64(maxMemory))
+		}
 		if m.Point == "" || m.Point != filepath.Clean(m.Point) || m.Point[0] != '/' || len(m.Point) > 4096 {
 			return fmt.Errorf("dump: mount point %.100q is no absolute, clean path", m.Point)
 		}

@@ -80,6 +80,7 @@ func TestCheckpoint_ofWhatIsInMemory(t *testing.T) {
 				slices.Sort(got)
 				must.Eq(t, want, got)
 				must.NoError(t, s.End(t.Context()))
+				c.Limits.TmpBytes = 10 << 20 // what a new one would have: it stays as large as it was
 				s, err = sandbox.Restore(t.Context(), sandbox.RestoreConfig{Config: c, Engine: e, Dir: dir, Dump: d})
 				must.NoError(t, err)
 				must.NoError(t, s.Wake(t.Context(), nil))

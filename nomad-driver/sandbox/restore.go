@@ -205,11 +205,14 @@ func (r *restorer) outside() (made map[string]*os.File, err error) {
 			}
 		}
 	}()
-	var sizes guest.Boot
-	setMemory(&sizes, r.b.c.Limits)
 	for _, m := range r.c.Dump.Mounts {
 		if made[m.Source] != nil {
 			continue
+		}
+		var sizes guest.Boot
+		setMemory(&sizes, r.b.c.Limits)
+		if m.Bytes > 0 {
+			sizes.TmpBytes, sizes.ShmBytes = m.Bytes, m.Bytes // as it was, whatever a new one would have
 		}
 		var f *os.File
 		switch {
