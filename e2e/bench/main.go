@@ -40,7 +40,7 @@ func run() error {
 	flag.IntVar(&o.memory, "memory", 1, "times 50 idle sandboxes")
 	flag.IntVar(&o.network, "network", 200, "network slots and policies")
 	flag.IntVar(&o.sampling, "sampling", 100, "rounds of samples")
-	flag.IntVar(&o.neighbours, "neighbours", 1, "times each attack of one sandbox on another")
+	flag.IntVar(&o.neighbours, "neighbours", 1, "rounds of each attack of one sandbox on another, 900 execs each: a p99 is of all of them")
 	flag.IntVar(&o.pauses, "pauses", 3, "rounds of pauses, of 100 forks and of 10 snapshots")
 	flag.IntVar(&o.scale, "scale", 50, "claims beside 10,000 sandboxes on 200 simulated nodes")
 	flag.StringVar(&o.only, "only", "", "run these groups only, separated by commas: "+groupNames())
