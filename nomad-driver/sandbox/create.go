@@ -306,6 +306,11 @@ func (b *builder) fork() (err error) {
 	if b.init, err = b.c.Init.mount(); err != nil {
 		return err
 	}
+	return b.forkWith(b.init)
+}
+
+// forkWith forks a child that executes init, or only stands where that is nil.
+func (b *builder) forkWith(init *os.File) error {
 	entry, err := b.group.Entry()
 	if err != nil {
 		return fmt.Errorf("open control group: %w", err)
@@ -318,7 +323,7 @@ func (b *builder) fork() (err error) {
 	if b.c.NodeOwned {
 		owner = 0
 	}
-	b.child, err = forkInit(b.init, owner, entry.Tasks, dir, b.c.Network, keptCapabilities())
+	b.child, err = forkInit(init, owner, entry.Tasks, dir, b.c.Network, keptCapabilities())
 	return errors.Join(err, entry.Close())
 }
 
@@ -385,16 +390,24 @@ func openDir(path string) (*os.File, error) {
 // awaitExec waits until PID 1 has a memory of its own, and gives it its place in the order of who ends when memory is short: earlier, the
 // kernel would give the same place to all that share that memory, the node among them.
 func (b *builder) awaitExec(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = b.child.status.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	if err := b.child.awaitExec(); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	if err := b.await(ctx, b.child.awaitExec); err != nil {
 		return err
 	}
 	if err := writeProc(procPath(b.child.pid, "oom_score_adj"), b.c.QoS.oomScoreAdj()); err != nil {
 		return fmt.Errorf("set out of memory order: %w", err)
+	}
+	return nil
+}
+
+// await waits for what the child says by its status pipe.
+func (b *builder) await(ctx context.Context, word func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = b.child.status.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := word(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
 	}
 	return nil
 }

@@ -98,6 +98,51 @@ func TestFork_namesTheStepThatFailed(t *testing.T) {
 	}
 }
 
+// Without a program the child has a user and a control group namespace of its own and no other, and ends with the node.
+func TestFork_standsForTwoNamespaces(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	c, err := forkInit(nil, 100000, nil, -1, nil, Capabilities)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if err := os.WriteFile(procPath(c.pid, name), []byte("0 100000 65536\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.boot.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.awaitStand(); err != nil {
+		t.Fatal(err)
+	}
+	for name, own := range map[string]bool{"user": true, "cgroup": true, "pid": false, "mnt": false, "net": false, "ipc": false, "uts": false} {
+		theirs, err := os.Readlink(procPath(c.pid, "ns/"+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, err := os.Readlink("/proc/self/ns/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (theirs != ours) != own {
+			t.Errorf("its %s namespace is %s, the node's %s", name, theirs, ours)
+		}
+	}
+	if err := c.boot.Close(); err != nil { // as the node's end does
+		t.Fatal(err)
+	}
+	if err := awaitEnd(c.pidfd); err != nil {
+		t.Error(err)
+	}
+	b := &builder{child: c}
+	if err := b.undo(); err != nil {
+		t.Error(err)
+	}
+}
+
 // While it waits for its ids, what was forked holds no descriptor of the node but what it needs: else it keeps connections of a
 // node that died open, and, together with another that was forked at that moment, for ever.
 func TestFork_waitsWithoutTheNodesDescriptors(t *testing.T) {

@@ -311,7 +311,7 @@ type namespaces struct {
 
 func (n *namespaces) Close() error { return errors.Join(n.user.Close(), n.cgroup.Close()) }
 
-// namespaces makes them the way a create does, with a PID 1 that gets no boot message and has ended when this returns.
+// namespaces makes them with a process that only stands for them, and has ended when this returns.
 func (r *restorer) namespaces(ctx context.Context) (_ *namespaces, err error) {
 	stand := &builder{c: r.b.c, group: r.b.group}
 	defer func() {
@@ -319,15 +319,14 @@ func (r *restorer) namespaces(ctx context.Context) (_ *namespaces, err error) {
 		defer cancel()
 		err = errors.Join(err, stand.closeHandedOver(), stand.undoFork(ctx))
 	}()
-	if err := stand.fork(); err != nil {
+	if err := stand.forkWith(nil); err != nil {
 		return nil, err
 	}
 	user, err := stand.mapIDs()
 	if err != nil {
 		return nil, err
 	}
-	// It enters the group, and then the namespace, on its way to the exec.
-	if err := stand.awaitExec(ctx); err != nil {
+	if err := stand.await(ctx, stand.child.awaitStand); err != nil {
 		return nil, errors.Join(err, user.Close())
 	}
 	cgroup, err := os.Open(procPath(stand.child.pid, "ns/cgroup"))

@@ -72,7 +72,7 @@ type forkSpec struct {
 	nkept   int
 	status  int // write end of the pipe for forkFailure
 	null    int // /dev/null of the host, for stdio until PID 1 has its own
-	exec    int // the init binary
+	exec    int // the init binary; -1: it is to stand
 	tasks   [maxTasksFiles]int
 	ntasks  int
 	owner   uintptr // host id that the user namespace belongs to
@@ -140,14 +140,22 @@ func (c *child) settled() {
 
 // awaitExec waits until the child has executed init, or says why it could not.
 func (c *child) awaitExec() error {
-	var f [unsafe.Sizeof(forkFailure{})]byte
 	// The kernel closes the child's end after it has given it the memory of the new program.
+	if err := c.awaitStatus(); err != nil {
+		return err
+	}
+	c.settled()
+	return nil
+}
+
+// awaitStatus waits until the child's end of the status pipe is closed, or returns what it wrote there.
+func (c *child) awaitStatus() error {
+	var f [unsafe.Sizeof(forkFailure{})]byte
 	switch _, err := io.ReadFull(c.status, f[:]); {
 	case errors.Is(err, io.EOF):
-		c.settled()
 		return nil
 	case err != nil:
-		return fmt.Errorf("await exec of init: %w", err)
+		return fmt.Errorf("hear child: %w", err)
 	}
 	step, errno := binary.NativeEndian.Uint32(f[:]), unix.Errno(binary.NativeEndian.Uint32(f[4:]))
 	name := "unknown step"
@@ -157,9 +165,15 @@ func (c *child) awaitExec() error {
 	return fmt.Errorf("child: %s: %w", name, errno)
 }
 
+// awaitStand waits until a child that is to stand does, or says why it could not. Until it is reaped it shares the node's memory.
+func (c *child) awaitStand() error { return c.awaitStatus() }
+
 // forkInit forks PID 1 into its namespaces, which belong to the host id owner, with keep as its bounding set. It waits there
 // for one byte over the boot socket: by then its ids must be mapped. netns is the network namespace that it is born in; nil: a new
 // one. On error it may have forked: the child comes back too.
+//
+// Without init the child only stands for two namespaces: a user namespace, which is the only one that it gets, and, after that byte, the control group namespace
+// of its group. It stands there until it is killed.
 func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns *os.File, keep uint64) (_ *child, err error) {
 	if len(tasks) > maxTasksFiles {
 		return nil, fmt.Errorf("fork init: %d cgroup hierarchies, at most %d", len(tasks), maxTasksFiles)
@@ -190,11 +204,13 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		return nil, err
 	}
 	// The child overwrites descriptors up to BootFD before it execs.
-	exec, err := unix.FcntlInt(init.Fd(), unix.F_DUPFD_CLOEXEC, guest.BootFD+1)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("duplicate init: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+	exec := -1
+	if init != nil {
+		if exec, err = unix.FcntlInt(init.Fd(), unix.F_DUPFD_CLOEXEC, guest.BootFD+1); err != nil {
+			return nil, errors.Join(fmt.Errorf("duplicate init: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
+		}
+		defer func() { err = errors.Join(err, unix.Close(exec)) }()
 	}
-	defer func() { err = errors.Join(err, unix.Close(exec)) }()
 	status, err := unix.FcntlInt(uintptr(pipe[1]), unix.F_DUPFD_CLOEXEC, guest.BootFD+1)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("duplicate status pipe: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
@@ -207,16 +223,21 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		argv: argv, envv: envv, empty: new(byte), netns: -1, home: -1, stack: make([]byte, childStack), entry: childEntry,
 	}
 	// Handlers are the Go runtime's, and none of the child's.
-	flags := uint64(cloneNamespaces | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND)
+	flags := uint64(unix.CLONE_NEWUSER | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND)
+	if init != nil {
+		flags |= cloneNamespaces
+	}
 	if owner != 0 {
 		// No copy of the node's memory, of which each page would be copied again when the node next writes it: the dearest part of
 		// a create. Not where the node owns the namespaces: the change of ids in the child makes the memory that it shares not dumpable,
 		// and such a node may lack the capability to look at its own children then.
 		flags |= unix.CLONE_VM
 	}
-	if netns == nil {
+	switch {
+	case init == nil:
+	case netns == nil:
 		flags |= unix.CLONE_NEWNET
-	} else {
+	default:
 		home, err := hostNet()
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("own network namespace: %w", err), unix.Close(sp[0]), unix.Close(pipe[0]))
@@ -265,7 +286,10 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 
 // keepFiles lists the descriptors that the child needs until its exec.
 func (s *forkSpec) keepFiles() {
-	kept := []uintptr{uintptr(s.boot), uintptr(s.status), uintptr(s.null), uintptr(s.exec)}
+	kept := []uintptr{uintptr(s.boot), uintptr(s.status), uintptr(s.null)}
+	if s.exec >= 0 {
+		kept = append(kept, uintptr(s.exec))
+	}
 	for _, fd := range s.tasks[:s.ntasks] {
 		kept = append(kept, uintptr(fd))
 	}
@@ -331,7 +355,7 @@ func fork(s *forkSpec) (pid uintptr, errno syscall.Errno) {
 // stackMargin is what a Go function may use above its frame, for its arguments.
 const stackMargin = 64
 
-// runChild is the child from its birth to its exec. It must not grow its stack, allocate, lock or schedule: the runtime knows nothing of
+// runChild is the child from its birth to its exec, or to where it stands. It must not grow its stack, allocate, lock or schedule: the runtime knows nothing of
 // it, and runs on in the same memory, or, in a copy of that, not at all. So there are only raw system calls, and what it writes is
 // its own part of the spec.
 //
@@ -385,6 +409,19 @@ func runChild(s *forkSpec) {
 	for i := 0; i < s.ntasks; i++ {
 		if _, _, e = syscall.RawSyscall(unix.SYS_WRITE, uintptr(s.tasks[i]), uintptr(unsafe.Pointer(&s.one)), 1); e != 0 {
 			goto failed
+		}
+	}
+
+	if s.exec < 0 {
+		s.fail.step = forkCgroupNS
+		if _, _, e = syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP, 0, 0); e != 0 {
+			goto failed
+		}
+		syscall.RawSyscall(unix.SYS_CLOSE, uintptr(s.status), 0, 0)
+		for { // until the node has ended, if it does not end this one before
+			if _, _, e = syscall.RawSyscall(unix.SYS_READ, uintptr(s.boot), uintptr(unsafe.Pointer(&s.one)), 1); e != syscall.EINTR {
+				syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+			}
 		}
 	}
 
