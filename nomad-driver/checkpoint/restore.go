@@ -150,6 +150,9 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 	resp, err := e.call(ctx, request{
 		typ: rpc.CriuReqType_RESTORE, opts: opts, files: files, thread: o.worker, notify: notify, started: started,
 	})
+	if err != nil && pid == 0 && criu != 0 {
+		err = errors.Join(err, endOrphans(criu))
+	}
 	if err != nil {
 		return pid, withLog(err, filepath.Join(o.Work, restoreLog))
 	}
