@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -28,15 +27,14 @@ func (t *Tree) ExpectJoin() {
 		return
 	}
 	for line := range strings.Lines(string(b)) {
-		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(f) != 3 {
-			continue
-		}
+		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":") // after the hierarchy's number
+		controllers, path, _ := strings.Cut(rest, ":")
 		for _, root := range t.h.roots() {
-			if name := filepath.Base(root); f[1] != "" && !slices.Contains(strings.Split(f[1], ","), name) || f[1] == "" && t.h.version() == 1 {
-				continue
+			name := filepath.Base(root)
+			if t.h.version() == 2 {
+				name = "" // which is how its line is known
 			}
-			if write(filepath.Join(root, f[2]), "cgroup.procs", strconv.Itoa(os.Getpid())) == nil {
+			if controllers == name && write(filepath.Join(root, path), "cgroup.procs", strconv.Itoa(os.Getpid())) == nil {
 				return
 			}
 		}

@@ -43,14 +43,20 @@ func (d *daemon) importPython() {
 	must.NoError(d.t, err)
 }
 
-// A Python with a variable, an open file, a child, a server socket and a terminal goes to disk, its daemon is killed, and all is there.
-func TestReal_pausePython(t *testing.T) {
-	criu := sandboxtest.CRIU(t)
-	d := startDaemon(t, "-criu", criu)
+// startREPL starts a node that makes checkpoints, and in a sandbox of it a Python that is spoken to by its terminal.
+func startREPL(t *testing.T) (*daemon, nodeapi.Sandbox, *nodeapi.Stream) {
+	t.Helper()
+	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
 	d.importPython()
 	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
 	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
 	must.NoError(t, err)
+	return d, sb, repl
+}
+
+// A Python with a variable, an open file, a child, a server socket and a terminal goes to disk, its daemon is killed, and all is there.
+func TestReal_pausePython(t *testing.T) {
+	d, sb, repl := startREPL(t)
 	say(t, repl, "x = 6*7; print('value', x)", "value 42")
 	say(t, repl, "f = open('/tmp/open', 'w+'); n = f.write('half'); f.flush(); print('file', n)", "file 4")
 	say(t, repl, "import subprocess; c = subprocess.Popen(['sleep', '1000']); print('child', c.poll())", "child None")
@@ -59,7 +65,7 @@ func TestReal_pausePython(t *testing.T) {
 	pid := repl.Process.PID
 	must.NoError(t, repl.Close())
 
-	_, err = d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{})
+	_, err := d.client.Pause(t.Context(), sb.ID, nodeapi.PauseRequest{})
 	must.NoError(t, err)
 	waitUntil(t, "checkpoint", func() bool {
 		got, err := d.client.Get(t.Context(), sb.ID)
@@ -92,12 +98,7 @@ func TestReal_pausePython(t *testing.T) {
 
 // What is held of /tmp and /dev/shm while nothing has a name there is not in the images as files are.
 func TestReal_pausePythonWithNamelessMemory(t *testing.T) {
-	criu := sandboxtest.CRIU(t)
-	d := startDaemon(t, "-criu", criu)
-	d.importPython()
-	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
-	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
-	must.NoError(t, err)
+	d, sb, repl := startREPL(t)
 	defer func() { _ = repl.Close() }()
 	pid := repl.Process.PID
 	for _, c := range [][2]string{
@@ -110,7 +111,7 @@ func TestReal_pausePythonWithNamelessMemory(t *testing.T) {
 	}
 	for range 2 {
 		must.NoError(t, repl.Close())
-		_, err = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
 		must.NoError(t, err)
 		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
 		must.NoError(t, err)
