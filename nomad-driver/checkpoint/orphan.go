@@ -37,7 +37,7 @@ func endOrphans(criu int) error {
 	return errors.Join(errs...)
 }
 
-// session returns the session of a process; 0: it is gone.
+// session returns the session of a process; 0: it is gone, or the session's leader is in an outer pid namespace.
 func session(pid int) int {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
