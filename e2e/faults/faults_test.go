@@ -38,8 +38,8 @@ func TestMain(m *testing.M) { binaries.Main(m) }
 
 var faults = flag.Int("faults", 1, "how often to kill at each step (make faults: 100)")
 
-// counter counts in a file, with the number in its memory: a second copy, or one that lost time, would show.
-const counter = `n=0; while :; do n=$((n+1)); echo $n >> /home/user/count; sleep 0.02; done`
+// counter counts in a file, with the number in its memory: a second copy, or one that lost time, would show. It has the file open, by a name that is there no more.
+const counter = `cd /home/user; exec 3>>begun; ln begun count; rm begun; n=0; while :; do n=$((n+1)); echo $n >&3; sleep 0.02; done`
 
 // service is a control service that is killed, on one node.
 type service struct {

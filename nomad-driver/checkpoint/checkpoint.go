@@ -46,10 +46,10 @@ func Open(ctx context.Context, path string) (*Engine, error) {
 	}
 	e := &Engine{program: program{path: found}, lazy: pager.Probe()}
 	var direct program
-	resp, err := e.call(ctx, request{typ: rpc.CriuReqType_VERSION, started: func(p *os.Process) error {
+	resp, err := e.call(ctx, place{started: func(p *os.Process) error {
 		direct = waiting(ctx, p.Pid)
 		return nil
-	}})
+	}}, request{typ: rpc.CriuReqType_VERSION})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrUnsupported, found, err)
 	}

@@ -14,8 +14,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
-
-	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 )
 
 const (
@@ -34,10 +32,12 @@ type DumpOptions struct {
 	Group  string // folder of the processes' frozen control group: of the freezer on cgroup v1
 	// Exit is a file of the host that the root holds open. It is not visible inside, and comes from outside again at a restore.
 	Exit string
-	// Started is called with CRIU's process once it runs.
-	Started func(p *os.Process) error
 	// Ahead is memory that was copied before; nil: none was. Its folder is beside that of the images, which are not whole before Merge.
 	Ahead *Ahead
+	// Sync says that the images will be synced as soon as they are there: what is written of them goes to disk at once.
+	Sync bool
+	// Named is called at the end of a dump, while the files of Remaps have their names: whoever keeps the writable layer has to keep these.
+	Named func(names []string) error
 }
 
 // Dump describes a finished dump: what a restore must bring along. It is part of the manifest.
@@ -72,11 +72,36 @@ type DumpStats struct {
 // dumpPatience is how long a CRIU may go on whose dump nobody wants any more.
 const dumpPatience = 2 * time.Minute
 
+// Dumper is a CRIU that was started for one dump, and waits to be asked. Either Dump or End has to be called.
+type Dumper struct {
+	engine *Engine
+	worker *worker
+}
+
+// StartDump starts a CRIU, and returns when it is up: that takes milliseconds, in which nothing stands still yet. started is called with its process.
+func (e *Engine) StartDump(ctx context.Context, started func(p *os.Process) error) (*Dumper, error) {
+	w, err := e.start(place{started: started})
+	if err != nil {
+		return nil, err
+	}
+	up(ctx, w.pid()) // else Dump waits that much longer
+	return &Dumper{engine: e, worker: w}, nil
+}
+
+// End ends one that is not to dump any more.
+func (p *Dumper) End() { p.worker.end() }
+
 // Dump writes the processes of a frozen group to disk. They stay frozen, whatever comes of it. When ctx ends CRIU is let finish all the
 // same: it works inside the processes, and one that is killed there leaves its code in them in place of their own.
-func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
+func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
+	asked := false
+	defer func() {
+		if !asked {
+			p.End()
+		}
+	}()
 	begin := time.Now()
-	d := Dump{Version: DumpVersion, CRIU: e.Version(), Time: begin.UTC()}
+	d := Dump{Version: DumpVersion, CRIU: p.engine.Version(), Time: begin.UTC()}
 	if d.IDBase, err = idBase(o.PID); err != nil {
 		return d, err
 	}
@@ -118,7 +143,6 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
 		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
 		Timeout:           proto.Uint32(stopTimeout),
-		NotifyScripts:     proto.Bool(failpoint.On),
 	}
 	for _, m := range d.Mounts {
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key()))
@@ -137,7 +161,21 @@ func (e *Engine) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	patient, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(dumpPatience, end) })()
-	if _, err := e.call(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, started: o.Started}); err != nil {
+	asked = true
+	if o.Sync {
+		defer writeOut(o.Images)()
+	}
+	notify := func(script string, _ int) error {
+		if script != "post-dump" {
+			return nil
+		}
+		names, err := Remaps(o.Images)
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		return o.Named(names)
+	}
+	if _, err := p.worker.ask(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, notify: notify}); err != nil {
 		err = withLog(err, filepath.Join(o.Work, dumpLog))
 		if ce := (*Error)(nil); o.Ahead != nil && errors.As(err, &ce) && !ce.Ended && ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", ErrAhead, err)

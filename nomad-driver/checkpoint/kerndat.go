@@ -32,16 +32,13 @@ var errUntracked = errors.New("the kernel does not track which pages are written
 func (e *Engine) learn(ctx context.Context) error {
 	var own *os.File
 	e.ahead = errUntracked
-	resp, err := e.call(ctx, request{
-		typ: rpc.CriuReqType_FEATURE_CHECK, features: &rpc.CriuFeatures{MemTrack: proto.Bool(true)},
-		thread: func() (err error) {
-			if err := mountRun(nil); err != nil {
-				return err
-			}
-			own, err = openDir(kerndatDir)
+	resp, err := e.call(ctx, place{thread: func() (err error) {
+		if err := mountRun(nil); err != nil {
 			return err
-		},
-	})
+		}
+		own, err = openDir(kerndatDir)
+		return err
+	}}, request{typ: rpc.CriuReqType_FEATURE_CHECK, features: &rpc.CriuFeatures{MemTrack: proto.Bool(true)}})
 	if own != nil {
 		defer own.Close() // of what is mounted nowhere any more
 	}

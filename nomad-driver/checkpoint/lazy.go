@@ -34,9 +34,8 @@ type Freezer interface {
 
 // LazyOptions say how a restore leaves memory out.
 type LazyOptions struct {
-	Images string // folder of the images, which stays until every page is there
-	Dir    string // folder for what the page server keeps, which must not be there
-	Least  int64  // bytes; with less memory than that everything comes at once
+	Dir   string // folder for what the page server keeps, which must not be there
+	Least int64  // bytes; with less memory than that everything comes at once
 	// First is what comes before the rest, of what comes later; nil: nothing in particular.
 	First *Touched
 	// Watch has nothing come unasked for a moment, to see what is touched first.
@@ -55,33 +54,32 @@ func (o LazyOptions) watch() time.Duration {
 
 // Lazy is a restore that leaves memory out.
 type Lazy struct {
-	o    LazyOptions
-	thin *thin
+	o      LazyOptions
+	images string // folder of the images, which stays until every page is there
+	thin   *thin
 }
 
 // Lazy says why memory always comes at once; nil: it need not.
 func (e *Engine) Lazy() error { return e.lazy }
 
-// PlanLazy looks what of a checkpoint can come later. Nil: all of it has to come at once.
-func (e *Engine) PlanLazy(o LazyOptions) (*Lazy, error) {
-	if e.lazy != nil {
-		return nil, nil
-	}
-	t, err := planThin(o.Images, o.Least)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrLazy, err)
-	}
-	if t == nil {
-		return nil, nil
-	}
-	return &Lazy{o: o, thin: t}, nil
-}
-
 // Bytes returns how much comes later.
 func (l *Lazy) Bytes() int64 { return l.thin.bytes }
 
-// Serve starts the page server for a restored tree that is frozen, and has not run. It is frozen then too. On error it may have to be ended.
-func (l *Lazy) Serve(ctx context.Context, group Freezer, init string) (p *Pages, err error) {
+// Prepare makes what the page server keeps, so that Serve need not. The server is to be ended if anything goes wrong after it.
+func (l *Lazy) Prepare(init string) (*Pages, error) {
+	var files []string
+	for _, name := range l.thin.files {
+		files = append(files, filepath.Join(l.images, name))
+	}
+	p, err := newPages(init, l.o.Dir, files)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrLazy, err)
+	}
+	return p, nil
+}
+
+// Serve starts the page server for a restored tree that is frozen, and has not run. It is frozen then too.
+func (l *Lazy) Serve(ctx context.Context, group Freezer, p *Pages) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%w: %w", ErrLazy, err)
@@ -89,15 +87,15 @@ func (l *Lazy) Serve(ctx context.Context, group Freezer, init string) (p *Pages,
 	}()
 	pids, err := group.Processes()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	inside, err := insidePIDs(pids)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	device, err := pager.OpenDevice()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unix.Close(device)
 	osthread.ThrowAway(func() { // who traces is a thread
@@ -105,17 +103,13 @@ func (l *Lazy) Serve(ctx context.Context, group Freezer, init string) (p *Pages,
 		if h, err = holdAll(pids, func() error { return group.Thaw(ctx) }); err != nil {
 			return
 		}
-		p, err = l.serve(ctx, device, inside, init)
+		err = l.serve(ctx, device, inside, p)
 		err = errors.Join(err, group.StartFreeze(ctx), h.release())
 	})
 	if err == nil {
 		err = group.Freeze(ctx)
 	}
-	if err != nil && p != nil {
-		err = errors.Join(err, p.End())
-		p = nil
-	}
-	return p, err
+	return err
 }
 
 // insidePIDs maps the pids inside to those of the host, of processes that have not ended.
@@ -144,7 +138,7 @@ func insidePIDs(pids []int) (map[int]int, error) {
 }
 
 // serve runs while all threads are held.
-func (l *Lazy) serve(ctx context.Context, device int, inside map[int]int, init string) (_ *Pages, err error) {
+func (l *Lazy) serve(ctx context.Context, device int, inside map[int]int, p *Pages) (err error) {
 	var fds []int
 	defer func() {
 		// The server has its own. Without one nobody runs any more who could see zeros.
@@ -156,24 +150,20 @@ func (l *Lazy) serve(ctx context.Context, device int, inside map[int]int, init s
 	for _, late := range l.thin.late {
 		pid, ok := inside[late.pid]
 		if !ok {
-			return nil, fmt.Errorf("process %d is not there", late.pid)
+			return fmt.Errorf("process %d is not there", late.pid)
 		}
 		fd, err := late.open(pid, device)
 		if err != nil {
-			return nil, fmt.Errorf("process %d: %w", late.pid, err)
+			return fmt.Errorf("process %d: %w", late.pid, err)
 		}
 		fds = append(fds, fd)
-		rest, err := late.fillTouched(pid, filepath.Join(l.o.Images, l.thin.files[late.file]))
+		rest, err := late.fillTouched(pid, filepath.Join(l.images, l.thin.files[late.file]))
 		if err != nil {
-			return nil, fmt.Errorf("process %d: %w", late.pid, err)
+			return fmt.Errorf("process %d: %w", late.pid, err)
 		}
 		spaces = append(spaces, pager.Space{Ranges: rest})
 	}
-	var files []string
-	for _, name := range l.thin.files {
-		files = append(files, filepath.Join(l.o.Images, name))
-	}
-	return startPages(ctx, init, l.o.Dir, files, fds, spaces, l.o.First.order(l.thin), l.o.watch())
+	return p.begin(ctx, fds, spaces, l.o.First.order(l.thin), l.o.watch())
 }
 
 // open makes the userfaultfd of a process and has the kernel ask it for all that comes later.

@@ -67,30 +67,35 @@ type note struct {
 
 const noteVersion = 1
 
-// startPages starts one in a new folder. fds are the userfaultfds of the spaces.
-func startPages(ctx context.Context, init, dir string, files []string, fds []int, spaces []pager.Space, first []pager.First, watch time.Duration) (_ *Pages, err error) {
+// newPages makes what one needs, in a new folder.
+func newPages(init, dir string, files []string) (*Pages, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
 	p := &Pages{dir: dir, init: init, note: note{Version: noteVersion, Files: files}}
+	var err error
+	if p.state, err = pager.CreateState(filepath.Join(dir, pagesState), len(files)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// begin starts the server. fds are the userfaultfds of the spaces.
+func (p *Pages) begin(ctx context.Context, fds []int, spaces []pager.Space, first []pager.First, watch time.Duration) error {
 	at := map[int]int{}
 	for i := range spaces {
-		spaces[i].FD = pager.StateFD + 1 + len(files) + i
+		spaces[i].FD = pager.StateFD + 1 + len(p.note.Files) + i
 		at[spaces[i].FD] = fds[i]
 	}
-	if p.state, err = pager.CreateState(filepath.Join(dir, pagesState), len(files), spaces, first); err != nil {
-		return nil, err
+	if err := p.state.Fill(spaces, first); err != nil {
+		return err
 	}
 	if watch > 0 {
 		p.state.Watch(watch)
 	}
 	p.mu.Lock()
-	err = p.start(ctx, at)
-	p.mu.Unlock()
-	if err != nil {
-		return nil, errors.Join(err, p.End())
-	}
-	return p, nil
+	defer p.mu.Unlock()
+	return p.start(ctx, at)
 }
 
 // start starts a server that has these descriptors at these numbers. p.mu is held.
@@ -189,17 +194,7 @@ func (p *Pages) start(ctx context.Context, at map[int]int) (err error) {
 	return p.write()
 }
 
-func (p *Pages) write() error {
-	b, err := json.Marshal(p.note)
-	if err != nil {
-		return err
-	}
-	temp := filepath.Join(p.dir, pagesNote+".new")
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, filepath.Join(p.dir, pagesNote))
-}
+func (p *Pages) write() error { return WriteNote(filepath.Join(p.dir, pagesNote), p.note) }
 
 // lastWords returns the end of its log.
 func (p *Pages) lastWords() string {

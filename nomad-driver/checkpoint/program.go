@@ -39,12 +39,20 @@ func (p program) command(socket string) *exec.Cmd {
 const (
 	// upTimeout bounds the wait for a CRIU that has been started to be asked.
 	upTimeout = 5 * time.Second
-	upEvery   = 2 * time.Millisecond
+	upEvery   = 500 * time.Microsecond
 )
 
 // waiting returns how a worker that has been started, and asked nothing yet, could be started directly, once it waits to be asked. Empty: it
 // cannot be told.
 func waiting(ctx context.Context, pid int) program {
+	if !up(ctx, pid) {
+		return program{}
+	}
+	return running(pid)
+}
+
+// up returns when a worker that was handed nothing but its socket waits to be asked. False: it cannot be told.
+func up(ctx context.Context, pid int) bool {
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
 	tick := time.NewTicker(upEvery)
@@ -52,16 +60,16 @@ func waiting(ctx context.Context, pid int) program {
 	for {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
 		if err != nil {
-			return program{}
+			return false
 		}
 		var call int
 		var fd uint64
-		if _, err := fmt.Sscanf(string(b), "%d 0x%x", &call, &fd); err == nil && fd == 3 && (call == unix.SYS_RECVMSG || call == unix.SYS_RECVFROM) {
-			return running(pid)
+		if _, err := fmt.Sscanf(string(b), "%d 0x%x", &call, &fd); err == nil && fd == firstFile && (call == unix.SYS_RECVMSG || call == unix.SYS_RECVFROM) {
+			return true
 		}
 		select {
 		case <-ctx.Done():
-			return program{}
+			return false
 		case <-tick.C:
 		}
 	}

@@ -19,27 +19,76 @@ const (
 	firstFile = 3
 )
 
+// RestorePlace is where a CRIU is started that is to restore, and what it hands over.
+type RestorePlace struct {
+	// Cgroup is the control group namespace that the processes come back in.
+	Cgroup   *os.File
+	Listener *os.File // what PID 1 finds in place of its guest socket
+	Exit     *os.File // what it finds in place of its exit file
+	Rules    *os.File // a descriptor of Landlock rules that the processes come back under; nil: none
+	Started  func(p *os.Process) error
+}
+
+// Restorer is a CRIU that was started for one restore. While it comes up, which takes milliseconds, all else can be made ready. Either Restore or End
+// has to be called.
+type Restorer struct {
+	worker *worker
+	dead   *deadman
+	rules  int // CRIU's descriptor of them; 0: there are none
+}
+
+// StartRestore starts a CRIU.
+func (e *Engine) StartRestore(at RestorePlace) (*Restorer, error) {
+	dead, err := newDeadman()
+	if err != nil {
+		return nil, err
+	}
+	r := &Restorer{dead: dead}
+	files := []*os.File{at.Listener, at.Exit}
+	if at.Rules != nil {
+		r.rules = firstFile + len(files)
+		files = append(files, at.Rules)
+	}
+	// What CRIU restores takes its control group namespace and its keyring from the thread that starts it.
+	thread := func() error {
+		if err := unix.Setns(int(at.Cgroup.Fd()), unix.CLONE_NEWCGROUP); err != nil {
+			return fmt.Errorf("enter the control group namespace: %w", err)
+		}
+		// An anonymous session keyring instead of the node's. A kernel without keys has nothing to leave.
+		if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+			return fmt.Errorf("join keyring: %w", err)
+		}
+		return nil
+	}
+	if r.worker, err = e.start(place{files: append(files, dead.write), thread: thread, started: at.Started}); err != nil {
+		return nil, errors.Join(err, dead.Close())
+	}
+	if err := dead.handedOver(); err != nil {
+		return nil, errors.Join(err, r.End())
+	}
+	return r, nil
+}
+
+// End ends one that is not to restore any more.
+func (r *Restorer) End() error {
+	r.worker.end()
+	return r.dead.Close()
+}
+
 // RestoreOptions say what to bring back, and into what.
 type RestoreOptions struct {
 	Dump   Dump
-	Images string // folder of the images
+	Images *Images
 	Work   string // folder for the log
-	IDBase uint32 // the host id that is to be id 0
 	// Outside is the folder of the mounts that come from outside, by the words of their sources.
 	Outside string
 	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
 	Mounts func() error
 	Root   string
-	// Cgroup is the control group namespace that the processes come back in.
-	Cgroup *os.File
 	// Ready is called when the root is still alone and has its mounts: what Born has begun must be there when it returns.
 	Ready func() error
-	// Rules is a descriptor of Landlock rules that the processes come back under; nil: none. Built is called after Ready, before they come to hold, with
-	// the root's pid: the rules may be completed then.
-	Rules    *os.File
-	Built    func(pid int) error
-	Listener *os.File // what PID 1 finds in place of its guest socket
-	Exit     *os.File // what it finds in place of its exit file
+	// Built is called after Ready, before the rules come to hold, with the root's pid: they may be completed then.
+	Built func(pid int) error
 	// Born is called with the root's pid when it is alone in its new namespaces: it is to be put into its control group, and its network to be set up.
 	Born func(pid int) error
 	// Processes lists what is in the control group.
@@ -47,33 +96,24 @@ type RestoreOptions struct {
 	// Complete is called when every process is there and none has run yet. They are frozen here, so that nothing runs before
 	// somebody has taken note of it. Should CRIU die before, they do not run either.
 	Complete func(pid int) error
-	Started  func(p *os.Process) error
-	Lazy     *Lazy // what is left out; nil: nothing
 }
 
 // Restore brings a dump back. The root is a child of this process: where an error comes with a pid, that is to be killed and waited for.
-func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err error) {
-	if err := o.Dump.Check(); err != nil {
-		return 0, err
-	}
-	if err := readable(o.Images); err != nil {
-		return 0, err
-	}
-	if err := rebase(o.Images, o.IDBase); err != nil {
-		return 0, err
-	}
-	images, err := o.open()
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, images.Close()) }()
+func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err error) {
+	asked := false
+	defer func() {
+		if !asked {
+			r.worker.end()
+		}
+		err = errors.Join(err, r.dead.Close())
+	}()
 	work, err := openDir(o.Work)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
 	opts := &rpc.CriuOpts{
-		ImagesDirFd:       proto.Int32(int32(images.Fd())),
+		ImagesDirFd:       proto.Int32(int32(o.Images.dir.Fd())),
 		WorkDirFd:         proto.Int32(int32(work.Fd())),
 		LogLevel:          proto.Int32(2),
 		LogFile:           proto.String(restoreLog),
@@ -101,27 +141,8 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 		}
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.key(), path))
 	}
-	files := []*os.File{o.Listener, o.Exit}
-	if o.Rules != nil {
-		files = append(files, o.Rules)
-	}
-	dead, err := newDeadman()
-	if err != nil {
+	if err := r.worker.inside(o.Mounts); err != nil {
 		return 0, err
-	}
-	defer func() { err = errors.Join(err, dead.Close()) }()
-	rules := firstFile + len(files) - 1
-	files = append(files, dead.write)
-	criu := 0
-	started := func(p *os.Process) error {
-		criu = p.Pid
-		if err := dead.handedOver(); err != nil {
-			return err
-		}
-		if o.Started == nil {
-			return nil
-		}
-		return o.Started(p)
 	}
 	notify := func(script string, p int) error {
 		switch script {
@@ -129,29 +150,28 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 			pid = p
 			return o.Born(p)
 		case "post-setup-namespaces":
-			if err := o.Ready(); err != nil || o.Rules == nil {
+			if err := o.Ready(); err != nil || r.rules == 0 {
 				return err
 			}
 			if err := o.Built(pid); err != nil {
 				return err
 			}
-			return restrict(criu, pid, rules)
+			return restrict(r.worker.pid(), pid, r.rules)
 		case "post-restore":
 			pids, err := o.Processes()
 			if err != nil {
 				return err
 			}
-			return dead.arm(pids)
+			return r.dead.arm(pids)
 		case "pre-resume":
-			return errors.Join(o.Complete(pid), dead.disarm())
+			return errors.Join(o.Complete(pid), r.dead.disarm())
 		}
 		return nil
 	}
-	resp, err := e.call(ctx, request{
-		typ: rpc.CriuReqType_RESTORE, opts: opts, files: files, thread: o.worker, notify: notify, started: started,
-	})
-	if err != nil && pid == 0 && criu != 0 {
-		err = errors.Join(err, endOrphans(criu))
+	asked = true
+	resp, err := r.worker.ask(ctx, request{typ: rpc.CriuReqType_RESTORE, opts: opts, notify: notify})
+	if err != nil && pid == 0 {
+		err = errors.Join(err, endOrphans(r.worker.pid()))
 	}
 	if err != nil {
 		return pid, withLog(err, filepath.Join(o.Work, restoreLog))
@@ -162,32 +182,49 @@ func (e *Engine) Restore(ctx context.Context, o RestoreOptions) (pid int, err er
 	return pid, nil
 }
 
-// open opens the folder of the images that are restored.
-func (o *RestoreOptions) open() (*os.File, error) {
-	if o.Lazy == nil {
-		return openDir(o.Images)
-	}
-	images, err := o.Lazy.thin.open(o.Images)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrLazy, err)
-	}
-	return images, nil
+// Images are those of a dump, as CRIU is to read them.
+type Images struct {
+	dir  *os.File
+	lazy *Lazy // what they lack; nil: nothing
 }
 
-// worker readies the thread that CRIU is started from: what CRIU restores takes its control group namespace and its keyring from there.
-func (o *RestoreOptions) worker() error {
-	if err := o.Mounts(); err != nil {
-		return err
+// OpenImages readies the images in a folder for a restore where base is the host id that is to be id 0. With lazy they lack what can come later, if that pays; an
+// error with ErrLazy says that it may go well without.
+func (e *Engine) OpenImages(d Dump, dir string, base uint32, lazy *LazyOptions) (*Images, error) {
+	if err := d.Check(); err != nil {
+		return nil, err
 	}
-	if err := unix.Setns(int(o.Cgroup.Fd()), unix.CLONE_NEWCGROUP); err != nil {
-		return fmt.Errorf("enter the control group namespace: %w", err)
+	if err := readable(dir); err != nil {
+		return nil, err
 	}
-	// An anonymous session keyring instead of the node's. A kernel without keys has nothing to leave.
-	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
-		return fmt.Errorf("join keyring: %w", err)
+	if err := rebase(dir, base); err != nil {
+		return nil, err
 	}
-	return nil
+	if lazy != nil && e.lazy == nil {
+		t, err := planThin(dir, lazy.Least)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrLazy, err)
+		}
+		if t != nil {
+			thin, err := t.open(dir)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %w", ErrLazy, err)
+			}
+			return &Images{dir: thin, lazy: &Lazy{o: *lazy, images: dir, thin: t}}, nil
+		}
+	}
+	f, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Images{dir: f}, nil
 }
+
+// Lazy returns what the images lack; nil: nothing.
+func (i *Images) Lazy() *Lazy { return i.lazy }
+
+// Close lets go of them.
+func (i *Images) Close() error { return i.dir.Close() }
 
 // readable lets everybody read the images who reaches them: processes under restoration read theirs, with the sandbox's ids. They
 // have the folder as a descriptor; who else may go there is a matter of the folders above.

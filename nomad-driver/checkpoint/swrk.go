@@ -26,13 +26,17 @@ type request struct {
 	typ      rpc.CriuReqType
 	opts     *rpc.CriuOpts
 	features *rpc.CriuFeatures
+	// notify is called when CRIU tells where it is; an error makes it give up.
+	notify func(script string, pid int) error
+}
+
+// place is where a CRIU is started.
+type place struct {
 	// files are CRIU's descriptors from firstFile on.
 	files []*os.File
 	// thread, where it is set, is run on a thread with a mount namespace of its own, from which CRIU is started then.
 	thread func() error
-	// notify is called when CRIU tells where it is; an error makes it give up.
-	notify func(script string, pid int) error
-	// started is called with CRIU's process once it runs.
+	// started is called with CRIU's process once it runs, and has returned before it is asked for anything.
 	started func(p *os.Process) error
 }
 
@@ -77,7 +81,27 @@ func (e *Error) Unwrap() error {
 }
 
 // call starts CRIU for one request and returns its answer when CRIU has ended. When ctx ends CRIU is killed.
-func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err error) {
+func (e *Engine) call(ctx context.Context, at place, r request) (*rpc.CriuResp, error) {
+	w, err := e.start(at)
+	if err != nil {
+		return nil, err
+	}
+	return w.ask(ctx, r)
+}
+
+// worker is a CRIU that was started and waits for its one request: its start takes milliseconds in which all else can be made ready. Either ask or end has to
+// be called.
+type worker struct {
+	cmd *exec.Cmd
+	sk  *os.File
+	// unwatch ends the watch for its end.
+	unwatch func()
+	// noted gets what started returned, once; nil: there is nothing to wait for.
+	noted <-chan error
+}
+
+// start starts a CRIU.
+func (e *Engine) start(at place) (_ *worker, err error) {
 	sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make socket for criu: %w", err)
@@ -85,47 +109,104 @@ func (e *Engine) call(ctx context.Context, r request) (_ *rpc.CriuResp, err erro
 	// Before the file is made of it, so that it waits in the runtime's poller.
 	nerr := unix.SetNonblock(sp[0], true)
 	ours, theirs := os.NewFile(uintptr(sp[0]), "criu socket"), os.NewFile(uintptr(sp[1]), "criu socket")
-	defer ours.Close()
 	if nerr != nil {
-		return nil, errors.Join(nerr, theirs.Close())
+		return nil, errors.Join(nerr, ours.Close(), theirs.Close())
 	}
-	cmd := e.program.command(strconv.Itoa(firstFile + len(r.files)))
-	cmd.Dir = "/"
-	cmd.ExtraFiles = append(append([]*os.File(nil), r.files...), theirs)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(cmd, e.prepare(r.thread))
+	w := &worker{cmd: e.program.command(strconv.Itoa(firstFile + len(at.files))), sk: ours}
+	w.cmd.Dir = "/"
+	w.cmd.ExtraFiles = append(append([]*os.File(nil), at.files...), theirs)
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = start(w.cmd, e.prepare(at.thread))
 	if err = errors.Join(err, theirs.Close()); err != nil {
-		return nil, fmt.Errorf("start criu: %w", err)
+		return nil, fmt.Errorf("start criu: %w", errors.Join(err, ours.Close()))
 	}
 	defer func() {
 		if err != nil {
-			_ = cmd.Process.Kill() // it may have ended
-		} else {
-			kill := time.AfterFunc(criuEnd, func() { _ = cmd.Process.Kill() })
-			defer kill.Stop()
-			_ = ours.Close()
+			w.end()
 		}
-		_ = cmd.Wait() // after its answer the exit status says nothing more
 	}()
 	// Where it is killed in a restore, processes that it has made have the socket yet, which would never end.
-	unwatch, err := onEnd(cmd.Process.Pid, func() { _ = ours.SetReadDeadline(time.Now().Add(lastWords)) })
-	if err != nil {
+	if w.unwatch, err = onEnd(w.pid(), func() { _ = ours.SetReadDeadline(time.Now().Add(lastWords)) }); err != nil {
 		return nil, err
 	}
-	defer unwatch()
 	// In the middle of its work it must not be what the kernel ends for want of memory.
-	_ = os.WriteFile("/proc/"+strconv.Itoa(cmd.Process.Pid)+"/oom_score_adj", []byte("-1000"), 0)
-	if r.started != nil {
-		if err := r.started(cmd.Process); err != nil {
-			return nil, err
+	_ = os.WriteFile("/proc/"+strconv.Itoa(w.pid())+"/oom_score_adj", []byte("-1000"), 0)
+	if at.started != nil {
+		noted := make(chan error, 1)
+		w.noted = noted
+		go func() { noted <- at.started(w.cmd.Process) }() // while it comes up
+	}
+	return w, nil
+}
+
+// awaitNoted waits for started.
+func (w *worker) awaitNoted() error {
+	if w.noted == nil {
+		return nil
+	}
+	err := <-w.noted
+	w.noted = nil
+	return err
+}
+
+func (w *worker) pid() int { return w.cmd.Process.Pid }
+
+// inside runs f on a thread in the worker's mount namespace, which is its own where it was started with what is known of the kernel, or from a thread that was readied.
+func (w *worker) inside(f func() error) (err error) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", w.pid()))
+	if err != nil {
+		return fmt.Errorf("open criu's mount namespace: %w", err)
+	}
+	osthread.ThrowAway(func() {
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			err = fmt.Errorf("unshare the root directory: %w", err)
+			return
 		}
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			err = fmt.Errorf("enter criu's mount namespace: %w", err)
+			return
+		}
+		err = f()
+	})
+	return errors.Join(err, ns.Close())
+}
+
+// end ends one that is asked nothing any more.
+func (w *worker) end() {
+	_ = w.awaitNoted()
+	_ = w.cmd.Process.Kill() // it may have ended
+	w.reap()
+}
+
+// reap lets it go, and waits for its end.
+func (w *worker) reap() {
+	_ = w.sk.Close()
+	_ = w.cmd.Wait() // after its answer the exit status says nothing more
+	if w.unwatch != nil {
+		w.unwatch()
+	}
+}
+
+// ask has the worker do what it was started for, and returns its answer when it has ended. When ctx ends it is killed.
+func (w *worker) ask(ctx context.Context, r request) (_ *rpc.CriuResp, err error) {
+	defer func() {
+		if err != nil {
+			w.end()
+			return
+		}
+		kill := time.AfterFunc(criuEnd, func() { _ = w.cmd.Process.Kill() })
+		defer kill.Stop()
+		w.reap()
+	}()
+	if err := w.awaitNoted(); err != nil {
+		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() {
-		_ = cmd.Process.Kill()
-		_ = ours.SetDeadline(time.Unix(1, 0))
+		_ = w.cmd.Process.Kill()
+		_ = w.sk.SetDeadline(time.Unix(1, 0))
 	})
 	defer stop()
-	resp, err := converse(ours, cmd.Process.Pid, r)
+	resp, err := converse(w.sk, w.pid(), r)
 	if ctx.Err() != nil && err != nil {
 		err = ctx.Err()
 	}

@@ -126,7 +126,11 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 	if err := errors.Join(os.MkdirAll(home, 0o700), os.RemoveAll(temp), os.RemoveAll(done)); err != nil {
 		return fmt.Errorf("checkpoint of %s: %w", b.id, err)
 	}
-	d, err := inst.Checkpoint(ctx, n.engine, sandbox.CheckpointDir(temp), nil, n.noteCRIU(home))
+	criu, err := n.engine.StartDump(ctx, n.noteCRIU(home))
+	if err != nil {
+		return fmt.Errorf("checkpoint of %s: %w", b.id, err)
+	}
+	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(temp), sandbox.CheckpointOptions{Sync: true})
 	if err != nil {
 		return err
 	}
@@ -353,11 +357,7 @@ func (n *Node) noteCRIU(home string) func(*os.Process) error {
 		if err != nil {
 			return err
 		}
-		b, err := json.Marshal(criuNote{Version: 1, PID: p.Pid, Start: start})
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(home, criuFile), b, 0o600)
+		return checkpoint.WriteNote(filepath.Join(home, criuFile), criuNote{Version: 1, PID: p.Pid, Start: start})
 	}
 }
 

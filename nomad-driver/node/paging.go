@@ -89,7 +89,7 @@ func (n *Node) removeImages(b *box) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	if err != nil {
+	if err = errors.Join(err, sandbox.ForgetNames(filepath.Join(n.path("sandboxes"), string(b.id)))); err != nil {
 		n.log.Warn("old checkpoint stays", "sandbox", b.id, "error", err)
 		return
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -35,7 +34,7 @@ type pausable interface {
 	Uncheckpointable() ([]checkpoint.Obstacle, error)
 	// CopyAhead copies memory while the instance runs, for a Checkpoint that follows at once; nil: it does not.
 	CopyAhead(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, least int64) (*checkpoint.Ahead, error)
-	Checkpoint(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, ahead *checkpoint.Ahead, started func(*os.Process) error) (checkpoint.Dump, error)
+	Checkpoint(ctx context.Context, criu *checkpoint.Dumper, dir sandbox.CheckpointDir, o sandbox.CheckpointOptions) (checkpoint.Dump, error)
 	SyncLayer(also ...string) error
 	End(ctx context.Context) error // leaves nothing but the writable layer; may be repeated until it returns nil
 	Wake(ctx context.Context, env []string) error

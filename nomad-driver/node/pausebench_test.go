@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
@@ -121,6 +122,7 @@ func (p *pauses) measure(b *testing.B, d *daemon, criu string, mib int) {
 	})
 	must.NoError(b, d.client.Delete(b.Context(), sb.ID))
 	dump, restore := criuFloor(b, criu, mib)
+	unix.Sync() // what has been written here is not for the next one to wait for
 	p.dumpFloor, p.restoreFloor = append(p.dumpFloor, dump), append(p.restoreFloor, restore)
 }
 
@@ -179,6 +181,7 @@ func criuFloor(b *testing.B, criu string, mib int) (dump, restore time.Duration)
 	p, err := os.FindProcess(back)
 	must.NoError(b, err)
 	must.NoError(b, p.Kill())
+	must.NoError(b, os.RemoveAll(dir))
 	return dump, restore
 }
 

@@ -184,7 +184,9 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 		b.mu.Lock()
 		dump = *b.rec.Pause.Dump
 		b.mu.Unlock()
-		images, layer = filepath.Join(n.checkpointDir(id), checkpointDone, "images"), filepath.Join(n.path("sandboxes"), string(id), "upper")
+		state := filepath.Join(n.path("sandboxes"), string(id))
+		images, layer = filepath.Join(n.checkpointDir(id), checkpointDone, "images"), filepath.Join(state, "upper")
+		err = sandbox.ReturnNames(state, images)
 	case sb.State == nodeapi.StateRunning || sb.State == nodeapi.StatePaused:
 		if err := n.awaitPages(ctx, b); err != nil {
 			return nodeapi.Snapshot{}, err
@@ -242,6 +244,17 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 				d.Stats.Bytes, err = ahead.Merge(dir.Images())
 			}
 		}()
+	}
+	criu, err := n.engine.StartDump(ctx, n.noteCRIU(home))
+	if err != nil {
+		return d, 0, err
+	}
+	defer func() {
+		if criu != nil {
+			criu.End()
+		}
+	}()
+	if runs {
 		// The record goes on to say that it runs: a daemon that comes after this one thaws it.
 		pctx, cancel := context.WithTimeout(ctx, parkTimeout)
 		err := inst.Park(pctx)
@@ -266,25 +279,58 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 	}
 	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
 	defer cancel()
-	d, err = inst.Checkpoint(ctx, n.engine, dir, ahead, n.noteCRIU(home))
+	started := criu
+	criu = nil
+	d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, ahead)
 	if errors.Is(err, checkpoint.ErrAhead) {
 		n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", err)
-		if err = errors.Join(ahead.Remove(), os.RemoveAll(dir.Images()), inst.Freeze(ctx)); err == nil {
+		if err = errors.Join(ahead.Remove(), os.RemoveAll(dir.Images()), os.RemoveAll(filepath.Join(home, rootLayer)), inst.Freeze(ctx)); err == nil {
 			ahead = nil
-			d, err = inst.Checkpoint(ctx, n.engine, dir, nil, n.noteCRIU(home))
+			if started, err = n.engine.StartDump(ctx, n.noteCRIU(home)); err == nil {
+				d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, nil)
+			}
 		}
 	}
+	return d, 0, err
+}
+
+// copyMemoryAndFiles copies the two side by side, of a sandbox that is frozen.
+func (n *Node) copyMemoryAndFiles(ctx context.Context, b *box, inst pausable, home string, criu *checkpoint.Dumper, ahead *checkpoint.Ahead) (checkpoint.Dump, error) {
+	files, cancel := context.WithCancel(ctx)
+	defer cancel()
+	upper, layer := filepath.Join(n.path("sandboxes"), string(b.id), "upper"), filepath.Join(home, rootLayer)
+	copied := make(chan error, 1)
+	go func() { copied <- copyFiles(files, upper, layer) }()
+	again := func() error { // from the beginning: which of it was copied before is not known
+		cancel()
+		<-copied
+		err := os.RemoveAll(layer)
+		if err == nil {
+			err = copyFiles(ctx, upper, layer)
+		}
+		copied <- err
+		return err
+	}
+	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(filepath.Join(home, "c")), sandbox.CheckpointOptions{Ahead: ahead, Copy: again})
 	if err != nil {
-		return d, 0, err
+		cancel()
+		<-copied
+		return d, err
 	}
 	failpoint.At("snapshot.dumped")
-	// cp keeps owners, attributes, hard links, holes and whiteouts, and shares blocks where the file system can.
-	cp := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", filepath.Join(n.path("sandboxes"), string(b.id), "upper"), filepath.Join(home, rootLayer))
-	if out, err := cp.CombinedOutput(); err != nil {
-		return d, 0, fmt.Errorf("copy files of sandbox %s: %w: %.300s", b.id, err, out)
+	if err := <-copied; err != nil {
+		return d, fmt.Errorf("copy files of sandbox %s: %w", b.id, err)
 	}
 	failpoint.At("snapshot.copied")
-	return d, 0, nil
+	return d, nil
+}
+
+// copyFiles copies a writable layer of which nothing changes. cp keeps owners, attributes, hard links, holes and whiteouts, and shares blocks where the file system can.
+func copyFiles(ctx context.Context, upper, to string) error {
+	if out, err := exec.CommandContext(ctx, "cp", "-a", "--reflink=auto", upper, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %.300s", err, out)
+	}
+	return nil
 }
 
 func (n *Node) describe(b *box, req nodeapi.SnapshotRequest, d checkpoint.Dump, frozen time.Duration) snapshotMeta {

@@ -55,21 +55,36 @@ func (s *Sandbox) CopyAhead(ctx context.Context, e *checkpoint.Engine, dir Check
 // Frozen reports whether Freeze has stopped it.
 func (s *Sandbox) Frozen() bool { return s.frozen.Load() }
 
-// Checkpoint writes the processes of a frozen sandbox to a new folder. They stay frozen, whatever comes of it; so nothing changes
+// CheckpointOptions say how a checkpoint is made.
+type CheckpointOptions struct {
+	// Ahead is memory that was copied before; nil: none was. The images lack it until its Merge. An error with checkpoint.ErrAhead says that it may go well without.
+	Ahead *checkpoint.Ahead
+	// Sync has the images go to disk while they are made: SyncLayer is to follow.
+	Sync bool
+	// Copy, where the writable layer is copied for these images, is called where that copy has to be made at one moment of the dump: open files have names of their own
+	// then, that a restore needs. Nil: these names are kept beside the layer itself, where Restore finds them.
+	Copy func() error
+}
+
+// Checkpoint has a CRIU that was started for it write the processes of a frozen sandbox to a new folder. They stay frozen, whatever comes of it; so nothing changes
 // between the images and the writable layer until Thaw. On error the folder may be half there.
-//
-// With ahead the images lack what was copied ahead until its Merge. An error with checkpoint.ErrAhead says that it may go well without.
-func (s *Sandbox) Checkpoint(ctx context.Context, e *checkpoint.Engine, dir CheckpointDir, ahead *checkpoint.Ahead, started func(*os.Process) error) (checkpoint.Dump, error) {
+func (s *Sandbox) Checkpoint(ctx context.Context, criu *checkpoint.Dumper, dir CheckpointDir, o CheckpointOptions) (checkpoint.Dump, error) {
 	if !s.frozen.Load() {
+		criu.End()
 		return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: it is not frozen", s.ref.ID)
 	}
 	for _, d := range []string{string(dir), dir.Images(), dir.Work()} {
 		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			criu.End()
 			return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
 		}
 	}
-	d, err := e.Dump(ctx, checkpoint.DumpOptions{
-		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Started: started, Ahead: ahead,
+	named := s.keepNames
+	if o.Copy != nil {
+		named = func([]string) error { return o.Copy() }
+	}
+	d, err := criu.Dump(ctx, checkpoint.DumpOptions{
+		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Ahead: o.Ahead, Sync: o.Sync, Named: named,
 	})
 	if err != nil {
 		return d, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)

@@ -117,6 +117,13 @@ func closedInit(t *testing.T) *sandbox.InitBinary {
 	return init
 }
 
+func startDump(t testing.TB, e *checkpoint.Engine) *checkpoint.Dumper {
+	t.Helper()
+	criu, err := e.StartDump(t.Context(), nil)
+	must.NoError(t, err)
+	return criu
+}
+
 // roundTrip takes a sandbox to disk and back.
 func roundTrip(t *testing.T, e *checkpoint.Engine, s *sandbox.Sandbox, c sandbox.Config, dir sandbox.CheckpointDir) *sandbox.Sandbox {
 	t.Helper()
@@ -127,7 +134,7 @@ func roundTrip(t *testing.T, e *checkpoint.Engine, s *sandbox.Sandbox, c sandbox
 	obstacles, err := s.Uncheckpointable()
 	must.NoError(t, err)
 	must.Len(t, 0, obstacles)
-	d, err := s.Checkpoint(ctx, e, dir, nil, nil)
+	d, err := s.Checkpoint(ctx, startDump(t, e), dir, sandbox.CheckpointOptions{})
 	must.NoError(t, err)
 	must.NoError(t, s.End(ctx))
 	r, err := sandbox.Restore(ctx, sandbox.RestoreConfig{Config: c, Engine: e, Dir: dir, Dump: d})

@@ -146,7 +146,7 @@ func takeDown(t testing.TB, e *checkpoint.Engine, s *sandbox.Sandbox, dir sandbo
 	obstacles, err := s.Uncheckpointable()
 	must.NoError(t, err)
 	must.Len(t, 0, obstacles)
-	d, err := s.Checkpoint(ctx, e, dir, nil, nil)
+	d, err := s.Checkpoint(ctx, startDump(t, e), dir, sandbox.CheckpointOptions{})
 	must.NoError(t, err)
 	must.NoError(t, s.End(ctx))
 	return d

@@ -67,7 +67,7 @@ func TestCheckpoint_ofWhatIsInMemory(t *testing.T) {
 				dir := sandbox.CheckpointDir(filepath.Join(filepath.Dir(h.StateDir), "c"+strconv.Itoa(round)))
 				must.NoError(t, s.Park(t.Context()))
 				must.NoError(t, s.Freeze(t.Context()))
-				d, err := s.Checkpoint(t.Context(), e, dir, nil, nil)
+				d, err := s.Checkpoint(t.Context(), startDump(t, e), dir, sandbox.CheckpointOptions{})
 				must.NoError(t, err)
 				want := []string{"/.soulbox", "/dev", "/dev/shm", "/tmp"}
 				want = slices.DeleteFunc(want, func(p string) bool { return slices.Contains(tc.images, p) })

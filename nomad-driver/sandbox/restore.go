@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,12 +80,15 @@ type restorer struct {
 	pid   int
 	pidfd *os.File
 	pages *checkpoint.Pages // nil: all memory is there
+	criu  *checkpoint.Restorer
 	// wired gets what came of the group and the network, once; nil: it has not begun, or is over.
 	wired <-chan error
 }
 
 func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	b := r.b
+	images := r.openImages() // while all else is made
+	defer func() { err = errors.Join(err, images.close()) }()
 	limits, err := b.c.Limits.group(b.c.QoS, b.c.StateDir)
 	if err != nil {
 		return nil, err
@@ -99,7 +103,36 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	}
 	defer func() { err = errors.Join(err, spaces.Close()) }()
 	b.step("namespaces")
-	// Not before: meanwhile nobody can enter a group. It is ready when there is a process to move.
+	if err := r.makeFiles(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
+	listener, exit, err := r.handedOver()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, listener.Close(), exit.Close()) }()
+	rules, err := boot.NewLandlockRules()
+	if err != nil {
+		return nil, err
+	}
+	place := checkpoint.RestorePlace{Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Started: r.c.Started}
+	if rules != nil {
+		defer func() { err = errors.Join(err, rules.Close()) }()
+		if !without.landlock {
+			place.Rules = rules.File
+		}
+	}
+	if r.criu, err = r.c.Engine.StartRestore(place); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if r.criu != nil {
+			err = errors.Join(err, r.criu.End())
+		}
+	}()
+	b.step("start")
+	// Not before: meanwhile nobody can fork. It is ready when there is a process to move.
 	expected := make(chan struct{})
 	defer func() { <-expected }()
 	go func() { defer close(expected); b.c.Cgroups.ExpectJoin() }()
@@ -108,16 +141,6 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	if err := r.makeFiles(); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, b.closeHandedOver()) }()
-	b.step("files")
-	listener, exit, err := r.handedOver()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, listener.Close(), exit.Close()) }()
 	program, err := b.c.Init.mount()
 	if err != nil {
 		return nil, err
@@ -132,38 +155,31 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			err = errors.Join(err, m.Close())
 		}
 	}()
-	lazy, err := r.plan()
+	b.step("mounts")
+	opened, err := images.await()
 	if err != nil {
 		return nil, err
 	}
-	b.step("plan")
-	o := checkpoint.RestoreOptions{
-		Dump: r.c.Dump, Images: r.c.Dir.Images(), Work: r.c.Dir.Work(), Outside: restoreOutside, IDBase: b.c.IDBase, Root: restoreRoot,
+	b.step("images")
+	criu := r.criu
+	r.criu = nil
+	r.pid, err = criu.Restore(ctx, checkpoint.RestoreOptions{
+		Dump: r.c.Dump, Images: opened, Work: r.c.Dir.Work(), Outside: restoreOutside, Root: restoreRoot,
 		Mounts: func() error {
 			if err := attach(root, restoreRoot); err != nil {
 				return err
 			}
 			return attachOutside(program, outside)
 		},
-		Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Born: r.born, Ready: r.ready, Processes: b.group.Processes, Complete: r.complete, Started: r.c.Started, Lazy: lazy,
-	}
-	rules, err := boot.NewLandlockRules()
-	if err != nil {
-		return nil, err
-	}
-	if rules != nil {
-		defer func() { err = errors.Join(err, rules.Close()) }()
-		if !without.landlock {
-			o.Rules, o.Built = rules.File, func(pid int) error { return r.allow(rules, root, pid) }
-		}
-	}
-	r.pid, err = r.c.Engine.Restore(ctx, o)
+		Born: r.born, Ready: r.ready, Processes: b.group.Processes, Complete: r.complete,
+		Built: func(pid int) error { return r.allow(rules, root, pid) },
+	})
 	if err = errors.Join(err, r.ready()); err != nil { // CRIU may have ended before it was asked for
 		return nil, err
 	}
 	b.step("criu")
-	if lazy != nil {
-		if err := r.serve(ctx, lazy); err != nil {
+	if lazy := opened.Lazy(); lazy != nil {
+		if err := r.serve(ctx, lazy, images); err != nil {
 			return nil, err
 		}
 		b.step("pages")
@@ -172,27 +188,65 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	return r.adopt()
 }
 
-// serve has the page server begin, once everything is frozen.
-func (r *restorer) serve(ctx context.Context, lazy *checkpoint.Lazy) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
-	defer cancel()
-	if err := r.b.group.Freeze(ctx); err != nil {
-		return err
+// opening are images on their way to where CRIU can read them, and then what their page server keeps, if they need one.
+type opening struct {
+	opened chan struct{} // closed when the two after it are set
+	images *checkpoint.Images
+	err    error
+
+	prepared chan struct{} // closed when the two after it are set
+	pages    *checkpoint.Pages
+	perr     error
+}
+
+// openImages begins to open the images. close has to be called.
+func (r *restorer) openImages() *opening {
+	o := &opening{opened: make(chan struct{}), prepared: make(chan struct{})}
+	var lazy *checkpoint.LazyOptions
+	if l := r.c.Lazy; l != nil {
+		lazy = &checkpoint.LazyOptions{Dir: l.Dir, Least: cmp.Or(l.Least, checkpoint.LazyLeast), First: l.First, Watch: l.Watch}
 	}
-	r.pages, err = lazy.Serve(ctx, r.b.group, r.b.c.Init.Program())
+	go func() {
+		defer close(o.prepared)
+		o.images, o.err = r.c.Engine.OpenImages(r.c.Dump, r.c.Dir.Images(), r.b.c.IDBase, lazy)
+		close(o.opened)
+		if o.err == nil && o.images.Lazy() != nil {
+			o.pages, o.perr = o.images.Lazy().Prepare(r.b.c.Init.Program())
+		}
+	}()
+	return o
+}
+
+func (o *opening) await() (*checkpoint.Images, error) {
+	<-o.opened
+	return o.images, o.err
+}
+
+// close closes what is open, and ends a page server that nobody has taken.
+func (o *opening) close() (err error) {
+	<-o.prepared
+	if o.images != nil {
+		err = o.images.Close()
+	}
+	if o.pages != nil {
+		err = errors.Join(err, o.pages.End(), o.pages.Close())
+	}
 	return err
 }
 
-// plan says what memory comes later; nil: none.
-func (r *restorer) plan() (*checkpoint.Lazy, error) {
-	if r.c.Lazy == nil {
-		return nil, nil
+// serve has the page server begin, once everything is frozen.
+func (r *restorer) serve(ctx context.Context, lazy *checkpoint.Lazy, images *opening) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+	defer cancel()
+	<-images.prepared
+	if images.perr != nil {
+		return images.perr
 	}
-	least := r.c.Lazy.Least
-	if least == 0 {
-		least = checkpoint.LazyLeast
+	if err := r.b.group.Freeze(ctx); err != nil {
+		return err
 	}
-	return r.c.Engine.PlanLazy(checkpoint.LazyOptions{Images: r.c.Dir.Images(), Dir: r.c.Lazy.Dir, Least: least, First: r.c.Lazy.First, Watch: r.c.Lazy.Watch})
+	r.pages, images.pages = images.pages, nil
+	return lazy.Serve(ctx, r.b.group, r.pages)
 }
 
 // outside makes the mounts that the dump does not hold, by their words, but for PID 1's binary.
@@ -278,6 +332,9 @@ func attach(mount *os.File, path string) error {
 // mountRoot mounts the overlay on the writable layer.
 func (r *restorer) mountRoot(userns *os.File) (*os.File, error) {
 	b := r.b
+	if err := ReturnNames(b.at.state, r.c.Dir.Images()); err != nil {
+		return nil, err
+	}
 	// What an earlier mount has left there would make this one be refused: the layer is volatile.
 	if err := removeTree(b.at.work); err != nil {
 		return nil, err
@@ -288,19 +345,7 @@ func (r *restorer) mountRoot(userns *os.File) (*os.File, error) {
 	if err := os.Lchown(b.at.work, int(b.c.IDBase), int(b.c.IDBase)); err != nil {
 		return nil, err
 	}
-	if err := removeTree(b.at.run); err != nil {
-		return nil, err
-	}
-	if err := mkdirNew(b.at.run); err != nil {
-		return nil, err
-	}
-	b.made.run = true
-	root, err := b.mountRoot(userns)
-	if err != nil {
-		return nil, err
-	}
-	b.step("overlay")
-	return root, nil
+	return b.mountRoot(userns)
 }
 
 // namespaces are what a restored sandbox needs before it has a process of its own.
@@ -339,6 +384,13 @@ func (r *restorer) namespaces(ctx context.Context) (_ *namespaces, err error) {
 // makeFiles makes the guest socket, for the moment in this process's network namespace, and the exit file.
 func (r *restorer) makeFiles() (err error) {
 	b := r.b
+	if err := removeTree(b.at.run); err != nil {
+		return err
+	}
+	if err := mkdirNew(b.at.run); err != nil {
+		return err
+	}
+	b.made.run = true
 	if b.exit, err = makeExit(b.at.exit); err != nil {
 		return err
 	}
@@ -473,7 +525,7 @@ func (r *restorer) undo() error {
 		errs = append(errs, reap(ctx, &child{pid: r.pid, pidfd: r.pidfd}))
 	}
 	if r.pages != nil {
-		errs = append(errs, r.pages.End())
+		errs = append(errs, r.pages.End(), r.pages.Close())
 	}
 	return errors.Join(append(errs, scrub(ctx, at, r.b.group, nil))...)
 }

@@ -192,9 +192,10 @@ func TestRun_servesWhatChanges(t *testing.T) {
 	for _, i := range rand.Perm(testPages / 16)[:1000] {
 		order = append(order, First{Dst: base + uint64(i)*16*pageSize, Len: 16 * pageSize})
 	}
-	state, err := CreateState(filepath.Join(dir, "state"), 1, []Space{{FD: firstFile + 1, Ranges: rs}}, order)
+	state, err := CreateState(filepath.Join(dir, "state"), 1)
 	must.NoError(t, err)
 	defer state.Close()
+	must.NoError(t, state.Fill([]Space{{FD: firstFile + 1, Ranges: rs}}, order))
 	file, err := os.OpenFile(filepath.Join(dir, "state"), os.O_RDWR, 0)
 	must.NoError(t, err)
 	defer file.Close()
@@ -241,8 +242,11 @@ func role(name string, files ...*os.File) *exec.Cmd {
 func TestState_isReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	want := []Space{{FD: 9, Ranges: []Range{{Dst: 4096, Len: 8192, Off: 3, File: 1}}}, {FD: 7}}
-	s, err := CreateState(path, 2, want, []First{{Space: 1, Dst: 8192, Len: 4096}, {Dst: 4096, Len: 8192}})
+	s, err := CreateState(path, 2)
 	must.NoError(t, err)
+	_, err = OpenState(path)
+	must.ErrorIs(t, err, ErrState, must.Sprint("it says nothing yet"))
+	must.NoError(t, s.Fill(want, []First{{Space: 1, Dst: 8192, Len: 4096}, {Dst: 4096, Len: 8192}}))
 	must.NoError(t, s.write(want))
 	again, err := OpenState(path)
 	must.NoError(t, err)

@@ -92,8 +92,8 @@ var ErrState = errors.New("it is no list of pages to serve")
 // ErrTooMany is in the chain of an error that says that memory is in too many pieces.
 var ErrTooMany = fmt.Errorf("more than %d pieces of memory", maxEntries)
 
-// CreateState writes a new file with what is to be served from that many files, and what of it comes first: MaxTouched pieces at most.
-func CreateState(path string, files int, spaces []Space, order []First) (_ *State, err error) {
+// CreateState makes a new file for what is to be served from that many files. It is none before Fill.
+func CreateState(path string, files int) (_ *State, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -108,15 +108,21 @@ func CreateState(path string, files int, spaces []Space, order []First) (_ *Stat
 	}
 	h := s.header()
 	h.version, h.files = stateVersion, uint64(files)
+	return s, s.write(nil)
+}
+
+// Fill writes down what is to be served, and what of it comes first: MaxTouched pieces at most.
+func (s *State) Fill(spaces []Space, order []First) error {
 	if err := s.write(spaces); err != nil {
-		return nil, errors.Join(err, s.Close())
+		return err
 	}
+	h := s.header()
 	for i, o := range order[:min(len(order), MaxTouched)] {
 		s.firsts()[i] = first{fd: uint32(spaces[o.Space].FD), pages: uint32(o.Len / pageSize), dst: o.Dst}
 		h.first++
 	}
 	h.magic = stateMagic
-	return s, nil
+	return nil
 }
 
 // OpenState opens the file of a program that may have been killed.
