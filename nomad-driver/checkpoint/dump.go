@@ -36,8 +36,16 @@ type DumpOptions struct {
 	Ahead *Ahead
 	// Sync says that the images will be synced as soon as they are there: what is written of them goes to disk at once.
 	Sync bool
-	// Named is called at the end of a dump, while the files of Remaps have their names: whoever keeps the writable layer has to keep these.
+	// Named is called at the end of a dump, while the files of Remaps have their names: whoever keeps the writable layer has to keep these. With Stopped it is called in any case,
+	// since the layer was written to after the dump had begun.
 	Named func(names []string) error
+	// Processes are those of the group.
+	Processes []int
+	// Stopped says that some process was stopped by a signal before the group was frozen. It is frozen again when Named is called. Where that is not told it costs
+	// seconds to find out.
+	Stopped  bool
+	Thaw     func() error // of the group
+	Refreeze func() error // which waits for nobody who is traced
 }
 
 // Dump describes a finished dump: what a restore must bring along. It is part of the manifest.
@@ -74,8 +82,9 @@ const dumpPatience = 2 * time.Minute
 
 // Dumper is a CRIU that was started for one dump, and waits to be asked. Either Dump or End has to be called.
 type Dumper struct {
-	engine *Engine
-	worker *worker
+	engine  *Engine
+	worker  *worker
+	started func(p *os.Process) error
 }
 
 // StartDump starts a CRIU, and returns when it is up: that takes milliseconds, in which nothing stands still yet. started is called with its process.
@@ -85,15 +94,31 @@ func (e *Engine) StartDump(ctx context.Context, started func(p *os.Process) erro
 		return nil, err
 	}
 	up(ctx, w.pid()) // else Dump waits that much longer
-	return &Dumper{engine: e, worker: w}, nil
+	return &Dumper{engine: e, worker: w, started: started}, nil
 }
 
 // End ends one that is not to dump any more.
 func (p *Dumper) End() { p.worker.end() }
 
-// Dump writes the processes of a frozen group to disk. They stay frozen, whatever comes of it. When ctx ends CRIU is let finish all the
+// Dump writes the processes of a frozen group to disk. They are frozen then, or asked to be, whatever comes of it. When ctx ends CRIU is let finish all the
 // same: it works inside the processes, and one that is killed there leaves its code in them in place of their own.
-func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
+func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (Dump, error) {
+	d, err := p.dump(ctx, o)
+	if !errors.Is(err, errStopped) || o.Stopped || ctx.Err() != nil {
+		return d, err
+	}
+	o.Stopped = true
+	again, serr := p.engine.StartDump(ctx, p.started)
+	if serr != nil {
+		return d, errors.Join(err, serr)
+	}
+	return again.dump(ctx, o)
+}
+
+// errStopped is in the chain of an error that says that CRIU could not trace a process.
+var errStopped = errors.New("a process that was stopped by a signal cannot be traced while it is frozen")
+
+func (p *Dumper) dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	asked := false
 	defer func() {
 		if !asked {
@@ -112,6 +137,13 @@ func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		return d, err
 	}
 	if d.Listener, err = listenerKey(o.PID); err != nil {
+		return d, err
+	}
+	if err := dropRemaps(o.PID, o.Processes); err != nil { // of an attempt before this one
+		return d, err
+	}
+	paths, err := watched(o.PID, o.Processes)
+	if err != nil {
 		return d, err
 	}
 	images, err := openDir(o.Images)
@@ -142,6 +174,7 @@ func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		ManageCgroupsMode: rpc.CriuCgMode_IGNORE.Enum(),
 		EmptyNs:           proto.Uint32(unix.CLONE_NEWNET),
 		NetworkLock:       rpc.CriuNetworkLockMethod_SKIP.Enum(),
+		IrmapScanPaths:    paths,
 		Timeout:           proto.Uint32(stopTimeout),
 	}
 	for _, m := range d.Mounts {
@@ -165,17 +198,41 @@ func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	if o.Sync {
 		defer writeOut(o.Images)()
 	}
-	notify := func(script string, _ int) error {
-		if script != "post-dump" {
-			return nil
-		}
-		names, err := Remaps(o.Images)
-		if err != nil || len(names) == 0 {
-			return err
-		}
-		return o.Named(names)
+	if o.Stopped {
+		opts.FreezeCgroup = nil
 	}
-	if _, err := p.worker.ask(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, notify: notify}); err != nil {
+	notify := func(script string, _ int) error {
+		switch script {
+		case "pre-dump":
+			if o.Stopped {
+				if err := o.Thaw(); err != nil {
+					return err
+				}
+				settle(o.Processes)
+			}
+		case "post-dump":
+			if o.Stopped {
+				if err := o.Refreeze(); err != nil {
+					return err
+				}
+			}
+			names, err := Remaps(o.Images)
+			if err != nil || len(names) == 0 && !o.Stopped {
+				return err
+			}
+			return o.Named(names)
+		}
+		return nil
+	}
+	stuck := whenStuck(p.worker.pid(), func() { _ = p.worker.cmd.Process.Kill() }) // it has begun with nobody yet
+	_, err = p.worker.ask(patient, request{typ: rpc.CriuReqType_DUMP, opts: opts, notify: notify})
+	if err != nil {
+		err = errors.Join(err, dropRemaps(o.PID, o.Processes))
+	}
+	if stuck() && err != nil {
+		return d, fmt.Errorf("%w: %w", errStopped, err)
+	}
+	if err != nil {
 		err = withLog(err, filepath.Join(o.Work, dumpLog))
 		if ce := (*Error)(nil); o.Ahead != nil && errors.As(err, &ce) && !ce.Ended && ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", ErrAhead, err)

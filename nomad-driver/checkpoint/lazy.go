@@ -93,6 +93,11 @@ func (l *Lazy) Serve(ctx context.Context, group Freezer, p *Pages) (err error) {
 	if err != nil {
 		return err
 	}
+	for in, pid := range inside { // to trace one that is stopped and frozen would wait for ever; it does not run anyway
+		if l.thin.stopped[in] {
+			pids = slices.DeleteFunc(pids, func(p int) bool { return p == pid })
+		}
+	}
 	device, err := pager.OpenDevice()
 	if err != nil {
 		return err

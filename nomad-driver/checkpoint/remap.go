@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"google.golang.org/protobuf/proto"
 
@@ -95,6 +97,97 @@ func eachEntry(b []byte, f func([]byte) error) error {
 			return err
 		}
 		b = b[4+size:]
+	}
+	return nil
+}
+
+// dropRemaps takes away the names that a CRIU which was killed has left in a sandbox: who uses the sandbox would see them, and the next CRIU would not get past them. Such a name
+// is in the folder of one that is gone, and is one of a file that some process has open, mapped, or runs.
+func dropRemaps(root int, pids []int) error {
+	inside, err := os.OpenRoot(fmt.Sprintf("/proc/%d/root", root))
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
+	looked := map[string]bool{}
+	for _, pid := range pids {
+		held, err := lostNames(pid)
+		if err != nil && !gone(err) {
+			return fmt.Errorf("files of process %d: %w", pid, err)
+		}
+		for link, name := range held {
+			if err := dropRemapsOf(inside, link, filepath.Dir(name), looked); err != nil {
+				return fmt.Errorf("files of process %d: %w", pid, err)
+			}
+		}
+	}
+	return nil
+}
+
+const lost = " (deleted)"
+
+// lostNames returns what a process holds whose name is gone: the names, by the link in /proc that leads to the file all the same.
+func lostNames(pid int) (map[string]string, error) {
+	proc := fmt.Sprintf("/proc/%d/", pid)
+	entries, err := os.ReadDir(proc + "fd")
+	if err != nil {
+		return nil, err
+	}
+	links := []string{proc + "exe"}
+	for _, e := range entries {
+		links = append(links, proc+"fd/"+e.Name())
+	}
+	held := map[string]string{}
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if name, ok := strings.CutSuffix(target, lost); err == nil && ok && strings.HasPrefix(name, "/") {
+			held[link] = name
+		}
+	}
+	maps, err := os.ReadFile(proc + "maps")
+	if err != nil {
+		return nil, err
+	}
+	for line := range bytes.Lines(maps) {
+		text, ok := strings.CutSuffix(strings.TrimSuffix(string(line), "\n"), lost)
+		f := strings.Fields(text)
+		if at := strings.IndexByte(text, '/'); ok && at > 0 && len(f) > 5 {
+			held[proc+"map_files/"+f[0]] = text[at:]
+		}
+	}
+	return held, nil
+}
+
+// dropRemapsOf looks at a folder for names of one file.
+func dropRemapsOf(inside *os.Root, link, dir string, looked map[string]bool) error {
+	file, err := os.Stat(link)
+	if err != nil || !file.Mode().IsRegular() {
+		return nil //nolint:nilerr // it is held no more, or is none that gets such a name
+	}
+	key := fmt.Sprint(dir, file.Sys().(*syscall.Stat_t).Ino)
+	if looked[key] {
+		return nil
+	}
+	looked[key] = true
+	dir = filepath.Join(".", dir)
+	f, err := inside.Open(dir)
+	if err != nil {
+		return nil //nolint:nilerr // the folder is gone too, or is in another file system
+	}
+	names, err := f.Readdirnames(-1)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !remapped.MatchString(name) {
+			continue
+		}
+		if other, err := inside.Lstat(filepath.Join(dir, name)); err != nil || !os.SameFile(file, other) {
+			continue
+		}
+		if err := inside.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -58,9 +58,10 @@ type late struct {
 
 // thin is a plan of what comes later.
 type thin struct {
-	bytes int64
-	files []string // images of pages, by name
-	late  []late
+	bytes   int64
+	files   []string // images of pages, by name
+	late    []late
+	stopped map[int]bool // processes inside that come back stopped by a signal
 }
 
 // Flags of an entry of pages: pagemap.h of CRIU.
@@ -223,10 +224,14 @@ func planThin(images string, least int64) (*thin, error) {
 		return nil, err
 	}
 	var all []mapping
+	stopped := map[int]bool{}
 	for _, path := range paths {
 		pid, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "pagemap-"), ".img"))
 		if err != nil || pid == 1 { // PID 1 has little, and answers first
 			continue
+		}
+		if stopped[pid], err = dumpedStopped(filepath.Join(images, fmt.Sprintf("core-%d.img", pid))); err != nil {
+			return nil, err
 		}
 		m, err := readMappings(filepath.Join(images, fmt.Sprintf("mm-%d.img", pid)), pid)
 		if err != nil {
@@ -245,11 +250,11 @@ func planThin(images string, least int64) (*thin, error) {
 	}
 	own := map[int][]mapping{}
 	for _, m := range all {
-		if !m.shared {
+		if !m.shared && !stopped[m.pid] { // who is stopped cannot be made to ask for a userfaultfd
 			own[m.pid] = append(own[m.pid], m)
 		}
 	}
-	t := &thin{}
+	t := &thin{stopped: stopped}
 	for pid, mappings := range own {
 		pm, err := readPagemap(filepath.Join(images, fmt.Sprintf("pagemap-%d.img", pid)))
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	core "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/mm"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/vma"
 
@@ -57,10 +58,20 @@ func writeImages(t *testing.T, dir string, pid int, runs []pageRun) map[uint64][
 	} {
 		must.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o600))
 	}
+	writeCore(t, dir, pid, 1)
 	return there
 }
 
-// Each page is in the thin images or comes later, and only one of the two; what parent and child may share comes at once.
+// writeCore writes the image that says in which state a process is.
+func writeCore(t *testing.T, dir string, pid int, state uint32) {
+	t.Helper()
+	e := &core.CoreEntry{Mtype: core.CoreEntry_X86_64.Enum(), Tc: &core.TaskCoreEntry{
+		TaskState: &state, ExitCode: proto.Uint32(0), Personality: proto.Uint32(0), Flags: proto.Uint32(0), BlkSigset: proto.Uint64(0), Comm: proto.String("p"),
+	}}
+	must.NoError(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("core-%d.img", pid)), image(t, coreMagic, e), 0o600))
+}
+
+// Each page is in the thin images or comes later, and only one of the two; what parent and child may share comes at once, and what a stopped process has.
 func TestThin_isWhatDoesNotComeLater(t *testing.T) {
 	dir := t.TempDir()
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "inventory.img"), []byte("same"), 0o600))
@@ -73,7 +84,9 @@ func TestThin_isWhatDoesNotComeLater(t *testing.T) {
 			{at: 4 << 30, pages: big, flags: lazy}, {at: 5 << 30, pages: big, flags: lazy},
 		}),
 		8: writeImages(t, dir, 8, []pageRun{{at: 4<<30 + pageSize, pages: big, flags: lazy}, {at: 6 << 30, pages: big, flags: lazy}}),
+		9: writeImages(t, dir, 9, []pageRun{{at: 7 << 30, pages: 2 * big, flags: lazy}}),
 	}
+	writeCore(t, dir, 9, taskStopped)
 	p, err := planThin(dir, 1)
 	must.NoError(t, err)
 	must.Eq(t, int64(4*LazyMapping), p.bytes)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
@@ -61,6 +62,9 @@ var ways = []struct {
 	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore.paged", "restore.recorded", "restore.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
+	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theDaemon, []string{"checkpoint.dumped", "checkpoint.recorded"}},
+	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
+	{"restore with a stopped process", (*fault).restore, (*fault).stoppedStill, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
 }
 
 // fault is a sandbox whose node is killed again and again.
@@ -76,7 +80,8 @@ type fault struct {
 	killed   *daemon        // which is killed, if it is a daemon
 	id       api.SnapshotID // of the snapshot under way
 	copied   nodeapi.CreateRequest
-	much     *paged // what the sandbox remembers, once it has so much memory that it comes after a restore
+	much     *paged          // what the sandbox remembers, once it has so much memory that it comes after a restore
+	stopped  guest.ProcessID // a process that was stopped by a signal; 0: there is none yet
 	outcomes map[string]int
 }
 
@@ -108,6 +113,9 @@ func TestFaults_aKillAtEveryStep(t *testing.T) {
 			if strings.HasSuffix(way.name, " of much") && f.much == nil {
 				f.much = &paged{daemon: f.daemon, sb: f.sb}
 				f.much.remember()
+			}
+			if strings.HasSuffix(way.name, " with a stopped process") && f.stopped == 0 {
+				f.stopOne()
 			}
 			f.at = "failed in: " + way.name + ", kill of " + way.victim + " at " + strings.TrimPrefix(step, "criu ")
 			var slowest time.Duration
@@ -213,6 +221,28 @@ func (f *fault) remembered() {
 		_, err := os.Stat(f.much.home(f.sb.ID))
 		return errors.Is(err, os.ErrNotExist)
 	})
+}
+
+// stopOne has a process that is stopped, as by ^Z, in the sandbox from now on: on cgroup v1 it cannot be traced while it is frozen.
+func (f *fault) stopOne() {
+	f.t.Helper()
+	p, err := f.client.Start(f.t.Context(), f.sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"sleep", "100000"}}})
+	must.NoError(f.t, err)
+	f.stopped = p.PID
+	must.NoError(f.t, f.client.Signal(f.t.Context(), f.sb.ID, nodeapi.SignalRequest{PID: p.PID, Signal: int(unix.SIGSTOP)}))
+	waitUntil(f.t, "it to stop", f.isStopped)
+}
+
+func (f *fault) isStopped() bool {
+	_, code := f.exec(f.sb, "grep", "-q", "^State:.*T (stopped)", fmt.Sprintf("/proc/%d/status", f.stopped))
+	return code == 0
+}
+
+// stoppedStill finds the sandbox running or paused, and the stopped process as it was.
+func (f *fault) stoppedStill() {
+	f.t.Helper()
+	f.runOn()
+	must.True(f.t, f.isStopped(), must.Sprint("the process that was stopped is gone, or runs"))
 }
 
 func (f *fault) snapshot() error {

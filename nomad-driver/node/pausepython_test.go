@@ -49,10 +49,17 @@ func startREPL(t *testing.T) (*daemon, nodeapi.Sandbox, *nodeapi.Stream) {
 	t.Helper()
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
 	d.importPython()
-	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
-	repl, err := d.client.Exec(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
-	must.NoError(t, err)
+	sb, repl := d.repl("user")
 	return d, sb, repl
+}
+
+// repl makes a sandbox with a user's Python that is spoken to by its terminal.
+func (d *daemon) repl(user string) (nodeapi.Sandbox, *nodeapi.Stream) {
+	d.t.Helper()
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template = "python" })
+	repl, err := d.client.Exec(d.t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-q"}, User: user, TTY: true, Stdin: true, Env: []string{"PYTHON_BASIC_REPL=1"}}})
+	must.NoError(d.t, err)
+	return sb, repl
 }
 
 // A Python with a variable, an open file, a child, a server socket and a terminal goes to disk, its daemon is killed, and all is there.

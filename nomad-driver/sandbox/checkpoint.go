@@ -83,9 +83,19 @@ func (s *Sandbox) Checkpoint(ctx context.Context, criu *checkpoint.Dumper, dir C
 	if o.Copy != nil {
 		named = func([]string) error { return o.Copy() }
 	}
+	pids, err := s.group.Processes()
+	if err != nil {
+		criu.End()
+		return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
+	}
 	d, err := criu.Dump(ctx, checkpoint.DumpOptions{
 		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Ahead: o.Ahead, Sync: o.Sync, Named: named,
+		Processes: pids, Stopped: checkpoint.Stopped(pids),
+		Thaw: func() error { return s.group.Thaw(ctx) }, Refreeze: func() error { return s.group.StartFreeze(context.WithoutCancel(ctx)) },
 	})
+	if err == nil { // where it was thawed meanwhile, some of them may be on their way to where they stop
+		err = s.group.Freeze(ctx)
+	}
 	if err != nil {
 		return d, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
 	}

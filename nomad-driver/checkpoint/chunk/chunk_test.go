@@ -70,6 +70,43 @@ func TestStore_givesBackWhatWasPut(t *testing.T) {
 	must.True(t, os.SameFile(a, b))
 }
 
+// A file that is nearly all hole, as anybody can make one of terabytes, is stored and given back as what it has.
+func TestStore_passesOverHoles(t *testing.T) {
+	s := open(t, t.TempDir()+"/store")
+	dir := t.TempDir()
+	f, err := os.Create(dir + "/sparse")
+	must.NoError(t, err)
+	defer f.Close()
+	const size = 4<<40 + 123
+	must.NoError(t, f.Truncate(size))
+	at := map[int64][]byte{0: []byte("begin"), 3*Page - 2: []byte("across"), 1 << 40: random(5 * Page), size - 3: []byte("end")}
+	for off, b := range at {
+		_, err := f.WriteAt(b, off)
+		must.NoError(t, err)
+	}
+	m, err := s.Put(t.Context(), "tenant", "one", nil, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	must.Less(t, 1<<20, m.Bytes)
+	out := t.TempDir() + "/out"
+	must.NoError(t, s.Get(t.Context(), m, "m", out, 0))
+	got, err := os.Open(out + "/sparse")
+	must.NoError(t, err)
+	defer got.Close()
+	fi, err := got.Stat()
+	must.NoError(t, err)
+	must.Eq(t, size, fi.Size())
+	for off, want := range at {
+		b := make([]byte, len(want))
+		_, err := got.ReadAt(b, off)
+		must.NoError(t, err)
+		must.Eq(t, want, b)
+	}
+	b := make([]byte, Page)
+	_, err = got.ReadAt(b, 2<<40)
+	must.NoError(t, err)
+	must.Eq(t, make([]byte, Page), b)
+}
+
 func TestStore_storesWhatHasChanged(t *testing.T) {
 	s := open(t, t.TempDir()+"/store")
 	dir, content := memory(t, 4000)

@@ -127,6 +127,7 @@ type writer struct {
 	stored  sync.Mutex      // held for packs and m.Stored
 	packs   map[string]Pack // that this Put has stored
 
+	read  []byte // what files are read into
 	open  string // id of the pack that is filled
 	pages []byte
 	index []byte
@@ -254,19 +255,53 @@ func xattrs(p string) (map[string][]byte, error) {
 
 var zeroPage [Page]byte
 
-// file takes in a file's pages.
+// file takes in a file's pages. What it has as holes, of which a file can have many times what any disk has, is passed over.
 func (w *writer) file(ctx context.Context, p string, entry int) error {
 	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	buf := make([]byte, 64*Page)
 	for at := int64(0); ; {
+		from, to, err := nextData(f, at)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = w.pagesOf(ctx, io.NewSectionReader(f, from, to-from), entry, from/Page)
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", p, err)
+		}
+		at = to
+	}
+}
+
+// nextData returns the pages of a file from an offset on that may hold something; io.EOF: there are none. A file system that does not tell of holes has none.
+func nextData(f *os.File, at int64) (from, to int64, err error) {
+	from, err = unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return 0, 0, io.EOF
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("look for data from %d on: %w", at, err)
+	}
+	if to, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE); err != nil {
+		return 0, 0, fmt.Errorf("look for a hole from %d on: %w", from, err)
+	}
+	return max(at, from/Page*Page), (to + Page - 1) / Page * Page, nil
+}
+
+// pagesOf takes in what is read of a file, which begins at page number at.
+func (w *writer) pagesOf(ctx context.Context, r io.Reader, entry int, at int64) error {
+	if w.read == nil {
+		w.read = make([]byte, 64*Page)
+	}
+	for buf := w.read; ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := io.ReadFull(f, buf)
+		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			clear(buf[n : (n+Page-1)/Page*Page])
 			for o := 0; o < n; o += Page {
@@ -277,13 +312,12 @@ func (w *writer) file(ctx context.Context, p string, entry int) error {
 			}
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			break
+			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read %s: %w", p, err)
+			return err
 		}
 	}
-	return nil
 }
 
 // page takes in one page of a file.
