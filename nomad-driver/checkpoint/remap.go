@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -105,6 +106,9 @@ func eachEntry(b []byte, f func([]byte) error) error {
 // is in the folder of one that is gone, and is one of a file that some process has open, mapped, or runs.
 func dropRemaps(root int, pids []int) error {
 	inside, err := os.OpenRoot(fmt.Sprintf("/proc/%d/root", root))
+	if gone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -174,20 +178,25 @@ func dropRemapsOf(inside *os.Root, link, dir string, looked map[string]bool) err
 	if err != nil {
 		return nil //nolint:nilerr // the folder is gone too, or is in another file system
 	}
-	names, err := f.Readdirnames(-1)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if !remapped.MatchString(name) {
-			continue
+	defer f.Close()
+	for {
+		names, err := f.Readdirnames(256)
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-		if other, err := inside.Lstat(filepath.Join(dir, name)); err != nil || !os.SameFile(file, other) {
-			continue
-		}
-		if err := inside.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err != nil {
 			return err
 		}
+		for _, name := range names {
+			if !remapped.MatchString(name) {
+				continue
+			}
+			if other, err := inside.Lstat(filepath.Join(dir, name)); err != nil || !os.SameFile(file, other) {
+				continue
+			}
+			if err := inside.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
 	}
-	return nil
 }
