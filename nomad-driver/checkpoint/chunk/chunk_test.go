@@ -3,6 +3,7 @@ package chunk
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -68,6 +69,59 @@ func TestStore_givesBackWhatWasPut(t *testing.T) {
 	b, err := os.Stat(out + "/sub/same")
 	must.NoError(t, err)
 	must.True(t, os.SameFile(a, b))
+}
+
+// Names are bytes: what is no text comes back as it was, and two of them are two.
+func TestStore_keepsNamesThatAreNoText(t *testing.T) {
+	s := open(t, t.TempDir()+"/store")
+	dir := t.TempDir()
+	odd := []string{"\xff", "\xfe", "\xff/\xc3\x28", "\ufffd", "plain"}
+	must.NoError(t, os.Mkdir(dir+"/\xff", 0o700))
+	for _, name := range odd[1:] {
+		must.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600))
+	}
+	must.NoError(t, os.Symlink("to/\xfd", dir+"/link"))
+	must.NoError(t, os.Link(dir+"/\xfe", dir+"/\xfc"))
+	_, err := s.Put(t.Context(), "tenant", "one", nil, Root{Name: "m", Dir: dir})
+	must.NoError(t, err)
+	m, err := s.Manifest(t.Context(), "tenant", "one")
+	must.NoError(t, err)
+	out := t.TempDir() + "/out"
+	must.NoError(t, s.Get(t.Context(), m, "m", out, 0))
+	for _, name := range odd[1:] {
+		got, err := os.ReadFile(filepath.Join(out, name))
+		must.NoError(t, err)
+		must.Eq(t, name, string(got))
+	}
+	target, err := os.Readlink(out + "/link")
+	must.NoError(t, err)
+	must.Eq(t, "to/\xfd", target)
+	a, err := os.Stat(out + "/\xfe")
+	must.NoError(t, err)
+	b, err := os.Stat(out + "/\xfc")
+	must.NoError(t, err)
+	must.True(t, os.SameFile(a, b))
+}
+
+// Attributes that name owners are a sandbox's own, wherever its ids begin.
+func TestOwners_moveWithTheIDs(t *testing.T) {
+	le := binary.LittleEndian
+	caps := le.AppendUint32(append(le.AppendUint32(nil, 0x03000001), make([]byte, 16)...), 700_000_000)
+	acl := le.AppendUint32(nil, 2)
+	for _, e := range [][3]uint32{{1, 7, 1<<32 - 1}, {2, 6, 700_001_234}, {4, 5, 1<<32 - 1}, {8, 5, 700_005_678}, {16, 7, 1<<32 - 1}, {32, 0, 1<<32 - 1}} {
+		acl = le.AppendUint32(le.AppendUint16(le.AppendUint16(acl, uint16(e[0])), uint16(e[1])), e[2])
+	}
+	for name, value := range map[string][]byte{"security.capability": caps, "system.posix_acl_access": acl} {
+		stored := owners(name, value, inside(700_000_000))
+		must.False(t, bytes.Equal(value, stored))
+		must.Eq(t, value, owners(name, stored, outside(700_000_000)))
+		must.False(t, bytes.Equal(value, owners(name, stored, outside(500_000_000))))
+		must.Eq(t, value, owners(name, value, outside(500_000_000)), must.Sprint("of before: it was stored as it was"))
+	}
+	must.Eq(t, uint32(0), le.Uint32(owners("security.capability", caps, inside(700_000_000))[20:]))
+	for name, value := range map[string][]byte{"security.capability": caps[:20], "user.x": acl, "system.posix_acl_default": {2, 0}} {
+		must.Eq(t, value, owners(name, value, func(uint32) uint32 { return 7 }))
+	}
 }
 
 // A file that is nearly all hole, as anybody can make one of terabytes, is stored and given back as what it has.

@@ -193,6 +193,10 @@ func (r *reader) make(root string, e *Entry, p string) error {
 		if err := unix.Mkfifo(p, 0o600); err != nil {
 			return err
 		}
+	case typeSock: // a restored process that listens on it makes it anew
+		if err := unix.Mknod(p, unix.S_IFSOCK|0o600, 0); err != nil {
+			return err
+		}
 	case typeChar: // a whiteout
 		if err := unix.Mknod(p, unix.S_IFCHR, 0); err != nil {
 			return err
@@ -212,7 +216,7 @@ func (r *reader) attributes(e *Entry, p string) error {
 		}
 	}
 	for k, v := range e.Xattrs {
-		if err := unix.Lsetxattr(p, k, v, 0); err != nil {
+		if err := unix.Lsetxattr(p, k, owners(k, v, outside(r.base)), 0); err != nil {
 			return fmt.Errorf("attribute %s: %w", k, err)
 		}
 	}

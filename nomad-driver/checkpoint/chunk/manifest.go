@@ -94,7 +94,11 @@ func decode(b []byte) (*Manifest, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrBad, err)
 	}
-	if err := m.check(); err != nil {
+	err := m.bytes()
+	if err == nil {
+		err = m.check()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: manifest: %w", ErrBad, err)
 	}
 	return &m, nil

@@ -88,7 +88,7 @@ func (s *Store) put(ctx context.Context, tenantName, id string, meta any, roots 
 }
 
 func (s *Store) putManifest(ctx context.Context, t tenant, m *Manifest) error {
-	b, err := json.Marshal(m)
+	b, err := json.Marshal(m.text())
 	if err != nil {
 		return err
 	}
@@ -182,9 +182,6 @@ func (w *writer) tree(ctx context.Context, r Root) error {
 		if err != nil {
 			return err
 		}
-		if e.Mode&typeMask == typeSock {
-			return nil // nobody listens on it any more
-		}
 		if st.Nlink > 1 && e.Mode&typeMask != typeDir {
 			key := [2]uint64{st.Dev, st.Ino}
 			if first, ok := seen[key]; ok {
@@ -226,6 +223,9 @@ func describe(p, name string, base uint32) (Entry, unix.Stat_t, error) {
 	}
 	var err error
 	e.Xattrs, err = xattrs(p)
+	for k, v := range e.Xattrs {
+		e.Xattrs[k] = owners(k, v, inside(base))
+	}
 	return e, st, err
 }
 
