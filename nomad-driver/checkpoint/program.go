@@ -20,8 +20,12 @@ type program struct {
 	env  []string // nil: the usual one
 }
 
-// usualEnv has what CRIU needs. Its library for TLS, which it speaks between machines only, would test itself at each start.
-var usualEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GNUTLS_NO_IMPLICIT_INIT=1"}
+// usualEnv has what CRIU needs. Its library for TLS, which it speaks between machines only, would test itself at each start. It archives file systems in memory with
+// GNU tar, which else keeps of times the seconds alone, and nothing of attributes and access lists.
+var usualEnv = []string{
+	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GNUTLS_NO_IMPLICIT_INIT=1",
+	"TAR_OPTIONS=--format=posix --xattrs --xattrs-include=* --acls",
+}
 
 // command starts CRIU as the worker of whoever has the other end of a socket.
 func (p program) command(socket string) *exec.Cmd {

@@ -437,37 +437,20 @@ os.write(t, b'sleep 1002\n'); time.sleep(.3); os.write(t, b'\x1a'); until(b'Stop
 os.write(t, b'jobs; echo do""ne\n'); out = until(b'done'); assert b'Stopped' in out and out.count(b'Running') == 2, out
 os.write(t, b'kill %1 %2; kill -9 %3; wait; echo al""l\n'); until(b'all')
 `, false},
-	{"a tree of files of every kind", `
-import os, shutil, socket, struct, hashlib, stat
-os.chdir(os.environ['HOME']); os.mkdir('tree'); os.chdir('tree')
-def put(name, data=b'x', mode=0o644):
-    with open(name, 'wb') as f: f.write(data)
-    os.chmod(name, mode)
-put(b'\xff\xfe not utf8'); os.mkdir(b'\xfd'); put(b'\xfd/\xfc'); os.symlink(b'\xfb', 'to'); put('n' * 255); put('suid', mode=0o4755); put('none', mode=0); put('big', os.urandom(3 << 20)); put('empty', b'')
-put('owned'); os.chown('owned', 1234, 5678); put('old'); os.utime('old', ns=(10**18 + 1, 10**18 + 123456789))
-os.makedirs('/'.join(['deep'] * 50)); os.mkdir('sticky'); os.chmod('sticky', 0o3777); os.symlink('/nowhere/at all', 'dangling'); os.link('big', 'same'); os.mkfifo('fifo')
+	{"a tree of files of every kind", everyKind + `
 k = socket.socket(socket.AF_UNIX); k.bind('sock'); k.close()
-os.setxattr('empty', b'user.mine\xff', b'v' * 200); os.setxattr('empty', 'security.capability', struct.pack('<IIIII', 0x02000001, 1 << 10, 0, 0, 0))
-os.setxattr('owned', 'system.posix_acl_access', struct.pack('<I' + 'HHI' * 5, 2, 1, 6, 2**32 - 1, 2, 4, 1234, 4, 4, 2**32 - 1, 16, 6, 2**32 - 1, 32, 0, 2**32 - 1))
 os.unlink('/etc/services'); shutil.rmtree('/etc/skel'); os.mkdir('/etc/skel'); put('/etc/skel/new'); os.rename('/etc/protocols', '/etc/moved'); os.chmod('/usr/share', 0o711)
-def print_of():
-    out = []
-    for top in ('.', '/etc', '/usr/share'):
-        for d, ds, fs in os.walk(os.fsencode(top)):
-            ds.sort()
-            for n in sorted(ds + fs) + [b'.']:
-                if d == b'/etc' and n in (b'machine-id', b'hostname', b'hosts', b'resolv.conf', b'.'): continue
-                p = os.path.join(d, n); st = os.lstat(p); x = (p, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_rdev)
-                if not stat.S_ISDIR(st.st_mode): x += (st.st_size, st.st_nlink)
-                x += tuple((a, os.getxattr(p, a, follow_symlinks=False)) for a in sorted(os.listxattr(p, follow_symlinks=False)))
-                if stat.S_ISLNK(st.st_mode): x += (os.readlink(p),)
-                elif stat.S_ISREG(st.st_mode): x += (hashlib.sha256(open(p, 'rb').read()).digest(),)
-                out.append(x)
-    return out
-was = print_of()
+tops = ('.', '/etc', '/usr/share'); was = print_of(tops)
 `, `
-now = print_of()
+now = print_of(tops)
 assert len(was) > 500 and now == was, [x for x in set(was) ^ set(now)][:4]
+assert os.path.samefile('big', 'same')
+`, false},
+	{"a tree of files in memory", "import os; os.environ['HOME'] = '/tmp'\n" + everyKind + `
+was = print_of(['.'])
+`, `
+now = print_of(['.'])
+assert len(was) > 60 and now == was, [x for x in set(was) ^ set(now)][:4]
 assert os.path.samefile('big', 'same')
 `, false},
 	{"a filter of system calls of its own", `
@@ -490,6 +473,34 @@ if p == 0:
 s.release(); assert os.read(r, 9) == b'through'; assert os.waitpid(p, 0)[1] == 0
 `, false},
 }
+
+// everyKind makes a folder with files of every kind, and a function that tells all that is to be known of files. (A socket that nobody has open is not kept in memory.)
+const everyKind = `
+import os, shutil, socket, struct, hashlib, stat
+os.chdir(os.environ['HOME']); os.mkdir('tree'); os.chdir('tree')
+def put(name, data=b'x', mode=0o644):
+    with open(name, 'wb') as f: f.write(data)
+    os.chmod(name, mode)
+put(b'\xff\xfe not utf8'); os.mkdir(b'\xfd'); put(b'\xfd/\xfc'); os.symlink(b'\xfb', 'to'); put('n' * 255); put('suid', mode=0o4755); put('none', mode=0); put('big', os.urandom(3 << 20)); put('empty', b'')
+put('owned'); os.chown('owned', 1234, 5678); put('old'); os.utime('old', ns=(10**18 + 1, 10**18 + 123456789))
+os.makedirs('/'.join(['deep'] * 50)); os.mkdir('sticky'); os.chmod('sticky', 0o3777); os.symlink('/nowhere/at all', 'dangling'); os.link('big', 'same'); os.mkfifo('fifo')
+os.setxattr('empty', b'user.mine\xff', b'v' * 200); os.setxattr('empty', 'security.capability', struct.pack('<IIIII', 0x02000001, 1 << 10, 0, 0, 0))
+os.setxattr('owned', 'system.posix_acl_access', struct.pack('<I' + 'HHI' * 5, 2, 1, 6, 2**32 - 1, 2, 4, 1234, 4, 4, 2**32 - 1, 16, 6, 2**32 - 1, 32, 0, 2**32 - 1))
+def print_of(tops):
+    out = []
+    for top in tops:
+        for d, ds, fs in os.walk(os.fsencode(top)):
+            ds.sort()
+            for n in sorted(ds + fs) + [b'.']:
+                if d == b'/etc' and n in (b'machine-id', b'hostname', b'hosts', b'resolv.conf', b'.'): continue
+                p = os.path.join(d, n); st = os.lstat(p); x = (p, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns, st.st_rdev)
+                if not stat.S_ISDIR(st.st_mode): x += (st.st_size, st.st_nlink)
+                x += tuple((a, os.getxattr(p, a, follow_symlinks=False)) for a in sorted(os.listxattr(p, follow_symlinks=False)))
+                if stat.S_ISLNK(st.st_mode): x += (os.readlink(p),)
+                elif stat.S_ISREG(st.st_mode): x += (hashlib.sha256(open(p, 'rb').read()).digest(),)
+                out.append(x)
+    return out
+`
 
 // TestReal_pauseHoldsWhatProgramsHave pauses a program with each of these to the disk and resumes it: all is there, or the pause said no and all is there as well.
 func TestReal_pauseHoldsWhatProgramsHave(t *testing.T) {
