@@ -24,7 +24,7 @@ type program struct {
 // GNU tar, which else keeps of times the seconds alone, and nothing of attributes and access lists.
 var usualEnv = []string{
 	"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GNUTLS_NO_IMPLICIT_INIT=1",
-	"TAR_OPTIONS=--format=posix --xattrs --xattrs-include=* --acls",
+	"TAR_OPTIONS=--format=posix --acls --xattrs --xattrs-include=* --xattrs-exclude=security.selinux", // that one is the host's
 }
 
 // command starts CRIU as the worker of whoever has the other end of a socket.
