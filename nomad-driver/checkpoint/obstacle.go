@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -46,7 +47,41 @@ func Obstacles(root int, pids []int) ([]Obstacle, error) {
 			return found[:maxObstacles], nil
 		}
 	}
+	queues, err := messageQueues(root, maxObstacles-len(found))
+	if err != nil && !gone(err) {
+		return nil, fmt.Errorf("message queues of process %d: %w", root, err)
+	}
+	for _, q := range queues {
+		found = append(found, Obstacle{PID: 1, Name: "init", What: fmt.Sprintf("the message queue /%.100s (mq_overview(7)) to keep", q)})
+	}
 	return found, nil
+}
+
+const (
+	queuesPoint = "dev/mqueue" // in a sandbox's root
+	queuesMagic = 0x19800202   // ipc/mqueue.c
+)
+
+// messageQueues names queues of POSIX messages, whether or not somebody has them open. CRIU holds none.
+func messageQueues(root, most int) (names []string, err error) {
+	inside, err := os.OpenRoot(fmt.Sprintf("/proc/%d/root", root))
+	if err != nil {
+		return nil, err
+	}
+	defer inside.Close()
+	dir, err := inside.OpenFile(queuesPoint, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, nil //nolint:nilerr // the sandbox has done away with it
+	}
+	defer dir.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil || st.Type != queuesMagic {
+		return nil, err
+	}
+	if names, err = dir.Readdirnames(most); errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return names, err
 }
 
 // look is the look at one process.

@@ -174,7 +174,7 @@ func dropRemapsOf(inside *os.Root, link, dir string, looked map[string]bool) err
 	}
 	looked[key] = true
 	dir = filepath.Join(".", dir)
-	f, err := inside.Open(dir)
+	f, err := inside.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return nil //nolint:nilerr // the folder is gone too, or is in another file system
 	}

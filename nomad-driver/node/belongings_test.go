@@ -131,6 +131,25 @@ assert libc.semctl(e, 0, 12) == 5
 y = ctypes.create_string_buffer(64); assert libc.msgrcv(m, y, 50, 0, 0) == 7 and y.raw[8:15] == b'message'
 assert bytes(h.buf[5000:5003]) == b'abc' and open('/dev/shm/soulbox', 'rb').read()[5000:5003] == b'abc'
 `, false},
+	{"message queues of POSIX", `
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+q = libc.mq_open(b'/held', os.O_CREAT | os.O_RDWR, 0o600, None); assert q >= 0, os.strerror(ctypes.get_errno())
+assert libc.mq_send(q, b'message', 7, 3) == 0
+`, `
+b = ctypes.create_string_buffer(8192); p = ctypes.c_uint()
+assert libc.mq_receive(q, b, 8192, ctypes.byref(p)) == 7 and b.raw[:7] == b'message' and p.value == 3
+`, true},
+	{"message queues of POSIX that nobody has open", `
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+q = libc.mq_open(b'/left', os.O_CREAT | os.O_RDWR, 0o600, None); assert q >= 0, os.strerror(ctypes.get_errno())
+assert libc.mq_send(q, b'message', 7, 3) == 0; libc.mq_close(q)
+`, `
+q = libc.mq_open(b'/left', os.O_RDWR); assert q >= 0, os.strerror(ctypes.get_errno())
+b = ctypes.create_string_buffer(8192); p = ctypes.c_uint()
+assert libc.mq_receive(q, b, 8192, ctypes.byref(p)) == 7 and b.raw[:7] == b'message' and p.value == 3
+`, true},
 	{"locks of files", `
 import fcntl, os
 os.chdir(os.environ['HOME'])
