@@ -442,16 +442,18 @@ assert o.poll(0) == []; os.write(w, b'x'); assert len(o.poll(2)) == 1
 assert z[0:3] == bytes(1) + b'z' + bytes(1)
 `, false},
 	{"programs of a shell: a job in the background, one that was stopped, a pipe of three", `
-import os, pty, time
+import os, pty, select
 pid, t = pty.fork()
 if pid == 0:
     os.execv('/bin/bash', ['bash', '--norc', '-i'])
-def until(mark):
+def until(mark, meanwhile=b''):
     out = b''
-    while mark not in out: out += os.read(t, 999)
+    while mark not in out:
+        if select.select([t], [], [], .2)[0]: out += os.read(t, 999)
+        else: os.write(t, meanwhile)
     return out
 os.write(t, b'stty -echo; PS1=; sleep 1000 & (sleep 1001; true) | cat | cat & echo st""arted\n'); until(b'started')
-os.write(t, b'sleep 1002\n'); time.sleep(.3); os.write(t, b'\x1a'); until(b'Stopped')
+os.write(t, b'sleep 1002\n'); until(b'Stopped', b'\x1a')
 `, `
 os.write(t, b'jobs; echo do""ne\n'); out = until(b'done'); assert b'Stopped' in out and out.count(b'Running') == 2, out
 os.write(t, b'kill %1 %2; kill -9 %3; wait; echo al""l\n'); until(b'all')

@@ -102,8 +102,10 @@ func (p *pauses) measure(b *testing.B, d *daemon, criu string, mib int) {
 		_, err := d.client.Resume(b.Context(), sb.ID, nodeapi.ResumeRequest{})
 		must.NoError(b, err)
 	}
-	timed(&p.freeze, pause(nodeapi.DepthFrozen))
-	timed(&p.thaw, resume)
+	for range 50 {
+		timed(&p.freeze, pause(nodeapi.DepthFrozen))
+		timed(&p.thaw, resume)
+	}
 	snap, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: api.NewSnapshotID()})
 	must.NoError(b, err)
 	p.frozen = append(p.frozen, snap.Frozen)
