@@ -1,0 +1,54 @@
+package sandbox
+
+import (
+	"cmp"
+	"errors"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
+)
+
+// opening are images on their way to where CRIU can read them, and then what their page server keeps, if they need one.
+type opening struct {
+	opened chan struct{} // closed when the two after it are set
+	images *checkpoint.Images
+	err    error
+
+	prepared chan struct{} // closed when the two after it are set
+	pages    *checkpoint.Pages
+	perr     error
+}
+
+// openImages begins to open the images. close has to be called.
+func (r *restorer) openImages() *opening {
+	o := &opening{opened: make(chan struct{}), prepared: make(chan struct{})}
+	var lazy *checkpoint.LazyOptions
+	if l := r.c.Lazy; l != nil {
+		lazy = &checkpoint.LazyOptions{Dir: l.Dir, Least: cmp.Or(l.Least, checkpoint.LazyLeast), First: l.First, Watch: l.Watch}
+	}
+	go func() {
+		defer close(o.prepared)
+		o.images, o.err = r.c.Engine.OpenImages(r.c.Dump, r.c.Dir.Images(), r.b.c.IDBase, lazy)
+		close(o.opened)
+		if o.err == nil && o.images.Lazy() != nil {
+			o.pages, o.perr = o.images.Lazy().Prepare(r.b.c.Init.Program())
+		}
+	}()
+	return o
+}
+
+func (o *opening) await() (*checkpoint.Images, error) {
+	<-o.opened
+	return o.images, o.err
+}
+
+// close closes what is open, and ends a page server that nobody has taken.
+func (o *opening) close() (err error) {
+	<-o.prepared
+	if o.images != nil {
+		err = o.images.Close()
+	}
+	if o.pages != nil {
+		err = errors.Join(err, o.pages.End(), o.pages.Close())
+	}
+	return err
+}
