@@ -62,9 +62,6 @@ type Lazy struct {
 // Lazy says why memory always comes at once; nil: it need not.
 func (e *Engine) Lazy() error { return e.lazy }
 
-// Bytes returns how much comes later.
-func (l *Lazy) Bytes() int64 { return l.thin.bytes }
-
 // Prepare makes what the page server keeps, so that Serve need not. The server is to be ended if anything goes wrong after it.
 func (l *Lazy) Prepare(init string) (*Pages, error) {
 	var files []string
