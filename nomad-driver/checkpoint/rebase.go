@@ -14,6 +14,9 @@ import (
 // idCount is how many ids a sandbox has.
 const idCount = 65536
 
+// usernsPrefix begins the name of the one image that is rewritten in place.
+const usernsPrefix = "userns-"
+
 // usernsMagic begins an image of a user namespace: that of all images, and its own.
 const (
 	commonMagic = 0x54564319
@@ -24,7 +27,7 @@ const (
 // rebase makes the images those of a sandbox whose id 0 is the host's id base. All other images speak of ids inside. It is also where
 // an id map that no sandbox has is refused.
 func rebase(dir string, base uint32) error {
-	found, err := filepath.Glob(filepath.Join(dir, "userns-*.img"))
+	found, err := filepath.Glob(filepath.Join(dir, usernsPrefix+"*.img"))
 	if err != nil || len(found) != 1 {
 		return fmt.Errorf("images have %d user namespaces, want 1", len(found))
 	}

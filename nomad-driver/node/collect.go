@@ -26,7 +26,7 @@ func (n *Node) Collect(ctx context.Context, req nodeapi.CollectRequest) (nodeapi
 		if !s.Copy || time.Since(s.CreatedAt) < nodeapi.CopyGrace || slices.Contains(req.Keep, s.ID) {
 			continue
 		}
-		if err := n.snapshots.Delete(ctx, req.Tenant, m.ID); err != nil {
+		if err := n.forgetSnapshot(ctx, req.Tenant, m.ID); err != nil {
 			return out, err
 		}
 		n.log.Info("stored copy that nobody knows is removed", "snapshot", s.ID, "sandbox", s.Sandbox, "created_at", s.CreatedAt)

@@ -78,6 +78,7 @@ type Node struct {
 	// initProgram is where the init binary is, which page servers run from too.
 	initProgram string
 	snapshots   *chunk.Store
+	images      *sharedImages   // of snapshots
 	storeID     string          // of snapshots
 	givenKey    *chunk.GivenKey // of snapshots; nil: it is in a file
 

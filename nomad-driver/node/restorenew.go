@@ -111,7 +111,7 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	}
 	files := time.Now()
 	failpoint.At("fork.files")
-	if err := n.snapshots.Get(ctx, m, rootImages, filepath.Join(home, "c", "images"), 0); err != nil {
+	if err := n.images.copyTo(ctx, m, filepath.Join(home, "c", "images")); err != nil {
 		return nil, undo(err)
 	}
 	if !req.Restore.Same {
@@ -274,7 +274,7 @@ func (n *Node) deleteSnapshot(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := n.snapshots.Delete(r.Context(), tenant, string(id)); err != nil {
+	if err := n.forgetSnapshot(r.Context(), tenant, string(id)); err != nil {
 		return err
 	}
 	n.wg.Go(func() {

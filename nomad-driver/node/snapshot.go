@@ -59,10 +59,21 @@ func (n *Node) openSnapshots() error {
 		return err
 	}
 	n.closers = append(n.closers, n.snapshots.Close)
-	if n.storeID, err = n.snapshots.Identity(n.ctx); err != nil {
-		return err
+	n.images = &sharedImages{
+		dir: n.path("checkpoints"), spawn: n.wg.Go, life: n.ctx, log: n.log,
+		fetch: func(ctx context.Context, m *chunk.Manifest, dir string) error {
+			return n.snapshots.Get(ctx, m, rootImages, dir, 0)
+		},
 	}
-	return nil
+	n.storeID, err = n.snapshots.Identity(n.ctx)
+	return err
+}
+
+// forgetSnapshot deletes a snapshot, and what is held of it here.
+func (n *Node) forgetSnapshot(ctx context.Context, tenant, id string) error {
+	err := n.snapshots.Delete(ctx, tenant, id)
+	n.images.forgetSnapshot(tenant, id)
+	return err
 }
 
 // snapshotKey is what the control service gives where the configuration says so, else a file.
@@ -162,7 +173,7 @@ func (n *Node) forgetStored(tenant string, id api.SnapshotID) {
 		return
 	}
 	n.wg.Go(func() {
-		if err := n.snapshots.Delete(n.ctx, tenant, string(id)); err != nil && n.ctx.Err() == nil {
+		if err := n.forgetSnapshot(n.ctx, tenant, string(id)); err != nil && n.ctx.Err() == nil {
 			n.log.Warn("stored copy of a sandbox that runs again stays", "snapshot", id, "error", err)
 		}
 	})
