@@ -153,7 +153,7 @@ func TestKernel(t *testing.T) {
 			}
 			env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", sb.PID))
 			must.NoError(t, err)
-			j.host(string(env) == "GOMAXPROCS=2\x00GOTRACEBACK=none\x00", "%s: the environment of PID 1 is its own two settings (LD_PRELOAD and NOMAD_TOKEN reach the user's processes alone)", p)
+			j.host(string(env) == "GOMAXPROCS=1\x00GOTRACEBACK=none\x00", "%s: the environment of PID 1 is its own two settings (LD_PRELOAD and NOMAD_TOKEN reach the user's processes alone)", p)
 			j.host(true, "%s: PID 1 has %d descriptors, the only file of the host among them is its exit record", p, len(fds))
 		}
 	})

@@ -198,8 +198,9 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 	if err != nil {
 		return nil, err
 	}
-	// Settings of PID 1's runtime, not of what it starts: a thread more per core would only cost memory.
-	envv, err := syscall.SlicePtrFromStrings([]string{"GOMAXPROCS=2", "GOTRACEBACK=none"})
+	// Settings of PID 1's runtime, not of what it starts. With a second core to run on its threads would wake each other more often than an answer has steps,
+	// and beside a loop on that core each of these is a wait.
+	envv, err := syscall.SlicePtrFromStrings([]string{"GOMAXPROCS=1", "GOTRACEBACK=none"})
 	if err != nil {
 		return nil, err
 	}

@@ -35,8 +35,8 @@ func newStarter() *starter {
 	return s
 }
 
-// ordinaryTurns takes back, for the calling thread and what it starts, the short turns of the processor that PID 1 has from the node: they
-// are for those who answer, not for those who compute.
+// ordinaryTurns has what the calling thread starts get ordinary turns of the processor. The short ones, which PID 1 has from the node, are for those who answer: this
+// thread, too, keeps them.
 func ordinaryTurns() error {
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
@@ -45,7 +45,8 @@ func ordinaryTurns() error {
 	if attr.Policy != unix.SCHED_NORMAL {
 		return nil
 	}
-	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Flags: attr.Flags, Nice: attr.Nice}, 0); err != nil {
+	own := &unix.SchedAttr{Flags: attr.Flags | unix.SCHED_FLAG_RESET_ON_FORK, Nice: attr.Nice, Runtime: attr.Runtime}
+	if err := unix.SchedSetAttr(0, own, 0); err != nil {
 		return fmt.Errorf("set own place with the scheduler: %w", err)
 	}
 	return nil

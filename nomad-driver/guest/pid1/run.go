@@ -55,7 +55,7 @@ const (
 	// Memory: a small heap is collected often, which costs little, and given back when the guest is idle.
 	gcPercent   = 25
 	trimAfter   = 300 * time.Millisecond
-	maxProcs    = 2
+	maxProcs    = 1 // a second core's wake-ups cost an answer more than it would gain by them
 	spareThread = 4
 )
 
