@@ -127,7 +127,7 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 		want, err = ClaimRequest(r.Sandbox, owner, s.cfg.Secrets)
 	}
 	if err == nil {
-		_, err = node.Claim(ctx, slot.ID, want)
+		err = claimOn(ctx, node, slot.ID, want)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -145,6 +145,15 @@ func (s *Service) claimSlot(ctx context.Context, p CreateParams, from source, sl
 		return state.Sandbox{}, s.abandon(ctx, r.Sandbox, err)
 	}
 	return r.Sandbox, nil
+}
+
+// claimOn claims a slot on its node, together with others where that does not make those wait.
+func claimOn(ctx context.Context, node *nodeapi.Client, id api.SandboxID, want nodeapi.ClaimRequest) error {
+	if len(want.Env) == 0 {
+		return node.ClaimTogether(ctx, id, want)
+	}
+	_, err := node.Claim(ctx, id, want)
+	return err
 }
 
 // again answers a repeated create with the sandbox that the first one got from a pool. One that is still starting came another way, and has somebody

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -179,6 +180,7 @@ func (n *Node) recordClaim(b *box, req nodeapi.ClaimRequest, hash string) (nodea
 	}
 	s := &b.rec.Sandbox
 	s.Warm, s.Deadline, s.OnDeadline = false, req.Deadline, req.OnDeadline
+	s.Steps = nil // of the making of the slot, which nobody waited for
 	if req.Metadata != nil {
 		s.Metadata = req.Metadata
 	}
@@ -208,5 +210,39 @@ func (n *Node) postClaim(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	writeJSON(w, http.StatusOK, sb)
+	return nil
+}
+
+// claimsAtOnce is how many claims of one request are worked on at a time.
+const claimsAtOnce = 4
+
+// postClaims is several claims in one request.
+func (n *Node) postClaims(w http.ResponseWriter, r *http.Request) error {
+	var req nodeapi.ClaimsRequest
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	if len(req.Claims) == 0 || len(req.Claims) > nodeapi.MaxClaims {
+		return invalid("claims: %d, 1 to %d are allowed", len(req.Claims), nodeapi.MaxClaims)
+	}
+	reply := nodeapi.ClaimsReply{Errors: make([]*api.Error, len(req.Claims))}
+	var g errgroup.Group
+	g.SetLimit(claimsAtOnce)
+	for i, c := range req.Claims {
+		g.Go(func() error {
+			id, err := api.ParseSandboxID(string(c.ID))
+			if err != nil {
+				err = invalid("claims[%d].id: %v", i, err)
+			} else {
+				_, err = n.Claim(r.Context(), id, c.ClaimRequest)
+			}
+			if err != nil {
+				reply.Errors[i] = apiError(err)
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // none fails
+	writeJSON(w, http.StatusOK, reply)
 	return nil
 }

@@ -1,7 +1,14 @@
 package node
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,4 +99,47 @@ func TestReal_claimIsRefused(t *testing.T) {
 	got, err := d.client.Claim(t.Context(), sb.ID, claimRequest())
 	must.NoError(t, err, must.Sprint("none of them has taken it"))
 	must.False(t, got.Warm)
+}
+
+func TestReal_claimsTogether(t *testing.T) {
+	d := startDaemon(t)
+	const n = 12
+	var ids []api.SandboxID
+	for range n {
+		ids = append(ids, d.create(warm).ID)
+	}
+	ids = append(ids, "iaaaaaaaaaaaaaaaaaaaa", ids[0]) // nobody's, and one that is claimed twice
+	errs := make([]error, len(ids))
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() {
+			req := claimRequest()
+			req.Env, req.AccessToken, req.Metadata = nil, fmt.Sprint("secret ", i), map[string]string{"tenant": fmt.Sprint(i)}
+			errs[i] = d.client.ClaimTogether(t.Context(), id, req)
+		})
+	}
+	wg.Wait()
+	must.Eq(t, http.StatusNotFound, api.StatusOf(errs[n]))
+	first, second := errs[0], errs[n+1]
+	must.True(t, (first == nil) != (second == nil), must.Sprint("one owner: ", first, second))
+	must.Eq(t, http.StatusConflict, api.StatusOf(cmp.Or(first, second)))
+	for i := 1; i < n; i++ {
+		must.NoError(t, errs[i])
+		sb, err := d.client.Get(t.Context(), ids[i])
+		must.NoError(t, err)
+		must.False(t, sb.Warm)
+		must.Eq(t, fmt.Sprint(i), sb.Metadata["tenant"])
+	}
+	for _, count := range []int{0, nodeapi.MaxClaims + 1} {
+		body, err := json.Marshal(nodeapi.ClaimsRequest{Claims: make([]nodeapi.OneClaim, count)})
+		must.NoError(t, err)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://node/v1/claims", bytes.NewReader(body))
+		must.NoError(t, err)
+		resp, err := d.client.Transport().RoundTrip(req)
+		must.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		must.NoError(t, errors.Join(err, resp.Body.Close()))
+		must.Eq(t, http.StatusBadRequest, resp.StatusCode)
+		must.StrContains(t, string(text), fmt.Sprintf("claims: %d, 1 to %d are allowed", count, nodeapi.MaxClaims))
+	}
 }

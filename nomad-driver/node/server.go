@@ -46,6 +46,7 @@ func (n *Node) routes() http.Handler {
 		"DELETE /v1/sandboxes/{id}":               n.deleteSandbox,
 		"POST /v1/sandboxes/{id}/stop":            n.postStop,
 		"POST /v1/sandboxes/{id}/claim":           n.postClaim,
+		"POST /v1/claims":                         n.postClaims,
 		"POST /v1/sandboxes/{id}/pause":           n.postPause,
 		"POST /v1/sandboxes/{id}/resume":          n.postResume,
 		"POST /v1/sandboxes/{id}/snapshot":        n.postSnapshot,

@@ -30,7 +30,8 @@ func (n *Node) handler() http.Handler {
 			Uptime: time.Since(r.StartedAt), InitVersion: Version,
 		}
 	}))
-	mux.HandleFunc("POST /v1/sandboxes/{id}/claim", n.claim)
+	mux.HandleFunc("POST /v1/sandboxes/{id}/claim", n.postClaim)
+	mux.HandleFunc("POST /v1/claims", n.postClaims)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/pause", n.postPause)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/resume", n.postResume)
 	mux.HandleFunc("POST /v1/sandboxes/{id}/snapshot", n.postSnapshot)

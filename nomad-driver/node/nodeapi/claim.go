@@ -26,3 +26,23 @@ func (c *Client) Claim(ctx context.Context, id api.SandboxID, req ClaimRequest) 
 	var s Sandbox
 	return s, c.call(ctx, http.MethodPost, sandboxPath(id, "/claim"), nil, req, &s)
 }
+
+// MaxClaims is how many claims one request may hold.
+const MaxClaims = 64
+
+// ClaimsRequest is several claims, each of another sandbox: POST /v1/claims, answered with ClaimsReply once each of them holds or has failed. Each is as if it were
+// alone.
+type ClaimsRequest struct {
+	Claims []OneClaim `json:"claims"`
+}
+
+// OneClaim is one of several.
+type OneClaim struct {
+	ID api.SandboxID `json:"id"`
+	ClaimRequest
+}
+
+// ClaimsReply has an entry for each claim, in their order: null, or what it failed with.
+type ClaimsReply struct {
+	Errors []*api.Error `json:"errors"`
+}

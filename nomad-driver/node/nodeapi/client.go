@@ -37,6 +37,8 @@ type Client struct {
 	host string // for the Host header
 	http *http.Client
 	dial func(ctx context.Context) (net.Conn, error) // a connection ready for HTTP/1.1, TLS included
+
+	claims claims
 }
 
 // NewUnix returns a client of the node whose unix socket is at path.
@@ -78,7 +80,9 @@ func newClient(addr, host string, dial func(context.Context) (net.Conn, error)) 
 		WriteBufferSize:       64 << 10,
 		ReadBufferSize:        64 << 10,
 	}
-	return &Client{addr: addr, host: host, http: &http.Client{Transport: t}, dial: dial}
+	c := &Client{addr: addr, host: host, http: &http.Client{Transport: t}, dial: dial}
+	c.claims.send = c.sendClaims
+	return c
 }
 
 // Address returns what the client speaks to, for messages: "unix:///path" or "https://host:port".
