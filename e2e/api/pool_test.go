@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/core"
 )
 
 // fill makes a pool and waits until it is full.
@@ -90,6 +91,7 @@ func TestPool_sandboxesThatAreThereBeforeTheyAreAskedFor(t *testing.T) {
 
 // BenchmarkPool is a create that finds a slot of a pool: alone, with a first exec, and fifty at once. Refills go on outside the measured time.
 func BenchmarkPool(b *testing.B) {
+	core.HoldGC() // as the service does
 	s := newStack(b)
 	s.fill(b, 50)
 	f, err := os.CreateTemp("", "sbf")

@@ -95,6 +95,7 @@ func Open(ctx context.Context, cfg Config) (s *Service, err error) {
 	}
 	s.cfg.Record = s.audit.Note
 	cfg = s.cfg
+	core.HoldGC()
 	traffic := new(edge.Traffic)
 	cfg.Quiet = traffic.Await
 	if s.Core, err = core.Open(ctx, cfg.Config); err != nil {
