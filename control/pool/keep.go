@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/fleet"
 	"github.com/soulbox-dev/soulbox/control/state"
 )
 
@@ -55,14 +56,14 @@ func (s *Service) Run(ctx context.Context) {
 	defer counting.Stop()
 	for ctx.Err() == nil {
 		s.look(ctx, &makers)
-		var lull <-chan time.Time
+		var again <-chan time.Time
 		if s.holding() {
-			lull = time.After(calm)
+			again = time.After(lull)
 		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
-		case <-lull:
+		case <-again:
 		case <-s.wake:
 		case <-counting.C:
 			s.record(ctx)
@@ -121,8 +122,9 @@ func (s *Service) keep(ctx context.Context, p *state.Pool, makers *sync.WaitGrou
 	var drop []api.SandboxID
 	ready := make([]state.Slot, 0, len(rows))
 	making := 0
+	node := s.nodes()
 	for _, row := range rows {
-		switch why := s.unfit(&row, p, mine, template, string(where), terr, now); {
+		switch why := s.unfit(&row, p, mine, template, string(where), terr, node, now); {
 		case why != "":
 			s.log.Info("slot dropped", "pool", p.Name, "slot", row.ID, "why", why)
 			drop = append(drop, row.ID)
@@ -152,6 +154,8 @@ const (
 	// calm is how long after a claim no slot is made, while half of them are left: what has just been created is used first, and would share the
 	// machine with the making.
 	calm = 100 * time.Millisecond
+	// lull is that where fewer than half are left: what comes in one burst is on its way through the service for as long, and the making would be in its way.
+	lull = 20 * time.Millisecond
 	// maxWait is how long claims hold up the making of slots, from the first of them on.
 	maxWait = 250 * time.Millisecond
 )
@@ -161,7 +165,8 @@ const (
 func (s *Service) waits(k *kept, more, ready int, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	quiet := len(s.taken) == 0 && (2*ready < k.wanted || now.Sub(s.claimed) >= calm)
+	since := now.Sub(s.claimed)
+	quiet := len(s.taken) == 0 && (since >= calm || 2*ready < k.wanted && since >= lull)
 	switch {
 	case more == 0 || quiet:
 		k.waiting = time.Time{}
@@ -196,8 +201,25 @@ func (s *Service) keeperOf(p *state.Pool) *kept {
 	return k
 }
 
+// nodes returns what the fleet says of a node, asked once for each: there are many slots to one.
+func (s *Service) nodes() func(api.NodeID) (fleet.Node, bool) {
+	type seen struct {
+		node  fleet.Node
+		known bool
+	}
+	all := map[api.NodeID]seen{}
+	return func(id api.NodeID) (fleet.Node, bool) {
+		n, ok := all[id]
+		if !ok {
+			n.node, n.known = s.cfg.Fleet.Node(id)
+			all[id] = n
+		}
+		return n.node, n.known
+	}
+}
+
 // unfit says why a slot cannot be given to anybody, now and later. Empty: it can, or is being made.
-func (s *Service) unfit(row *state.Slot, p *state.Pool, mine map[api.SandboxID]struct{}, template state.Template, where string, terr error, now time.Time) string {
+func (s *Service) unfit(row *state.Slot, p *state.Pool, mine map[api.SandboxID]struct{}, template state.Template, where string, terr error, nodes func(api.NodeID) (fleet.Node, bool), now time.Time) string {
 	s.mu.Lock()
 	_, taken := s.taken[row.ID]
 	s.mu.Unlock()
@@ -218,7 +240,7 @@ func (s *Service) unfit(row *state.Slot, p *state.Pool, mine map[api.SandboxID]s
 	case now.Sub(row.ReadyAt) > p.MaxAge:
 		return fmt.Sprintf("it is older than %s", p.MaxAge)
 	}
-	node, known := s.cfg.Fleet.Node(row.Node)
+	node, known := nodes(row.Node)
 	if !known || !node.Connected {
 		if !known || now.Sub(node.Since) > s.cfg.AwayAfter {
 			return fmt.Sprintf("node %s does not answer", row.Node)
