@@ -77,7 +77,7 @@ func TestClaims_thatComeMeanwhileGoTogether(t *testing.T) {
 	for _, ids := range m.sent {
 		sizes[len(ids)]++
 	}
-	must.Eq(t, claimsFlying, sizes[1])
+	must.GreaterEq(t, claimsFlying, sizes[1], must.Sprint(sizes)) // and perhaps what is left over
 	must.LessEq(t, claimsFlying+3, len(m.sent), must.Sprint(sizes))
 	must.Eq(t, 0, q.leaders)
 	must.Eq(t, 0, q.waits())
