@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/inventory"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // Most of a dump's frozen time is the copy of memory. Where the kernel tracks which pages are written to, that copy is made before, while the processes run,
@@ -239,8 +241,8 @@ func (a *Ahead) each(f func(p *aheadPart) error, then func()) error {
 
 // same returns unix.ESRCH where the process has ended.
 func (p *aheadPart) same() error {
-	start, err := startTime(p.process.PID)
-	if err == nil && start != p.process.Start {
+	s, err := procstat.Of(p.process.PID)
+	if err == nil && s.Started() != p.process.Start {
 		err = unix.ESRCH
 	}
 	return err

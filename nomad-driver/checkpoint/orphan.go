@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // endOrphans kills and reaps the children of this process that a CRIU has made which has ended since. CRIU makes the root of a tree as a sibling of its own and
@@ -26,7 +28,7 @@ func endOrphans(criu int) error {
 		}
 		for _, word := range strings.Fields(string(b)) {
 			pid, err := strconv.Atoi(word)
-			if err != nil || pid == criu || session(pid) != criu {
+			if err != nil || pid == criu || !inSession(pid, criu) {
 				continue
 			}
 			if err := endChild(pid); err != nil {
@@ -37,21 +39,10 @@ func endOrphans(criu int) error {
 	return errors.Join(errs...)
 }
 
-// session returns the session of a process; 0: it is gone, or the session's leader is in an outer pid namespace.
-func session(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:])) // state, parent, group, session
-	if len(f) < 4 {
-		return 0
-	}
-	sid, err := strconv.Atoi(f[3])
-	if err != nil {
-		return 0
-	}
-	return sid
+// inSession reports whether a process is in the session of that leader. One that is gone is in none, and one whose leader is in an outer pid namespace neither.
+func inSession(pid, leader int) bool {
+	s, err := procstat.Of(pid)
+	return err == nil && s.Session == leader
 }
 
 func endChild(pid int) error {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // PagesArg makes the init binary a page server.
@@ -346,21 +346,8 @@ func (p *Pages) End() error {
 
 // identify names a process that runs.
 func identify(pid int) (process, error) {
-	start, err := startTime(pid)
-	return process{PID: pid, Start: start}, err
-}
-
-// startTime returns when a process started, in ticks since boot.
-func startTime(pid int) (string, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return "", err
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	if f := strings.Fields(rest); len(f) > 19 {
-		return f[19], nil
-	}
-	return "", fmt.Errorf("process %d: stat line is too short", pid)
+	s, err := procstat.Of(pid)
+	return process{PID: pid, Start: s.Started()}, err
 }
 
 // open returns a pidfd, or nil where the process has ended.
@@ -376,7 +363,7 @@ func (q process) open() (*os.File, error) {
 		return nil, fmt.Errorf("open process %d: %w", q.PID, err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	if start, err := startTime(q.PID); err != nil || start != q.Start || hasEnded(f) {
+	if s, err := procstat.Of(q.PID); err != nil || s.Started() != q.Start || hasEnded(f) {
 		return nil, f.Close() // and another one may have its number
 	}
 	return f, nil

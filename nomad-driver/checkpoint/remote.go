@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // A userfaultfd is for the memory of whoever makes it. Processes of a sandbox may not, and their user namespace has no say in it: so each one that gets memory
@@ -40,10 +41,11 @@ func holdAll(pids []int, thaw func() error) (_ *held, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if dead, err := zombie(pid, tid); err != nil || dead {
-				if err != nil {
-					return nil, err
-				}
+			state, err := procstat.OfThread(pid, tid)
+			if err != nil {
+				return nil, err
+			}
+			if state.Ended() {
 				continue
 			}
 			if err := unix.PtraceSeize(tid); err != nil {
@@ -75,15 +77,6 @@ func (h *held) release() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func zombie(pid, tid int) (bool, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, tid))
-	if err != nil {
-		return false, err
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	return strings.HasPrefix(rest, "Z") || strings.HasPrefix(rest, "X"), nil
 }
 
 // remote is a stopped process that makes system calls for this one.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/logbook"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
 
@@ -353,11 +353,11 @@ type criuNote struct {
 // noteCRIU returns what writes down which CRIU works in home, for a daemon that comes after this one.
 func (n *Node) noteCRIU(home string) func(*os.Process) error {
 	return func(p *os.Process) error {
-		start, err := processStart(p.Pid)
+		s, err := procstat.Of(p.Pid)
 		if err != nil {
 			return err
 		}
-		return checkpoint.WriteNote(filepath.Join(home, criuFile), criuNote{Version: 1, PID: p.Pid, Start: start})
+		return checkpoint.WriteNote(filepath.Join(home, criuFile), criuNote{Version: 1, PID: p.Pid, Start: s.Started()})
 	}
 }
 
@@ -379,7 +379,7 @@ func (n *Node) awaitCRIU(home string) error {
 		return nil //nolint:nilerr // it has ended
 	}
 	defer unix.Close(fd)
-	if start, err := processStart(note.PID); err != nil || start != note.Start {
+	if s, err := procstat.Of(note.PID); err != nil || s.Started() != note.Start {
 		return nil //nolint:nilerr // another process has its number
 	}
 	for _, wait := range []time.Duration{criuWait, freezeTimeout} {
@@ -392,19 +392,6 @@ func (n *Node) awaitCRIU(home string) error {
 		}
 	}
 	return fmt.Errorf("criu %d does not end", note.PID)
-}
-
-// processStart returns when a process started, in ticks since boot.
-func processStart(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return "", err
-	}
-	_, rest, _ := strings.Cut(string(b), ") ")
-	if f := strings.Fields(rest); len(f) > 19 {
-		return f[19], nil
-	}
-	return "", fmt.Errorf("process %d: stat line is too short", pid)
 }
 
 // takeOverPause goes on with the pause of an earlier daemon, or with what it left half done. It runs before anything else speaks to

@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
@@ -80,7 +81,7 @@ func killCRIU(note string, done <-chan error) bool {
 			continue
 		}
 		time.Sleep(rand.N(60 * time.Millisecond)) // the moment is what is tested
-		if start, err := processStart(n.PID); err != nil || start != n.Start {
+		if s, err := procstat.Of(n.PID); err != nil || s.Started() != n.Start {
 			return false
 		}
 		return unix.Kill(n.PID, unix.SIGKILL) == nil

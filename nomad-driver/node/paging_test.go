@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/node/nodeapi"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
@@ -116,12 +117,8 @@ func (p *paged) stopServer(id api.SandboxID) (serving, bool) {
 		return s, false
 	}
 	waitUntil(p.t, "the page server to stop", func() bool {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(s.server) + "/stat")
-		if err != nil {
-			return true
-		}
-		_, rest, _ := strings.Cut(string(b), ") ")
-		return rest[0] == 'T' || rest[0] == 'Z'
+		stat, err := procstat.Of(s.server)
+		return err != nil || stat.State == 'T' || stat.Ended()
 	})
 	state, err := pager.OpenState(filepath.Join(p.home(id), "pages/state"))
 	if err != nil {
@@ -329,4 +326,49 @@ func TestPaging_notesWhatIsTouched(t *testing.T) {
 	copied()
 	must.NoError(t, p.client.DeleteSnapshot(t.Context(), "a", id))
 	must.Len(t, 0, notes())
+}
+
+// While memory is missing every thread stands still until its page server is there, whatever it calls itself: one that was passed over as ended would read zeros, and could
+// get at what the others are made to do meanwhile.
+func TestPaging_holdsAThreadThatCallsItselfAZombie(t *testing.T) {
+	sandboxtest.RequireRoot(t)
+	if err := pager.Probe(); err != nil {
+		t.Skip(err)
+	}
+	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
+	d.importPython()
+	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Limits.MemoryBytes = "python", 1<<30 })
+	const reads = `
+import ctypes, os, threading, time
+b = bytearray(os.urandom(96 << 20))
+for i in range(0, len(b), 4096):
+    b[i] = 1 + i // 4096 % 255
+def read():
+    ctypes.CDLL(None).prctl(15, b"a) Z 1 2 3", 0, 0, 0)
+    n = 0
+    while True:
+        for _ in range(100):
+            if 0 in b[::4096]:
+                open('/home/user/wrong', 'w').close()
+        n += 1
+        open('/home/user/ready', 'w').write(str(n))
+threading.Thread(target=read).start()
+time.sleep(1000)
+`
+	_, err := d.client.Start(t.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: []string{"python3", "-c", reads}}})
+	must.NoError(t, err)
+	further := func() {
+		t.Helper()
+		out, code := d.exec(sb, "bash", "-c", `cd; for i in $(seq 3000); do n=$(cat ready 2>/dev/null); [ "${n:-0}" -gt $((${first:-0}+2)) ] && [ -n "$first" ] && exec ls; first=${first:-$n}; sleep 0.02; done; ls; exit 1`)
+		must.Eq(t, 0, code, must.Sprint("the thread reads no more: ", out))
+		must.StrNotContains(t, out, "wrong", must.Sprint("it has read what was not there"))
+	}
+	further()
+	for range 5 {
+		_, err := d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed))
+		must.NoError(t, err)
+		_, err = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+		must.NoError(t, err)
+		further()
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/frame"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs"
 )
 
@@ -130,7 +131,7 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 		}
 		b.step("quota")
 	}
-	start, err := startTime(b.child.pid)
+	stat, err := procstat.Of(b.child.pid)
 	if err != nil {
 		return nil, fmt.Errorf("identify PID 1: %w", err)
 	}
@@ -139,7 +140,7 @@ func (b *builder) build(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	ref := Ref{
-		Version: RefVersion, ID: b.c.ID, BootID: boot, PID: b.child.pid, StartTime: start,
+		Version: RefVersion, ID: b.c.ID, BootID: boot, PID: b.child.pid, StartTime: stat.Start,
 		StateDir: b.c.StateDir, RunDir: b.c.RunDir, IDBase: b.c.IDBase, QoS: b.c.QoS,
 	}
 	if b.disk != nil {

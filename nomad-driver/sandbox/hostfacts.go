@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -30,28 +29,5 @@ var bootID = sync.OnceValues(func() (string, error) {
 	}
 	return string(bytes.TrimSpace(b)), nil
 })
-
-// startTime returns field 22 of /proc/PID/stat: when the process started, in clock ticks since boot.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(procPath(pid, "stat"))
-	if err != nil {
-		return 0, err
-	}
-	return parseStartTime(b)
-}
-
-// parseStartTime reads a stat line. The second field, the command, is the process's to choose and may hold anything: only
-// what follows its last ')' counts.
-func parseStartTime(stat []byte) (uint64, error) {
-	i := bytes.LastIndexByte(stat, ')')
-	if i < 0 {
-		return 0, errors.New("process stat line without a command")
-	}
-	f := bytes.Fields(stat[i+1:])
-	if len(f) < 20 {
-		return 0, fmt.Errorf("process stat line with %d fields after the command, want 20", len(f))
-	}
-	return strconv.ParseUint(string(f[19]), 10, 64)
-}
 
 func procPath(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }

@@ -12,6 +12,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/nomad-driver/cgroup"
 	"github.com/soulbox-dev/soulbox/nomad-driver/disk"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // Open finds a sandbox again that another process created. It also works for one that has ended, or was there before a
@@ -70,8 +71,8 @@ func openProcess(ref Ref) (*os.File, error) {
 		return nil, fmt.Errorf("open process %d: %w", ref.PID, err)
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
-	start, err := startTime(ref.PID)
-	if err == nil && start == ref.StartTime {
+	stat, err := procstat.Of(ref.PID)
+	if err == nil && stat.Start == ref.StartTime {
 		return pidfd, nil
 	}
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {

@@ -48,25 +48,6 @@ func TestParseExitRecord_takesTheFirstWholeLine(t *testing.T) {
 	}
 }
 
-func FuzzParseStartTime(f *testing.F) {
-	f.Add([]byte("1 (a) b) S 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24"))
-	f.Add([]byte("1 (x"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _ = parseStartTime(b)
-	})
-}
-
-func TestStartTime_isThatOfThisProcess(t *testing.T) {
-	a, err := startTime(os.Getpid())
-	if err != nil || a == 0 {
-		t.Fatal(a, err)
-	}
-	got, err := parseStartTime([]byte("7 (evil) S 1 (x) S 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 4242 22 23 24"))
-	if err != nil || got == 0 {
-		t.Error(got, err)
-	}
-}
-
 // TestFork_namesTheStepThatFailed runs the forked child into an error before its exec.
 func TestFork_namesTheStepThatFailed(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -15,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest"
 	"github.com/soulbox-dev/soulbox/nomad-driver/guest/boot"
+	"github.com/soulbox-dev/soulbox/nomad-driver/procstat"
 )
 
 // RestoreConfig describes a sandbox to bring back. Of Config's Boot only Hostname and Profile count.
@@ -435,7 +436,7 @@ func (r *restorer) adopt() (*Sandbox, error) {
 	if err := r.b.group.Freeze(ctx); err != nil {
 		return nil, err
 	}
-	start, err := startTime(r.pid)
+	stat, err := procstat.Of(r.pid)
 	if err != nil {
 		return nil, fmt.Errorf("identify PID 1: %w", err)
 	}
@@ -444,7 +445,7 @@ func (r *restorer) adopt() (*Sandbox, error) {
 		return nil, err
 	}
 	ref := Ref{
-		Version: RefVersion, ID: r.b.c.ID, BootID: booted, PID: r.pid, StartTime: start,
+		Version: RefVersion, ID: r.b.c.ID, BootID: booted, PID: r.pid, StartTime: stat.Start,
 		StateDir: r.b.c.StateDir, RunDir: r.b.c.RunDir, IDBase: r.b.c.IDBase, QoS: r.b.c.QoS,
 	}
 	if r.b.c.Disk != nil && r.b.c.Limits.disk() != (Limits{}).disk() {
