@@ -155,7 +155,7 @@ func all(o options) []group {
 				rows = append(rows,
 					Row{Metric: "freeze of " + k.of, Unit: "ms", P50: ms("-freeze-µs"), Target: 1},
 					Row{Metric: "  thaw", Unit: "ms", P50: ms("-thaw-µs"), Target: 1},
-					Row{Metric: "  how long it stands still for a snapshot", Unit: "ms", P50: ms("-frozen-µs"), Target: k.frozen},
+					Row{Metric: "  how long it stands still for a snapshot", Unit: "ms", P50: ms("-frozen-µs"), Target: k.frozen, Floor: ms("-frozen-floor-µs"), FloorIs: "what criu dump says of the same program on the host"},
 					Row{Metric: "  checkpoint, until its memory is free and the disk has it", Unit: "ms", P50: ms("-checkpoint-µs"), Target: k.checkpoint, Floor: ms("-dump-floor-µs"), FloorIs: "criu dump of the same program on the host, not synced"},
 					Row{Metric: "  restore", Unit: "ms", P50: ms("-restore-µs"), Floor: ms("-restore-floor-µs"), FloorIs: "criu restore of it"},
 					Row{Metric: "  restore, to the exit code of an exec", Unit: "ms", P50: ms("-answer-µs"), Target: k.restore},

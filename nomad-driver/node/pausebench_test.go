@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/checkpoint-restore/go-criu/v7/stats"
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
@@ -47,7 +48,7 @@ while True:
 type pauses struct {
 	freeze, thaw, frozen, checkpoint, restore, answer []time.Duration
 	whole                                             []time.Duration // from the resume until all memory is there
-	dumpFloor, restoreFloor                           []time.Duration
+	dumpFloor, frozenFloor, restoreFloor              []time.Duration
 }
 
 // BenchmarkPause freezes, thaws, checkpoints and restores a sandbox that is idle, and ones whose Python holds 100 MiB and 1 GiB. The
@@ -74,7 +75,7 @@ func BenchmarkPause(b *testing.B) {
 		p := all[k.name]
 		for name, times := range map[string][]time.Duration{
 			"freeze": p.freeze, "thaw": p.thaw, "frozen": p.frozen, "checkpoint": p.checkpoint, "restore": p.restore, "answer": p.answer, "whole": p.whole,
-			"dump-floor": p.dumpFloor, "restore-floor": p.restoreFloor,
+			"dump-floor": p.dumpFloor, "frozen-floor": p.frozenFloor, "restore-floor": p.restoreFloor,
 		} {
 			b.ReportMetric(quantile(times, .5), k.name+"-"+name+"-µs")
 		}
@@ -123,9 +124,9 @@ func (p *pauses) measure(b *testing.B, d *daemon, criu string, mib int) {
 		})
 	})
 	must.NoError(b, d.client.Delete(b.Context(), sb.ID))
-	dump, restore := criuFloor(b, criu, mib)
+	dump, frozen, restore := criuFloor(b, criu, mib)
 	unix.Sync() // what has been written here is not for the next one to wait for
-	p.dumpFloor, p.restoreFloor = append(p.dumpFloor, dump), append(p.restoreFloor, restore)
+	p.dumpFloor, p.frozenFloor, p.restoreFloor = append(p.dumpFloor, dump), append(p.frozenFloor, frozen), append(p.restoreFloor, restore)
 }
 
 // hold starts a process that holds memory, and returns once it does.
@@ -144,8 +145,8 @@ func (d *daemon) changed(sb nodeapi.Sandbox, times string) {
 	must.Eq(d.t, 0, code)
 }
 
-// criuFloor dumps and restores the same program on the host with CRIU's command line.
-func criuFloor(b *testing.B, criu string, mib int) (dump, restore time.Duration) {
+// criuFloor dumps and restores the same program on the host with CRIU's command line. frozen is how long CRIU says that the program stood still.
+func criuFloor(b *testing.B, criu string, mib int) (dump, frozen, restore time.Duration) {
 	b.Helper()
 	dir := b.TempDir()
 	images, ready := filepath.Join(dir, "images"), filepath.Join(dir, "ready")
@@ -173,6 +174,11 @@ func criuFloor(b *testing.B, criu string, mib int) (dump, restore time.Duration)
 	}
 	dump = run("dump", "-t", pid)
 	_ = cmd.Wait() // CRIU has killed it
+	folder, err := os.Open(images)
+	must.NoError(b, err)
+	own, err := stats.CriuGetDumpStats(folder)
+	must.NoError(b, errors.Join(err, folder.Close()))
+	frozen = time.Duration(own.GetFreezingTime()+own.GetFrozenTime()) * time.Microsecond
 	file := filepath.Join(dir, "pid")
 	restore = run("restore", "-d", "--pidfile", file)
 	text, err := os.ReadFile(file)
@@ -184,7 +190,7 @@ func criuFloor(b *testing.B, criu string, mib int) (dump, restore time.Duration)
 	must.NoError(b, err)
 	must.NoError(b, p.Kill())
 	must.NoError(b, os.RemoveAll(dir))
-	return dump, restore
+	return dump, frozen, restore
 }
 
 // BenchmarkForks makes 100 copies of one snapshot, 16 at a time. The floor is CRIU's command line restoring one process on the host.
@@ -225,7 +231,7 @@ func BenchmarkForks(b *testing.B) {
 				must.NoError(b, d.client.Delete(b.Context(), c.ID))
 			}
 		}
-		_, restore := criuFloor(b, criu, 0)
+		_, _, restore := criuFloor(b, criu, 0)
 		floor = append(floor, restore)
 	}
 	b.ReportMetric(0, "ns/op")
