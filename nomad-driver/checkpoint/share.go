@@ -3,17 +3,14 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // ShareImages makes the folder to, with the images of from in it, for a restore of its own. They are other names of the same files, but for what a restore
 // writes over (rebase); where the file system gives no more names, they are copies.
-func ShareImages(from, to string) error {
+func ShareImages(from, to string) (err error) {
 	entries, err := os.ReadDir(from)
 	if err == nil {
 		err = os.Mkdir(to, 0o700)
@@ -21,31 +18,22 @@ func ShareImages(from, to string) error {
 	if err != nil {
 		return fmt.Errorf("share images: %w", err)
 	}
+	dir, err := openDir(to)
+	if err != nil {
+		return fmt.Errorf("share images: %w", err)
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
 	for _, e := range entries {
-		old, name := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		old := filepath.Join(from, e.Name())
 		if !e.Type().IsRegular() {
 			return fmt.Errorf("share images: %s is no regular file", old)
 		}
-		if !strings.HasPrefix(e.Name(), usernsPrefix) && os.Link(old, name) == nil {
+		if !strings.HasPrefix(e.Name(), usernsPrefix) && os.Link(old, filepath.Join(to, e.Name())) == nil {
 			continue
 		}
-		if err := copyFile(old, name); err != nil {
+		if err := copyImage(old, dir, e.Name()); err != nil {
 			return fmt.Errorf("share images: %w", err)
 		}
 	}
 	return nil
-}
-
-func copyFile(from, to string) error {
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
 }

@@ -31,12 +31,18 @@ type paged struct {
 	want        string
 }
 
-func startPaged(t *testing.T) *paged {
+// requirePager skips a test where the kernel lets memory come at once only, and says why.
+func requirePager(t *testing.T) {
 	t.Helper()
 	sandboxtest.RequireRoot(t)
 	if err := pager.Probe(); err != nil {
 		t.Skip(err)
 	}
+}
+
+func startPaged(t *testing.T) *paged {
+	t.Helper()
+	requirePager(t)
 	p := &paged{snapshotDir: t.TempDir()}
 	p.daemon = startDaemon(t, "-criu", sandboxtest.CRIU(t), "-snapshot-dir", p.snapshotDir)
 	p.begin()
@@ -331,10 +337,7 @@ func TestPaging_notesWhatIsTouched(t *testing.T) {
 // While memory is missing every thread stands still until its page server is there, whatever it calls itself: one that was passed over as ended would read zeros, and could
 // get at what the others are made to do meanwhile.
 func TestPaging_holdsAThreadThatCallsItselfAZombie(t *testing.T) {
-	sandboxtest.RequireRoot(t)
-	if err := pager.Probe(); err != nil {
-		t.Skip(err)
-	}
+	requirePager(t)
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
 	d.importPython()
 	sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Limits.MemoryBytes = "python", 1<<30 })
