@@ -82,22 +82,15 @@ type Cluster struct {
 
 // Start runs the cluster and returns when all of it is ready. What it started is gone again where it fails. The caller
 // stops the cluster, after its own control service.
-func Start(ctx context.Context, cfg Config) (c *Cluster, err error) {
+func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("cluster: %w", err)
 	}
-	c = &Cluster{cfg: cfg, log: cfg.Logger, failed: make(chan error, 1)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("cluster: %w", err), c.Stop(context.WithoutCancel(ctx)))
-			c = nil
-		}
-	}()
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	c.cancel = cancel
+	c := &Cluster{cfg: cfg, log: cfg.Logger, cancel: cancel, failed: make(chan error, 1)}
 	for _, step := range []func(context.Context) error{c.acquire, c.startServers, c.certify, c.startNode, c.startClient} {
 		if err := step(ctx); err != nil {
-			return nil, err
+			return nil, errors.Join(fmt.Errorf("cluster: %w", err), c.Stop(context.WithoutCancel(ctx)))
 		}
 	}
 	c.wg.Go(func() { c.server.Run(background) })

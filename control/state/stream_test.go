@@ -17,6 +17,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/shoenig/test/must"
+
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 )
 
 const raftName = "server.soulbox"
@@ -74,16 +76,11 @@ func (a *authority) tls(cert tls.Certificate) *TLS {
 func TestThreeServers_overMutualTLS(t *testing.T) {
 	ca := newAuthority(t)
 	var peers []Peer
-	var layers []net.Listener
-	for _, id := range []string{"a", "b", "c"} { // free ports, known before the servers start
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		layers = append(layers, l)
-		peers = append(peers, Peer{ID: id, Addr: l.Addr().String()})
+	for _, id := range []string{"a", "b", "c"} { // known before the servers start
+		peers = append(peers, Peer{ID: id, Addr: agenttest.Address(t)})
 	}
 	var servers []*Server
-	for i, p := range peers {
-		must.NoError(t, layers[i].Close())
+	for _, p := range peers {
 		s, err := Open(Config{Dir: t.TempDir(), ServerID: p.ID, Bind: p.Addr, Peers: peers, TLS: ca.tls(ca.issue(t, raftName)), fast: true})
 		must.NoError(t, err)
 		servers = append(servers, s)
@@ -124,10 +121,7 @@ func TestListener_tellsRequestsFromRaft(t *testing.T) {
 	ca := newAuthority(t)
 	var peers []Peer
 	for _, id := range []string{"a", "b"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		peers = append(peers, Peer{ID: id, Addr: l.Addr().String()})
-		must.NoError(t, l.Close())
+		peers = append(peers, Peer{ID: id, Addr: agenttest.Address(t)})
 	}
 	var servers []*Server
 	for _, p := range peers {

@@ -20,6 +20,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/api/version"
 	"github.com/soulbox-dev/soulbox/control/core"
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/control/health"
 	"github.com/soulbox-dev/soulbox/control/health/static"
 	"github.com/soulbox-dev/soulbox/control/keys"
@@ -90,10 +91,7 @@ func newFarStack(t *testing.T) (s *stack, certificate *tls.Config, addresses map
 		home := filepath.Join(dir, name)
 		must.NoError(t, os.MkdirAll(home, 0o755))
 		must.NoError(t, keys.WriteFiles(home, issue(keys.Node(api.NodeID("node-"+name)))))
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		addresses[name] = l.Addr().String()
-		must.NoError(t, l.Close())
+		addresses[name] = agenttest.Address(t)
 		parent := "soulbox-test-" + filepath.Base(dir) + name
 		t.Cleanup(func() {
 			if m, err := cgroup.Detect("/sys/fs/cgroup", parent); err == nil {

@@ -62,10 +62,9 @@ var outages = []outage{
 
 // newConsul starts a Consul where the old one was, for the rest of all tests. Its memory went with it.
 func newConsul(t *testing.T, s *service) {
-	ports, err := agent.FreePorts(2)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 2)
 	var port int
-	_, err = fmt.Sscanf(s.ConsulAddress(), "http://127.0.0.1:%d", &port)
+	_, err := fmt.Sscanf(s.ConsulAddress(), "http://127.0.0.1:%d", &port)
 	must.NoError(t, err)
 	agenttest.Consul(s.t, agent.ConsulConfig{Dir: filepath.Join(s.dir, "consul"), HTTP: port, Server: ports[0], Serf: ports[1]})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/soulbox-dev/soulbox/control/api"
 	"github.com/soulbox-dev/soulbox/control/dev"
 	"github.com/soulbox-dev/soulbox/control/dev/agent"
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
@@ -29,8 +30,7 @@ type service struct {
 // serve runs the control service, with the template base, which has a shell.
 func (c *cluster) serve(t *testing.T) *service {
 	t.Helper()
-	ports, err := agent.FreePorts(1)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 1)
 	address, dir := agent.Address(ports[0]), filepath.Join(c.dir, "server")
 	v := c.VaultConfig()
 	token := filepath.Join(c.dir, "vault-token")

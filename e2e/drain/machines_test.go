@@ -119,9 +119,7 @@ func (c *cluster) addMachine(i int, name, store string) {
 	m := &machine{c: c, name: name, id: newNodeID(i), dir: filepath.Join(c.dir, name), store: store}
 	c.nodes[i] = m
 	must.NoError(c.t, os.MkdirAll(filepath.Join(m.dir, "plugins"), 0o700))
-	ports, err := agent.FreePorts(1)
-	must.NoError(c.t, err)
-	m.port = ports[0]
+	m.port = agenttest.Ports(c.t, 1)[0]
 	cert, err := c.ca.Issue(c.t.Context(), keys.Request{Identity: keys.Node(m.id), IPs: []net.IP{net.ParseIP(agent.Loopback)}})
 	must.NoError(c.t, err)
 	must.NoError(c.t, keys.WriteFiles(filepath.Join(m.dir, "tls"), cert))
@@ -223,8 +221,7 @@ func newNodeID(i int) api.NodeID {
 func (c *cluster) startControl() {
 	t := c.t
 	t.Helper()
-	ports, err := agent.FreePorts(1)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 1)
 	c.address = agent.Address(ports[0])
 	cert, err := c.ca.Issue(t.Context(), keys.Request{Identity: keys.Server("drain")})
 	must.NoError(t, err)

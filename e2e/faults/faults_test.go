@@ -113,8 +113,7 @@ func start(t *testing.T) *service {
 	dir, err := os.MkdirTemp("", "sbfa") // a unix socket's path has to be short
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
-	ports, err := agent.FreePorts(1)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 1)
 	s := &service{t: t, dir: dir, arm: filepath.Join(dir, "step"), address: agent.Address(ports[0])}
 	left := host.Node{StateDir: filepath.Join(dir, "node"), RunDir: filepath.Join(dir, "run"), CgroupParent: filepath.Base(dir)}
 	t.Cleanup(func() { left.NothingLeft(t) })

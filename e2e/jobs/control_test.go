@@ -132,8 +132,7 @@ func TestControl_runsAsAJobWithTokensByItsIdentity(t *testing.T) {
 		s.run(told(t, command), args[0], args[1:]...)
 	}
 
-	ports, err := agent.FreePorts(1)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 1)
 	data := filepath.Join(t.TempDir(), "data")
 	begin := time.Now()
 	s.run("", "nomad", "job", "run", "-detach", "-var=driver=raw_exec", "-var=soulbox="+binaries.Path(t, "soulbox"), "-var=data_dir="+data,

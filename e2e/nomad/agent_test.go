@@ -20,6 +20,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/e2e/host"
 	"github.com/soulbox-dev/soulbox/nomad-driver/network/networktest"
@@ -79,7 +80,7 @@ func startAgentOn(t *testing.T, m machine) *agent {
 	dir, err := os.MkdirTemp("", "sbe2e")
 	must.NoError(t, err)
 	a := &agent{dir: dir, socket: filepath.Join(dir, "run", "node.sock"), machine: m}
-	ports := freePorts(t, 4)
+	ports := agenttest.Ports(t, 4)
 	a.http = fmt.Sprintf("127.0.0.1:%d", ports[0])
 	for _, sub := range []string{"plugins", "run", "data", "server", "node"} {
 		must.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o700))
@@ -440,18 +441,6 @@ func events(state *nomadapi.TaskState) string {
 		s = append(s, e.Type+": "+e.DisplayMessage+" oom_killed="+e.Details["oom_killed"])
 	}
 	return strings.Join(s, " | ")
-}
-
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 // poll waits until check has no error. The bound is for a test that hangs, not for speed.

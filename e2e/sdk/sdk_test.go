@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
 	"github.com/soulbox-dev/soulbox/tools/stack"
@@ -121,10 +121,7 @@ func serve(t *testing.T) []string {
 	dir, err := os.MkdirTemp("", "sbsdk")
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must.NoError(t, err)
-	listen := l.Addr().String()
-	must.NoError(t, l.Close())
+	listen := agenttest.Address(t)
 
 	log, err := os.Create(filepath.Join(dir, "log"))
 	must.NoError(t, err)

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/soulbox-dev/soulbox/control/api"
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/control/fleet/fleettest"
 	"github.com/soulbox-dev/soulbox/control/keys"
 	"github.com/soulbox-dev/soulbox/control/keys/local"
@@ -70,7 +70,7 @@ func startWith(t *testing.T, sea *sea, killed bool) *cluster {
 			s.arm = s.dir + ".step"
 		}
 		if sea == nil {
-			s.listen, s.raft = address(t), address(t)
+			s.listen, s.raft = agenttest.Address(t), agenttest.Address(t)
 		} else {
 			s.net = sea.islands[i]
 			s.listen, s.raft, s.http = "127.0.0.1:7300", s.net.addr+":7301", s.net.client()
@@ -136,15 +136,6 @@ func (c *cluster) firstKey(t *testing.T) {
 		}
 		return err
 	})
-}
-
-// address is a free one on this machine.
-func address(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (s *server) config() string { return s.dir + ".hcl" }

@@ -33,7 +33,7 @@ func (c *cluster) asked() []*server {
 // add starts another server. raft is what its block raft says of the others.
 func (c *cluster) add(t *testing.T, name, raft string) *server {
 	t.Helper()
-	s := &server{name: name, dir: filepath.Join(c.dir, name), http: http.DefaultClient, listen: address(t), raft: address(t)}
+	s := &server{name: name, dir: filepath.Join(c.dir, name), http: http.DefaultClient, listen: agenttest.Address(t), raft: agenttest.Address(t)}
 	c.configure(t, s, keys.Server(name), raft, quick)
 	c.servers = append(c.servers, s)
 	s.start(t)
@@ -160,7 +160,7 @@ func TestJoin_onlyWithACertificateOfItsOwn(t *testing.T) {
 		{"x", keys.Server("another"), "its certificate is of server another, not of x"},
 		{"y", keys.Node("y"), "tls: "},
 	} {
-		s := &server{name: tc.name, dir: filepath.Join(c.dir, tc.name), http: http.DefaultClient, listen: address(t), raft: address(t)}
+		s := &server{name: tc.name, dir: filepath.Join(c.dir, tc.name), http: http.DefaultClient, listen: agenttest.Address(t), raft: agenttest.Address(t)}
 		c.configure(t, s, tc.as, list(a), quick)
 		s.start(t)
 		poll(t, "the refusal to be told", func() error {
@@ -179,13 +179,12 @@ func TestJoin_onlyWithACertificateOfItsOwn(t *testing.T) {
 // TestJoin_byConsul has servers find each other in a real Consul, which is started after the first of them.
 func TestJoin_byConsul(t *testing.T) {
 	agenttest.Binary(t, "consul")
-	ports, err := agent.FreePorts(3)
-	must.NoError(t, err)
+	ports := agenttest.Ports(t, 3)
 	where := agent.ConsulConfig{HTTP: ports[0], Server: ports[1], Serf: ports[2]}
 	block := fmt.Sprintf("  join {\n    consul {\n      address = %q\n    }\n  }\n", where.Address())
 	c := newCluster(t)
-	own := address(t)
-	a := &server{name: "a", dir: filepath.Join(c.dir, "a"), http: http.DefaultClient, listen: address(t), raft: own}
+	own := agenttest.Address(t)
+	a := &server{name: "a", dir: filepath.Join(c.dir, "a"), http: http.DefaultClient, listen: agenttest.Address(t), raft: own}
 	c.configure(t, a, keys.Server("a"), fmt.Sprintf("  peer \"a\" { address = %q }\n%s", own, block), quick) // the first begins the cluster
 	c.servers = append(c.servers, a)
 	a.start(t)
@@ -202,6 +201,6 @@ func TestJoin_byConsul(t *testing.T) {
 	c.ready(t)
 	c.firstKey(t)
 	c.voters(t, b, a, b, d)
-	_, err = c.client(t, d).CreateSandbox(t.Context(), api.CreateRequest{Template: "base"})
+	_, err := c.client(t, d).CreateSandbox(t.Context(), api.CreateRequest{Template: "base"})
 	must.NoError(t, err)
 }

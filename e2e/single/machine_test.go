@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/soulbox-dev/soulbox/control/dev/agent/agenttest"
 	"github.com/soulbox-dev/soulbox/e2e/binaries"
 	"github.com/soulbox-dev/soulbox/e2e/host"
 	"github.com/soulbox-dev/soulbox/nomad-driver/rootfs/base"
@@ -37,10 +37,7 @@ func newMachine(t *testing.T) *machine {
 	must.NoError(t, err)
 	t.Cleanup(func() { must.NoError(t, os.RemoveAll(dir)) })
 	must.NoError(t, os.Mkdir(filepath.Join(dir, "home"), 0o700))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must.NoError(t, err)
-	defer l.Close()
-	return &machine{dir: dir, listen: l.Addr().String(), group: filepath.Base(dir)}
+	return &machine{dir: dir, listen: agenttest.Address(t), group: filepath.Base(dir)}
 }
 
 func (m *machine) env() []string {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -28,11 +27,8 @@ func startServers(t *testing.T, n int, more string) (servers []*control, key str
 	var peers strings.Builder
 	var raft []string
 	for i := range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		raft = append(raft, l.Addr().String())
-		fmt.Fprintf(&peers, "peer \"s%d\" { address = %q }\n", i, l.Addr().String())
-		must.NoError(t, l.Close())
+		raft = append(raft, agenttest.Address(t))
+		fmt.Fprintf(&peers, "peer \"s%d\" { address = %q }\n", i, raft[i])
 	}
 	type opened struct {
 		s   *service.Service

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -41,10 +40,7 @@ func startRaft(t *testing.T, issuer keys.Issuer) []*raftServer {
 	t.Helper()
 	var peers []state.Peer
 	for _, id := range []string{"a", "b", "c"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		peers = append(peers, state.Peer{ID: id, Addr: l.Addr().String()})
-		must.NoError(t, l.Close())
+		peers = append(peers, state.Peer{ID: id, Addr: agenttest.Address(t)})
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -3,44 +3,70 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strconv"
+	"sync"
 )
 
 // Loopback is the address that every agent binds.
 const Loopback = "127.0.0.1"
 
-// FreePorts returns n ports of loopback that nobody listens on, for TCP and UDP both. They are not reserved: another
-// process may take one before it is used.
+// The ports that FreePorts gives. They lie below those that the kernel takes for outgoing connections (ip_local_port_range), where
+// any connection of any program may take one between the moment it is given and the moment it is used.
+const (
+	firstPort = 10000
+	lastPort  = 19999
+)
+
+// given is where the search for the next free port goes on. It begins anywhere, so that two processes at the same time look at different
+// ports, and comes back to a port only after all others.
+var given struct {
+	mu   sync.Mutex
+	next int // 0: not yet begun
+}
+
+// FreePorts returns n ports of loopback that nobody listens on, for TCP and UDP both, and that it has given to no other caller in this
+// process. They are not reserved: another process may take one before it is used.
 func FreePorts(n int) ([]int, error) {
-	var closers []func() error
-	defer func() {
-		for _, c := range closers {
-			_ = c()
-		}
-	}()
+	given.mu.Lock()
+	defer given.mu.Unlock()
+	if given.next == 0 {
+		given.next = firstPort + rand.IntN(lastPort-firstPort+1)
+	}
 	var out []int
-	for tries := 0; len(out) < n; tries++ {
-		l, err := net.Listen("tcp", Loopback+":0")
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+	var last error
+	for range lastPort - firstPort + 1 {
+		if len(out) == n {
+			return out, nil
 		}
-		closers = append(closers, l.Close)
-		addr, ok := l.Addr().(*net.TCPAddr)
-		if !ok {
-			return nil, errors.New("find a free port: no TCP address")
+		port := given.next
+		if given.next++; given.next > lastPort {
+			given.next = firstPort
 		}
-		u, err := net.ListenPacket("udp", Address(addr.Port))
-		if err != nil {
-			if tries > 10*n+100 {
-				return nil, fmt.Errorf("find a free port: %w", err)
-			}
+		if err := try(port); err != nil {
+			last = err
 			continue
 		}
-		closers = append(closers, u.Close)
-		out = append(out, addr.Port)
+		out = append(out, port)
 	}
-	return out, nil
+	if len(out) == n {
+		return out, nil
+	}
+	return nil, fmt.Errorf("find %d free ports from %d to %d: %w", n, firstPort, lastPort, last)
+}
+
+// try reports why a port cannot be listened on.
+func try(port int) error {
+	l, err := net.Listen("tcp", Address(port))
+	if err != nil {
+		return err
+	}
+	u, err := net.ListenPacket("udp", Address(port))
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	return errors.Join(u.Close(), l.Close())
 }
 
 // Address returns "127.0.0.1:port".

@@ -28,6 +28,22 @@ func Binary(t testing.TB, name string) string {
 	return path
 }
 
+// Ports returns n free ports of loopback, as agent.FreePorts.
+func Ports(t testing.TB, n int) []int {
+	t.Helper()
+	ports, err := agent.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ports
+}
+
+// Address returns a free address of loopback, host:port.
+func Address(t testing.TB) string {
+	t.Helper()
+	return agent.Address(Ports(t, 1)[0])
+}
+
 // Nomad runs a Nomad agent. An empty Binary and Dir in cfg are filled in.
 func Nomad(t testing.TB, cfg agent.NomadConfig) *agent.Nomad {
 	t.Helper()
