@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -68,6 +70,9 @@ type aheadPart struct {
 	pages   *os.File
 	size    int64     // of pages
 	runs    []pageRun // by address; where a page is in pages is in no order
+	// code is what was in pages, by address, that CRIU may have written to while they were copied.
+	code map[uint64][]byte
+	held []byte // what is to be the beginning of pages
 }
 
 // Ahead says why no memory can be copied before a dump; nil: it can.
@@ -343,7 +348,32 @@ func (m *memory) close() {
 const (
 	memoryWritten = 1 << 55 // since it is tracked
 	memoryOfFile  = 1 << 61 // or shared
+	memoryFrame   = 1<<55 - 1
 )
+
+// zeroFrame is the number of the page of zeros, which memory has that was only read yet, and no image; 0: it is not told.
+var zeroFrame = sync.OnceValue(func() uint64 {
+	page, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = unix.Munmap(page) }()
+	at := uintptr(unsafe.Pointer(&page[0])) + uintptr(page[0]) // which reads it
+	f, err := os.Open("/proc/self/pagemap")
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	var b [8]byte
+	if _, err := f.ReadAt(b[:], int64(at/pageSize*8)); err != nil {
+		return 0
+	}
+	v := binary.LittleEndian.Uint64(b[:])
+	if v&memoryPresent == 0 || v&memoryOfFile != 0 {
+		return 0
+	}
+	return v & memoryFrame
+})
 
 // scan is which pages of its own a process has, by address: those that were written to since they are tracked, and the others.
 type scan struct{ written, still []pageRun }
@@ -389,6 +419,7 @@ func (m *memory) scan() (s scan, err error) {
 
 func (m *memory) scanMapping(s *scan, from, to, flags uint64, always bool) error {
 	b := make([]byte, 64<<10)
+	zero := zeroFrame()
 	for at := from; at < to; {
 		n := min((to-at)/pageSize*8, uint64(len(b)))
 		got, err := m.pagemap.ReadAt(b[:n], int64(at/pageSize*8))
@@ -400,7 +431,8 @@ func (m *memory) scanMapping(s *scan, from, to, flags uint64, always bool) error
 		}
 		for e := range slices.Chunk(b[:got/8*8], 8) {
 			v := binary.LittleEndian.Uint64(e)
-			if always || v&(memoryPresent|memorySwapped) != 0 && v&memoryOfFile == 0 {
+			zeros := v&memoryPresent != 0 && zero != 0 && v&memoryFrame == zero
+			if always || v&(memoryPresent|memorySwapped) != 0 && v&memoryOfFile == 0 && !zeros {
 				list := &s.still
 				if v&memoryWritten != 0 {
 					list = &s.written

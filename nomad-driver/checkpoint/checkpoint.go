@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +34,10 @@ type Engine struct {
 	slow    error  // why so
 	lazy    error  // why memory comes back at once; nil: it need not
 	ahead   error  // why no memory can be copied before a dump; nil: it can
+	beside  error  // why none can be copied beside a dump; nil: it can
+	// dumpKerndat is what a CRIU that is to dump knows of the kernel: where beside is nil, more than is so.
+	dumpKerndat []byte
+	room        atomic.Int64 // bytes of all rooms
 }
 
 // Open looks for CRIU: at path, or where that is empty on PATH.

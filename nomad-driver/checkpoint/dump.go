@@ -34,6 +34,11 @@ type DumpOptions struct {
 	Exit string
 	// Ahead is memory that was copied before; nil: none was. Its folder is beside that of the images, which are not whole before Merge.
 	Ahead *Ahead
+	// Beside is a new folder, beside that of the images, for memory that is copied while CRIU looks at all else; empty: CRIU copies it. It is not there any more when
+	// the images are whole.
+	Beside string
+	// Room is where that memory is kept until Dump.Late, which has to be called then, before the room is freed. Nil: the images are whole at the end.
+	Room *Room
 	// Sync says that the images will be synced as soon as they are there: what is written of them goes to disk at once.
 	Sync bool
 	// Named is called at the end of a dump, while the files of Remaps have their names: whoever keeps the writable layer has to keep these. With Stopped it is called in any case,
@@ -58,6 +63,10 @@ type Dump struct {
 	Time     time.Time `json:"time"`
 	Stats    DumpStats `json:"stats"`
 	IDBase   uint32    `json:"id_base"` // the host id of the namespace's id 0
+	// Again says why a first try was of no use, which made the dump take longer; nil: there was none.
+	Again error `json:"-"`
+	// Late is what is left to do, once the processes may go on; nil: nothing.
+	Late *Late `json:"-"`
 }
 
 // DumpVersion is the version of Dump that this code writes. Version 1 had every file system in memory in its images.
@@ -75,6 +84,8 @@ type Mount struct {
 type DumpStats struct {
 	Total time.Duration `json:"total"`
 	Bytes int64         `json:"bytes"` // of all images
+	// Beside is how many bytes of them were copied beside CRIU.
+	Beside int64 `json:"beside,omitempty"`
 }
 
 // dumpPatience is how long a CRIU may go on whose dump nobody wants any more.
@@ -89,7 +100,7 @@ type Dumper struct {
 
 // StartDump starts a CRIU, and returns when it is up: that takes milliseconds, in which nothing stands still yet. started is called with its process.
 func (e *Engine) StartDump(ctx context.Context, started func(p *os.Process) error) (*Dumper, error) {
-	w, err := e.start(place{started: started})
+	w, err := e.start(place{started: started, kerndat: e.dumpKerndat})
 	if err != nil {
 		return nil, err
 	}
@@ -103,30 +114,58 @@ func (p *Dumper) End() { p.worker.end() }
 // Dump writes the processes of a frozen group to disk. They are frozen then, or asked to be, whatever comes of it. When ctx ends CRIU is let finish all the
 // same: it works inside the processes, and one that is killed there leaves its code in them in place of their own.
 func (p *Dumper) Dump(ctx context.Context, o DumpOptions) (Dump, error) {
-	d, err := p.dump(ctx, o)
-	if !errors.Is(err, errStopped) || o.Stopped || ctx.Err() != nil {
-		return d, err
+	var first error
+	for {
+		d, err := p.dump(ctx, o)
+		d.Again = first
+		switch {
+		case ctx.Err() != nil:
+			return d, err
+		case errors.Is(err, errStopped) && !o.Stopped:
+			o.Stopped = true
+		case errors.Is(err, errBeside) && o.Beside != "":
+			// Where CRIU has let them go, some may have run on for a moment before they were frozen again.
+			o.Beside, o.Stopped = "", true
+		default:
+			return d, err
+		}
+		first = errors.Join(first, err)
+		if rerr := errors.Join(o.Refreeze(), emptyDir(o.Images)); rerr != nil {
+			return d, errors.Join(err, rerr)
+		}
+		again, serr := p.engine.StartDump(ctx, p.started)
+		if serr != nil {
+			return d, errors.Join(err, serr)
+		}
+		p = again
 	}
-	o.Stopped = true
-	again, serr := p.engine.StartDump(ctx, p.started)
-	if serr != nil {
-		return d, errors.Join(err, serr)
+}
+
+// emptyDir removes what a dump has left in a folder.
+func emptyDir(path string) error {
+	entries, err := os.ReadDir(path)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(path, e.Name())))
 	}
-	return again.dump(ctx, o)
+	return err
 }
 
 // errStopped is in the chain of an error that says that CRIU could not trace a process.
 var errStopped = errors.New("a process that was stopped by a signal cannot be traced while it is frozen")
 
-func (p *Dumper) dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
+func (p *Dumper) dump(ctx context.Context, o DumpOptions) (d Dump, err error) {
 	asked := false
 	defer func() {
 		if !asked {
 			p.End()
 		}
+		if err != nil {
+			err = errors.Join(err, d.Late.Drop())
+			d.Late = nil
+		}
 	}()
 	begin := time.Now()
-	d := Dump{Version: DumpVersion, CRIU: p.engine.Version(), Time: begin.UTC()}
+	d = Dump{Version: DumpVersion, CRIU: p.engine.Version(), Time: begin.UTC()}
 	if d.IDBase, err = idBase(o.PID); err != nil {
 		return d, err
 	}
@@ -188,6 +227,24 @@ func (p *Dumper) dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		}
 		opts.ParentImg, opts.TrackMem = proto.String(rel), proto.Bool(true)
 	}
+	var memory *beside
+	if o.Ahead == nil && o.Beside != "" && !o.Stopped && p.engine.beside == nil {
+		if memory, err = p.engine.copyBeside(ctx, o.Processes, o.Beside, o.Room); err != nil {
+			return d, fmt.Errorf("%w: %w", errBeside, err)
+		}
+	}
+	if memory != nil {
+		defer func() {
+			if memory != nil {
+				err = errors.Join(err, memory.giveUp())
+			}
+		}()
+		rel, err := filepath.Rel(o.Images, o.Beside)
+		if err != nil {
+			return d, err
+		}
+		opts.ParentImg, opts.TrackMem = proto.String(rel), proto.Bool(true)
+	}
 	if err := ctx.Err(); err != nil {
 		return d, err
 	}
@@ -195,8 +252,8 @@ func (p *Dumper) dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 	defer end()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(dumpPatience, end) })()
 	asked = true
-	if o.Sync {
-		defer writeOut(o.Images)()
+	if o.Sync || memory != nil && memory.Bytes >= writeOutAnyway {
+		defer writeOut(o.Images, o.Beside)()
 	}
 	if o.Stopped {
 		opts.FreezeCgroup = nil
@@ -236,8 +293,23 @@ func (p *Dumper) dump(ctx context.Context, o DumpOptions) (_ Dump, err error) {
 		err = withLog(err, filepath.Join(o.Work, dumpLog))
 		if ce := (*Error)(nil); o.Ahead != nil && errors.As(err, &ce) && !ce.Ended && ctx.Err() == nil {
 			err = fmt.Errorf("%w: %w", ErrAhead, err)
+		} else if memory != nil && errors.As(err, &ce) && !ce.Ended {
+			err = fmt.Errorf("%w: %w", errBeside, err)
 		}
 		return d, err
+	}
+	if memory != nil {
+		done := memory
+		memory = nil
+		if err := done.wait(o.Images); err != nil {
+			return d, err
+		}
+		d.Stats.Beside = done.Bytes
+		if o.Room != nil {
+			d.Late = &Late{done, o.Images}
+		} else if _, err := done.finish(o.Images); err != nil {
+			return d, fmt.Errorf("%w: %w", errBeside, err)
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return d, err

@@ -28,10 +28,13 @@ const (
 // errUntracked tells why no memory is copied ahead.
 var errUntracked = errors.New("the kernel does not track which pages are written to (CONFIG_MEM_SOFT_DIRTY)")
 
+// errUnlearned tells why no memory is copied beside a dump.
+var errUnlearned = errors.New("what criu knows of the kernel is not known")
+
 // learn has CRIU ask the kernel, and keeps what it was told for those that come after it.
 func (e *Engine) learn(ctx context.Context) error {
 	var own *os.File
-	e.ahead = errUntracked
+	e.ahead, e.beside = errUntracked, errUnlearned
 	resp, err := e.call(ctx, place{thread: func() (err error) {
 		if err := mountRun(nil); err != nil {
 			return err
@@ -52,7 +55,12 @@ func (e *Engine) learn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("what criu has learned of the kernel: %w", err)
 	}
-	e.kerndat = kerndat
+	e.kerndat, e.dumpKerndat = kerndat, kerndat
+	if e.beside = nil; e.ahead != nil {
+		if e.dumpKerndat, e.beside = e.forge(ctx); e.beside != nil {
+			e.dumpKerndat = kerndat
+		}
+	}
 	return nil
 }
 

@@ -64,6 +64,15 @@ func (p *aheadPart) merge(images string) (err error) {
 		return err
 	}
 	defer own.Close()
+	if runs, err := p.cover(pm, own); err != nil || runs != nil {
+		if err == nil {
+			err = replace(p.pages.Name(), pages)
+		}
+		if err != nil {
+			return err
+		}
+		return writePagemap(path, pm, runs)
+	}
 	out, err := os.OpenFile(pages+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
@@ -95,7 +104,7 @@ func (p *aheadPart) merge(images string) (err error) {
 			}
 			continue
 		}
-		copied := intersect(p.runs, []pageRun{r})
+		copied := p.within(r)
 		if end := covered(r.at, copied); end < r.end() {
 			return fmt.Errorf("nothing was copied of the page at %#x", end)
 		}
@@ -106,6 +115,20 @@ func (p *aheadPart) merge(images string) (err error) {
 			}
 		}
 	}
+	return errors.Join(replace(pages+".new", pages), writePagemap(path, pm, runs))
+}
+
+// replace puts a file in place of another. Between the two there is none: images that are not finished are of no use anyway, and ext4 writes to disk at once what is
+// renamed over a file, and has the caller wait.
+func replace(from, to string) error {
+	if err := os.Remove(to); err != nil {
+		return err
+	}
+	return os.Rename(from, to)
+}
+
+// writePagemap replaces an image of which pages there are.
+func writePagemap(path string, pm *pagemap, runs []pageRun) error {
 	b := slices.Clone(pm.head)
 	for _, r := range runs {
 		b = appendEntry(b, r.encode())
@@ -113,7 +136,78 @@ func (p *aheadPart) merge(images string) (err error) {
 	if err := os.WriteFile(path+".new", b, 0o644); err != nil {
 		return err
 	}
-	return errors.Join(os.Rename(pages+".new", pages), os.Rename(path+".new", path))
+	return replace(path+".new", path)
+}
+
+// cover returns the runs of a whole image whose pages are the copy as it is, with the pages in it that the dump has itself. Nil: the copy has other pages too, lacks some,
+// or has them in another order.
+func (p *aheadPart) cover(pm *pagemap, own *os.File) ([]pageRun, error) {
+	type page struct{ from, to, pages uint64 }
+	var runs []pageRun
+	var changed []page
+	size := uint64(0)
+	for _, r := range pm.runs {
+		if r.flags&(pageParent|pagePresent) == 0 {
+			runs = append(runs, r)
+			continue
+		}
+		copied := p.within(r)
+		if covered(r.at, copied) < r.end() {
+			return nil, nil
+		}
+		for _, c := range copied {
+			if c.off != size {
+				return nil, nil
+			}
+			size += c.pages * pageSize
+			if c.short = r.short; r.flags&pageParent == 0 {
+				changed = append(changed, page{r.off + c.at - r.at, c.off, c.pages})
+				c.flags = r.flags
+			}
+			runs = appendRun(runs, c)
+		}
+	}
+	if size != uint64(p.size) {
+		return nil, nil
+	}
+	for _, c := range changed {
+		n := int64(c.pages * pageSize)
+		if _, err := io.Copy(io.NewOffsetWriter(p.pages, int64(c.to)), io.NewSectionReader(own, int64(c.from), n)); err != nil {
+			return nil, err
+		}
+	}
+	return runs, nil
+}
+
+// within returns what was copied of a run.
+func (p *aheadPart) within(r pageRun) []pageRun {
+	i, _ := slices.BinarySearchFunc(p.runs, r.at, func(c pageRun, at uint64) int {
+		if c.end() <= at {
+			return -1
+		}
+		return 1
+	})
+	return intersect(p.runs[i:], []pageRun{r})
+}
+
+// suffices returns an error where the images of a dump lack a page that was not copied.
+func (p *aheadPart) suffices(images string) error {
+	pm, err := readPagemap(filepath.Join(images, fmt.Sprintf("pagemap-%d.img", p.inside)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range pm.runs {
+		if r.flags&pageParent == 0 {
+			continue
+		}
+		if end := covered(r.at, p.within(r)); end < r.end() {
+			return fmt.Errorf("nothing was copied of the page at %#x", end)
+		}
+	}
+	return nil
 }
 
 // covered returns up to where runs follow each other without a hole from at on.

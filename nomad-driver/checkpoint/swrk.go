@@ -38,6 +38,8 @@ type place struct {
 	thread func() error
 	// started is called with CRIU's process once it runs, and has returned before it is asked for anything.
 	started func(p *os.Process) error
+	// kerndat is what it knows of the kernel; nil: what the engine has.
+	kerndat []byte
 }
 
 const (
@@ -116,7 +118,7 @@ func (e *Engine) start(at place) (_ *worker, err error) {
 	w.cmd.Dir = "/"
 	w.cmd.ExtraFiles = append(append([]*os.File(nil), at.files...), theirs)
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(w.cmd, e.prepare(at.thread))
+	err = start(w.cmd, e.prepare(at))
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", errors.Join(err, ours.Close()))
 	}
@@ -214,15 +216,19 @@ func (w *worker) ask(ctx context.Context, r request) (_ *rpc.CriuResp, err error
 }
 
 // prepare is what the thread does that CRIU is started from: with what is known of the kernel it has a /run of its own. Nil: any thread will do.
-func (e *Engine) prepare(thread func() error) func() error {
-	if e.kerndat == nil {
-		return thread
+func (e *Engine) prepare(at place) func() error {
+	kerndat := at.kerndat
+	if kerndat == nil {
+		kerndat = e.kerndat
+	}
+	if kerndat == nil {
+		return at.thread
 	}
 	return func() error {
-		if err := mountRun(e.kerndat); err != nil || thread == nil {
+		if err := mountRun(kerndat); err != nil || at.thread == nil {
 			return err
 		}
-		return thread()
+		return at.thread()
 	}
 }
 

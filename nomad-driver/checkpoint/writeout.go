@@ -13,11 +13,13 @@ const (
 	writeOutEvery = 4 * time.Millisecond
 	// writeOutLeast is what is worth a request of its own, in bytes.
 	writeOutLeast = 4 << 20
+	// writeOutAnyway is how much has to be written to for that even where nobody will sync it: the kernel makes whoever writes faster than the disk wait.
+	writeOutAnyway = 256 << 20
 )
 
 // writeOut has the kernel write images of pages to disk while CRIU makes them, so that whoever syncs them then waits for their ends only. It is a hint: what cannot
 // be begun is left to that sync. stop waits for it, and may be called once.
-func writeOut(images string) (stop func()) {
+func writeOut(folders ...string) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -30,12 +32,14 @@ func writeOut(images string) (stop func()) {
 				return
 			case <-tick.C:
 			}
-			paths, err := filepath.Glob(filepath.Join(images, "pages-[0-9]*.img"))
-			if err != nil {
-				return
-			}
-			for _, path := range paths {
-				begun[path] = writeOutFrom(path, begun[path])
+			for _, dir := range folders {
+				paths, err := filepath.Glob(filepath.Join(dir, "pages-[0-9]*.img"))
+				if err != nil {
+					return
+				}
+				for _, path := range paths {
+					begun[path] = writeOutFrom(path, begun[path])
+				}
 			}
 		}
 	}()

@@ -34,6 +34,7 @@ type pausable interface {
 	Uncheckpointable() ([]checkpoint.Obstacle, error)
 	// CopyAhead copies memory while the instance runs, for a Checkpoint that follows at once; nil: it does not.
 	CopyAhead(ctx context.Context, e *checkpoint.Engine, dir sandbox.CheckpointDir, least int64) (*checkpoint.Ahead, error)
+	MakeRoom(e *checkpoint.Engine) (*checkpoint.Room, error)
 	Checkpoint(ctx context.Context, criu *checkpoint.Dumper, dir sandbox.CheckpointDir, o sandbox.CheckpointOptions) (checkpoint.Dump, error)
 	SyncLayer(also ...string) error
 	End(ctx context.Context) error // leaves nothing but the writable layer; may be repeated until it returns nil

@@ -19,8 +19,9 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox/sandboxtest"
 )
 
-// counter is a process that counts in a file, with the number in its memory: a second copy, or one that lost time, would show.
-const counter = `cd /home/user; exec 3>>begun; ln begun count; rm begun; n=0; while :; do n=$((n+1)); echo $n >&3; sleep 0.02; done`
+// counter is a process that counts in a file, with the number in its memory: a second copy, or one that lost time, would show. It has as much memory as is copied
+// beside a dump.
+const counter = `cd /home/user; exec 3>>begun; ln begun count; rm begun; printf -v keep %09000000d 0; n=0; while :; do n=$((n+1)); echo $n >&3; sleep 0.02; done`
 
 // startCounter starts one and returns its pid.
 func (d *daemon) startCounter(sb nodeapi.Sandbox) guest.ProcessID {
@@ -34,7 +35,7 @@ func (d *daemon) startCounter(sb nodeapi.Sandbox) guest.ProcessID {
 // counts checks that the counter has counted without a gap and without a number twice, and goes on. It may not have begun yet: a pause can come before.
 func (d *daemon) counts(sb nodeapi.Sandbox) {
 	d.t.Helper()
-	out, code := d.exec(sb, "bash", "-c", `a=$(tail -n1 /home/user/count); a=${a:-0}; for i in $(seq 3000); do [ "$(tail -n1 /home/user/count)" -gt "$a" ] && cat /home/user/count && exit; sleep 0.01; done; exit 1`)
+	out, code := d.exec(sb, "bash", "-c", `a=$(tail -n1 /home/user/count); a=${a:-0}; for i in $(seq 3000); do b=$(tail -n1 /home/user/count); [ "${b:-0}" -gt "$a" ] && cat /home/user/count && exit; sleep 0.01; done; exit 1`)
 	if code != 0 {
 		state, _ := d.exec(sb, "bash", "-c", `ls -l /home/user; tail -n2 /home/user/count; cat /proc/[0-9]*/stat`)
 		must.Eq(d.t, 0, code, must.Sprint("the counter stands still: ", state))

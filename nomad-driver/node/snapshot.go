@@ -246,14 +246,25 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 	}
 	dir := sandbox.CheckpointDir(filepath.Join(home, "c"))
 	var ahead *checkpoint.Ahead
+	var room *checkpoint.Room
 	if runs {
-		ahead = n.copyAhead(ctx, b, inst, dir)
-		defer func() { // which comes after the thaw
-			if err != nil {
-				err = errors.Join(err, ahead.Remove())
-			} else if ahead != nil {
-				d.Stats.Bytes, err = ahead.Merge(dir.Images())
+		if ahead = n.copyAhead(ctx, b, inst, dir); ahead == nil {
+			var rerr error
+			if room, rerr = inst.MakeRoom(n.engine); rerr != nil {
+				n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", rerr)
 			}
+		}
+		defer func() { // which comes after the thaw
+			switch {
+			case err != nil:
+				err = errors.Join(err, ahead.Remove(), d.Late.Drop())
+			case ahead != nil:
+				d.Stats.Bytes, err = ahead.Merge(dir.Images())
+			case d.Late != nil:
+				d.Stats.Bytes, err = d.Late.Finish()
+			}
+			d.Late = nil
+			err = errors.Join(err, room.Free())
 		}()
 	}
 	criu, err := n.engine.StartDump(ctx, n.noteCRIU(home))
@@ -292,21 +303,21 @@ func (n *Node) copyFrozen(ctx context.Context, b *box, home string, runs bool) (
 	defer cancel()
 	started := criu
 	criu = nil
-	d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, ahead)
+	d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, room, ahead)
 	if errors.Is(err, checkpoint.ErrAhead) {
 		n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", err)
 		if err = errors.Join(ahead.Remove(), os.RemoveAll(dir.Images()), os.RemoveAll(filepath.Join(home, rootLayer)), inst.Freeze(ctx)); err == nil {
 			ahead = nil
 			if started, err = n.engine.StartDump(ctx, n.noteCRIU(home)); err == nil {
-				d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, nil)
+				d, err = n.copyMemoryAndFiles(ctx, b, inst, home, started, room, nil)
 			}
 		}
 	}
 	return d, 0, err
 }
 
-// copyMemoryAndFiles copies the two side by side, of a sandbox that is frozen.
-func (n *Node) copyMemoryAndFiles(ctx context.Context, b *box, inst pausable, home string, criu *checkpoint.Dumper, ahead *checkpoint.Ahead) (checkpoint.Dump, error) {
+// copyMemoryAndFiles copies the two side by side, of a sandbox that is frozen; with room, part of it when that goes on: checkpoint.Dump.Late.
+func (n *Node) copyMemoryAndFiles(ctx context.Context, b *box, inst pausable, home string, criu *checkpoint.Dumper, room *checkpoint.Room, ahead *checkpoint.Ahead) (checkpoint.Dump, error) {
 	files, cancel := context.WithCancel(ctx)
 	defer cancel()
 	upper, layer := filepath.Join(n.path("sandboxes"), string(b.id), "upper"), filepath.Join(home, rootLayer)
@@ -322,7 +333,10 @@ func (n *Node) copyMemoryAndFiles(ctx context.Context, b *box, inst pausable, ho
 		copied <- err
 		return err
 	}
-	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(filepath.Join(home, "c")), sandbox.CheckpointOptions{Ahead: ahead, Copy: again})
+	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(filepath.Join(home, "c")), sandbox.CheckpointOptions{Ahead: ahead, Room: room, Copy: again})
+	if d.Again != nil {
+		n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", d.Again)
+	}
 	if err != nil {
 		cancel()
 		<-copied

@@ -52,6 +52,15 @@ func (s *Sandbox) CopyAhead(ctx context.Context, e *checkpoint.Engine, dir Check
 	return a, nil
 }
 
+// MakeRoom makes room for the memory of a running sandbox, for a checkpoint that follows at once. Nil: there is none to spare, or it would not be used.
+func (s *Sandbox) MakeRoom(e *checkpoint.Engine) (*checkpoint.Room, error) {
+	pids, err := s.group.Processes()
+	if err != nil {
+		return nil, fmt.Errorf("processes of sandbox %s: %w", s.ref.ID, err)
+	}
+	return e.MakeRoom(pids)
+}
+
 // Frozen reports whether Freeze has stopped it.
 func (s *Sandbox) Frozen() bool { return s.frozen.Load() }
 
@@ -59,6 +68,10 @@ func (s *Sandbox) Frozen() bool { return s.frozen.Load() }
 type CheckpointOptions struct {
 	// Ahead is memory that was copied before; nil: none was. The images lack it until its Merge. An error with checkpoint.ErrAhead says that it may go well without.
 	Ahead *checkpoint.Ahead
+	// Alone has CRIU copy all memory.
+	Alone bool
+	// Room is where memory is kept until Dump.Late, which has to be called when the processes go on, before the room is freed. Nil: there is nothing left to do.
+	Room *checkpoint.Room
 	// Sync has the images go to disk while they are made: SyncLayer is to follow.
 	Sync bool
 	// Copy, where the writable layer is copied for these images, is called where that copy has to be made at one moment of the dump: open files have names of their own
@@ -88,13 +101,21 @@ func (s *Sandbox) Checkpoint(ctx context.Context, criu *checkpoint.Dumper, dir C
 		criu.End()
 		return checkpoint.Dump{}, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
 	}
+	beside := filepath.Join(string(dir), "beside")
+	if o.Alone {
+		beside = ""
+	}
 	d, err := criu.Dump(ctx, checkpoint.DumpOptions{
-		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Ahead: o.Ahead, Sync: o.Sync, Named: named,
+		PID: s.ref.PID, Images: dir.Images(), Work: dir.Work(), Group: s.group.FreezerDir(), Exit: s.at.exit, Ahead: o.Ahead,
+		Beside: beside, Room: o.Room, Sync: o.Sync, Named: named,
 		Processes: pids, Stopped: checkpoint.Stopped(pids),
 		Thaw: func() error { return s.group.Thaw(ctx) }, Refreeze: func() error { return s.group.StartFreeze(context.WithoutCancel(ctx)) },
 	})
 	if err == nil { // where it was thawed meanwhile, some of them may be on their way to where they stop
-		err = s.group.Freeze(ctx)
+		if err = s.group.Freeze(ctx); err != nil {
+			err = errors.Join(err, d.Late.Drop())
+			d.Late = nil
+		}
 	}
 	if err != nil {
 		return d, fmt.Errorf("checkpoint sandbox %s: %w", s.ref.ID, err)
