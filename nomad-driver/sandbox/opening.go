@@ -3,6 +3,7 @@ package sandbox
 import (
 	"cmp"
 	"errors"
+	"sync"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint"
 )
@@ -13,6 +14,8 @@ type opening struct {
 	images *checkpoint.Images
 	err    error
 
+	ask      func()        // for the two after prepared; may be called again
+	closed   chan struct{} // closed when nobody wants them any more
 	prepared chan struct{} // closed when the two after it are set
 	pages    *checkpoint.Pages
 	perr     error
@@ -20,7 +23,8 @@ type opening struct {
 
 // openImages begins to open the images. close has to be called.
 func (r *restorer) openImages() *opening {
-	o := &opening{opened: make(chan struct{}), prepared: make(chan struct{})}
+	asked := make(chan struct{})
+	o := &opening{opened: make(chan struct{}), prepared: make(chan struct{}), closed: make(chan struct{}), ask: sync.OnceFunc(func() { close(asked) })}
 	var lazy *checkpoint.LazyOptions
 	if l := r.c.Lazy; l != nil {
 		lazy = &checkpoint.LazyOptions{Dir: l.Dir, Least: cmp.Or(l.Least, checkpoint.LazyLeast), First: l.First, Watch: l.Watch}
@@ -29,8 +33,14 @@ func (r *restorer) openImages() *opening {
 		defer close(o.prepared)
 		o.images, o.err = r.c.Engine.OpenImages(r.c.Dump, r.c.Dir.Images(), r.b.c.IDBase, lazy)
 		close(o.opened)
-		if o.err == nil && o.images.Lazy() != nil {
+		if o.err != nil || o.images.Lazy() == nil {
+			return
+		}
+		// Not before: the start of the page server would take a processor from what CRIU waits for.
+		select {
+		case <-asked:
 			o.pages, o.perr = o.images.Lazy().Prepare(r.b.c.Init.Program())
+		case <-o.closed:
 		}
 	}()
 	return o
@@ -43,6 +53,7 @@ func (o *opening) await() (*checkpoint.Images, error) {
 
 // close closes what is open, and ends a page server that nobody has taken.
 func (o *opening) close() (err error) {
+	close(o.closed)
 	<-o.prepared
 	if o.images != nil {
 		err = o.images.Close()

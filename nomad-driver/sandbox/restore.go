@@ -171,7 +171,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 			}
 			return attachOutside(program, outside)
 		},
-		Born: r.born, Ready: r.ready, Processes: b.group.Processes, Complete: r.complete,
+		Born: r.born, Ready: func() error { images.ask(); return r.ready() }, Processes: b.group.Processes, Complete: r.complete,
 		Built: func(pid int) error { return r.allow(rules, root, pid) },
 	})
 	if err = errors.Join(err, r.ready()); err != nil { // CRIU may have ended before it was asked for
@@ -192,6 +192,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 func (r *restorer) serve(ctx context.Context, lazy *checkpoint.Lazy, images *opening) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
 	defer cancel()
+	images.ask()
 	<-images.prepared
 	if images.perr != nil {
 		return images.perr
