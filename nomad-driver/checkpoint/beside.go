@@ -33,8 +33,8 @@ const (
 	besidePiece = 256 << 10
 	// besideWorkers bounds how many copy at once.
 	besideWorkers = 8
-	// besideNice is the priority of those beside CRIU.
-	besideNice = 19
+	// besideNice is the priority of those beside CRIU: a third of its share of a processor that they have to share, and not less, since what they copy stands still.
+	besideNice = 5
 )
 
 // errBeside is in the chain of an error of a dump that may go well where CRIU copies the memory itself.
@@ -199,7 +199,7 @@ func (b *beside) start(ctx context.Context, room []byte) {
 		for range min(runtime.GOMAXPROCS(0), besideWorkers, len(pieces)) {
 			b.work.Go(func() (err error) {
 				osthread.ThrowAway(func() {
-					// CRIU goes first: nothing is done before it is.
+					// CRIU goes first: it has more to do that only it can do.
 					_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), besideNice)
 					err = copy()
 				})
