@@ -358,7 +358,7 @@ var zeroFrame = sync.OnceValue(func() uint64 {
 		return 0
 	}
 	defer func() { _ = unix.Munmap(page) }()
-	at := uintptr(unsafe.Pointer(&page[0])) + uintptr(page[0]) // which reads it
+	at := address(page) + uint64(page[0]) // which reads it
 	f, err := os.Open("/proc/self/pagemap")
 	if err != nil {
 		return 0
@@ -374,6 +374,9 @@ var zeroFrame = sync.OnceValue(func() uint64 {
 	}
 	return v & memoryFrame
 })
+
+// address returns where memory is.
+func address(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(&b[0]))) }
 
 // scan is which pages of its own a process has, by address: those that were written to since they are tracked, and the others.
 type scan struct{ written, still []pageRun }

@@ -40,6 +40,9 @@ const (
 // errBeside is in the chain of an error of a dump that may go well where CRIU copies the memory itself.
 var errBeside = errors.New("memory that was copied beside the dump is of no use")
 
+// Beside says why CRIU copies all memory itself in a dump; nil: it need not.
+func (e *Engine) Beside() error { return e.beside }
+
 // beside is memory of frozen processes that is being copied.
 type beside struct {
 	*Ahead

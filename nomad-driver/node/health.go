@@ -52,7 +52,10 @@ func (n *Node) checkpointCheck() nodeapi.Check {
 			back = fmt.Sprintf("all memory comes back at once: %v", err)
 		}
 		if err := n.engine.Ahead(); err != nil {
-			ahead = fmt.Sprintf("it is copied in a snapshot: %v", err)
+			ahead = fmt.Sprintf("it is copied in a snapshot, by all processors: %v", err)
+		}
+		if err := n.engine.Beside(); err != nil {
+			ahead += fmt.Sprintf("; CRIU copies what is left alone: %v", err)
 		}
 		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; %s; %s", n.engine.Version(), back, ahead)
 	case n.cfg.CRIUPath != "":

@@ -17,6 +17,7 @@ import (
 // What is copied beside a dump is what a dump of the same processes has that CRIU has made alone, page by page; and it comes back, at once and later, and again.
 func TestCheckpoint_memoryCopiedBesideIsThatOfTheDump(t *testing.T) {
 	e := engine(t)
+	must.NoError(t, e.Beside())
 	h := sandboxtest.NewHost(t)
 	c := h.Config()
 	c.NodeOwned = !sandbox.CanDump()
