@@ -348,6 +348,7 @@ func (m *memory) close() {
 const (
 	memoryWritten = 1 << 55 // since it is tracked
 	memoryOfFile  = 1 << 61 // or shared
+	memoryGuard   = 1 << 58 // of MADV_GUARD_INSTALL, beside that of what is swapped out: there is nothing (Linux 6.15)
 	memoryFrame   = 1<<55 - 1
 )
 
@@ -434,8 +435,8 @@ func (m *memory) scanMapping(s *scan, from, to, flags uint64, always bool) error
 		}
 		for e := range slices.Chunk(b[:got/8*8], 8) {
 			v := binary.LittleEndian.Uint64(e)
-			zeros := v&memoryPresent != 0 && zero != 0 && v&memoryFrame == zero
-			if always || v&(memoryPresent|memorySwapped) != 0 && v&memoryOfFile == 0 && !zeros {
+			nothing := v&memoryGuard != 0 || v&memoryPresent != 0 && zero != 0 && v&memoryFrame == zero
+			if always || v&(memoryPresent|memorySwapped) != 0 && v&memoryOfFile == 0 && !nothing {
 				list := &s.still
 				if v&memoryWritten != 0 {
 					list = &s.written

@@ -523,6 +523,12 @@ def print_of(tops):
     return out
 `
 
+// ballast is as much memory as is copied beside a dump, with no two pages alike, and intact whether it is.
+const (
+	ballast = "ballast = b''.join(i.to_bytes(8, 'big') * 512 for i in range(3072))\n"
+	intact  = "assert ballast == b''.join(i.to_bytes(8, 'big') * 512 for i in range(3072))\n"
+)
+
 // TestReal_pauseHoldsWhatProgramsHave pauses a program with each of these to the disk and resumes it: all is there, or the pause said no and all is there as well.
 func TestReal_pauseHoldsWhatProgramsHave(t *testing.T) {
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
@@ -533,7 +539,7 @@ func TestReal_pauseHoldsWhatProgramsHave(t *testing.T) {
 			defer func() { _ = repl.Close() }()
 			defer func() { must.NoError(t, d.client.Delete(t.Context(), sb.ID)) }()
 			pid := repl.Process.PID
-			do(t, repl, c.make)
+			do(t, repl, ballast+c.make)
 			must.NoError(t, repl.Close())
 			snapshot := api.NewSnapshotID()
 			_, err := d.client.Snapshot(t.Context(), sb.ID, nodeapi.SnapshotRequest{ID: snapshot})
@@ -543,7 +549,7 @@ func TestReal_pauseHoldsWhatProgramsHave(t *testing.T) {
 				must.NoError(t, err)
 				other, err := d.client.Attach(t.Context(), copied.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: pid}})
 				must.NoError(t, err)
-				do(t, other, c.check)
+				do(t, other, intact+c.check)
 				must.NoError(t, other.Close())
 				must.NoError(t, d.client.Delete(t.Context(), copied.ID))
 			}
@@ -557,9 +563,10 @@ func TestReal_pauseHoldsWhatProgramsHave(t *testing.T) {
 			}
 			repl, err = d.client.Attach(t.Context(), sb.ID, nodeapi.AttachRequest{Attach: guest.Attach{PID: pid}})
 			must.NoError(t, err)
-			do(t, repl, c.check)
+			do(t, repl, intact+c.check)
 		})
 	}
+	must.StrNotContains(t, d.log.String(), "of no use", must.Sprint("memory was copied beside for nothing"))
 }
 
 // do has a Python do something, and fails with what it says went wrong. A terminal that is attached to says again what it has said before: so each turn has words of its own.

@@ -131,7 +131,7 @@ func (n *Node) tryCheckpoint(ctx context.Context, b *box) error {
 		return fmt.Errorf("checkpoint of %s: %w", b.id, err)
 	}
 	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(temp), sandbox.CheckpointOptions{Sync: true})
-	if d.Again != nil {
+	if err == nil && d.Again != nil {
 		n.log.Warn("a checkpoint took a second try", "sandbox", b.id, "error", d.Again)
 	}
 	if err != nil {

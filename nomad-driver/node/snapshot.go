@@ -334,7 +334,7 @@ func (n *Node) copyMemoryAndFiles(ctx context.Context, b *box, inst pausable, ho
 		return err
 	}
 	d, err := inst.Checkpoint(ctx, criu, sandbox.CheckpointDir(filepath.Join(home, "c")), sandbox.CheckpointOptions{Ahead: ahead, Room: room, Copy: again})
-	if d.Again != nil {
+	if err == nil && d.Again != nil {
 		n.log.Warn("sandbox stands still for longer", "sandbox", b.id, "error", d.Again)
 	}
 	if err != nil {
