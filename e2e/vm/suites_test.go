@@ -53,8 +53,9 @@ var networkModules = []string{
 // checkpointSuites need CRIU, which the machine gets from the stack.
 var checkpointSuites = []suite{
 	{"nomad-driver/checkpoint/pager", "TestRun", []string{"TestRun_servesWhatChanges"}},
-	{"nomad-driver/sandbox", "TestRestore_isAsHardAsACreate|TestCheckpoint_memoryCopiedAhead|TestCopyAhead", []string{
-		"TestRestore_isAsHardAsACreate", "TestCheckpoint_memoryCopiedAheadIsThatOfTheDump", "TestCopyAhead_mayBeKilled",
+	{"nomad-driver/sandbox", "TestRestore_isAsHardAsACreate|TestCheckpoint_memoryCopied|TestCheckpoint_withoutAFolder|TestCopyAhead", []string{
+		"TestRestore_isAsHardAsACreate", "TestCheckpoint_memoryCopiedAheadIsThatOfTheDump", "TestCheckpoint_memoryCopiedBesideIsThatOfTheDump",
+		"TestCheckpoint_withoutAFolderForTheCopy", "TestCopyAhead_mayBeKilled",
 	}},
 }
 

@@ -76,6 +76,17 @@ func TestAgents_startServeAndLeaveNothing(t *testing.T) {
 	}
 }
 
+// Vault takes a port that no configuration names. One that was given to somebody else would end one of the two.
+func TestVault_hasTheNextPortToo(t *testing.T) {
+	v := agenttest.Vault(t, agent.VaultConfig{})
+	conn, err := net.Dial("tcp", agent.Address(v.Config.HTTP+1))
+	must.NoError(t, err)
+	must.NoError(t, conn.Close())
+	ports, err := agent.FreePorts(50)
+	must.NoError(t, err)
+	must.SliceNotContains(t, ports, v.Config.HTTP+1)
+}
+
 func TestNomad_keepsItsNodeID(t *testing.T) {
 	dir := t.TempDir()
 	const id = "0f0f0f0f-1111-2222-3333-444444444444"

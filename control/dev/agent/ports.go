@@ -56,6 +56,20 @@ func FreePorts(n int) ([]int, error) {
 	return nil, fmt.Errorf("find %d free ports from %d to %d: %w", n, firstPort, lastPort, last)
 }
 
+// freePair returns the first of two free ports that follow each other.
+func freePair() (int, error) {
+	for range lastPort - firstPort {
+		two, err := FreePorts(2)
+		if err != nil {
+			return 0, err
+		}
+		if two[1] == two[0]+1 {
+			return two[0], nil
+		}
+	}
+	return 0, errors.New("find two free ports that follow each other: there are none")
+}
+
 // try reports why a port cannot be listened on.
 func try(port int) error {
 	l, err := net.Listen("tcp", Address(port))

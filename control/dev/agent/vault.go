@@ -17,7 +17,7 @@ type Vault struct {
 type VaultConfig struct {
 	Binary    string
 	Dir       string // for its log
-	HTTP      int    // 0: a free port
+	HTTP      int    // 0: a free port; the next one is taken too, for other servers of Vault, of which there are none
 	RootToken string // empty: a random one
 	// PluginDir is a folder, reached through no symbolic link, whose programs are registered as plugins. Empty: none.
 	PluginDir string
@@ -29,8 +29,11 @@ func (c VaultConfig) Address() string { return "http://" + Address(c.HTTP) }
 // StartVault runs Vault and waits until it is unsealed. Its root token is passed in the environment, where other users of
 // the machine do not see it. Vault writes it into its log too, which only its owner can read.
 func StartVault(ctx context.Context, cfg VaultConfig) (*Vault, error) {
-	if err := fill(&cfg.HTTP); err != nil {
-		return nil, err
+	if cfg.HTTP == 0 {
+		var err error
+		if cfg.HTTP, err = freePair(); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.RootToken == "" {
 		cfg.RootToken = "dev-" + rand.Text()
