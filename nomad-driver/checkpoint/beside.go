@@ -102,6 +102,9 @@ func (e *Engine) copyBeside(ctx context.Context, pids []int, dir string, room *R
 // errKernelWrites says that the kernel may write to a process's memory though it is frozen.
 var errKernelWrites = errors.New("it has asynchronous input and output")
 
+// maxCode is how many first pages of code are read of each process.
+const maxCode = 16
+
 // plan returns which pages of a frozen process CRIU will want, by address.
 func (e *Engine) plan(p *aheadPart) ([]pageRun, error) {
 	if e.ahead == nil { // what is not written to from here on is as it is copied
@@ -134,8 +137,7 @@ func (e *Engine) plan(p *aheadPart) ([]pageRun, error) {
 			continue
 		}
 		// CRIU calls the kernel from the first page that holds code: it writes there and puts back what was there, which makes that page one of the process's
-		// own if it was not yet. So it is among the pages that CRIU will want, and what is in it is read before CRIU comes. For all first pages of code that holds
-		// the same, whichever CRIU chooses.
+		// own if it was not yet. So it is among the pages that CRIU will want, and what is in it is read before CRIU comes; and in those after it, should CRIU pass some over.
 		var at uint64
 		if _, err := fmt.Sscanf(f[0], "%x-", &at); err != nil {
 			return nil, fmt.Errorf("mapping %.100q: %w", lines.Text(), err)
@@ -153,7 +155,7 @@ func (e *Engine) plan(p *aheadPart) ([]pageRun, error) {
 			pages, own = slices.Insert(pages, i, pageRun{at: at, pages: 1, flags: pagePresent}), true
 		}
 		first = false
-		if own {
+		if own && len(p.code) < maxCode {
 			page := make([]byte, pageSize)
 			if _, err := m.data.ReadAt(page, int64(at)); err != nil {
 				return nil, err
@@ -229,11 +231,14 @@ func (p *aheadPart) place() error {
 	}
 	for _, r := range runs {
 		from := r.at
-		for _, d := range dropped {
-			if d.from < r.end() && d.to > from {
-				add(r, from, d.from)
-				from = d.to
+		for len(dropped) > 0 && dropped[0].from < r.end() {
+			d := dropped[0]
+			add(r, from, d.from)
+			from = max(from, d.to)
+			if d.to > r.end() {
+				break // there may be more of it in the next run
 			}
+			dropped = dropped[1:]
 		}
 		add(r, from, r.end())
 	}

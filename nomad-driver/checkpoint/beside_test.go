@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
@@ -137,6 +139,44 @@ func TestPlace_leavesOutWhatTheKernelMayDrop(t *testing.T) {
 	}
 	must.Positive(t, len(p.runs))
 	must.Less(t, 24*pageSize, p.size)
+}
+
+func TestPlace_cutsRunsWhereTheyHaveToBe(t *testing.T) {
+	const mapDroppable = 0x08 // since Linux 6.11
+	// Two mappings that the kernel may drop, of two pages each, with two pages of others around them.
+	b, err := unix.Mmap(-1, 0, 10*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
+	must.NoError(t, err)
+	defer func() { must.NoError(t, unix.Munmap(b)) }()
+	at := address(b)
+	for _, page := range []uint64{2, 6} {
+		if _, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&b[page*pageSize]), 2*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable|unix.MAP_FIXED); err != nil {
+			t.Skip("this kernel has no MAP_DROPPABLE: ", err)
+		}
+	}
+	for _, tc := range []struct {
+		name string
+		runs [][2]uint64 // first page and number
+		want string
+	}{
+		{"one run over all", [][2]uint64{{0, 10}}, "0+2@0 4+2@2 8+2@4"},
+		{"each page is a run", [][2]uint64{{0, 1}, {1, 1}, {2, 1}, {3, 1}, {4, 1}, {5, 1}, {6, 1}, {7, 1}, {8, 1}, {9, 1}}, "0+1@0 1+1@1 4+1@2 5+1@3 8+1@4 9+1@5"},
+		{"runs end within", [][2]uint64{{1, 2}, {3, 4}, {7, 2}}, "1+1@0 4+2@1 8+1@3"},
+		{"nothing of them", [][2]uint64{{0, 2}, {4, 2}, {8, 2}}, "0+2@0 4+2@2 8+2@4"},
+		{"nothing else", [][2]uint64{{2, 2}, {6, 2}}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &aheadPart{process: process{PID: os.Getpid()}}
+			for _, r := range tc.runs {
+				p.runs = append(p.runs, pageRun{at: at + r[0]*pageSize, pages: r[1], flags: pagePresent})
+			}
+			must.NoError(t, p.place())
+			var got []string
+			for _, r := range p.runs {
+				got = append(got, fmt.Sprintf("%d+%d@%d", (r.at-at)/pageSize, r.pages, r.off/pageSize))
+			}
+			must.Eq(t, tc.want, strings.Join(got, " "))
+		})
+	}
 }
 
 // Memory that its process may not read itself is read all the same, among other memory and in order.
