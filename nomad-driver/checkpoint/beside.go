@@ -142,15 +142,8 @@ func (e *Engine) plan(p *aheadPart) ([]pageRun, error) {
 		if _, err := fmt.Sscanf(f[0], "%x-", &at); err != nil {
 			return nil, fmt.Errorf("mapping %.100q: %w", lines.Text(), err)
 		}
-		i, own := slices.BinarySearchFunc(pages, at, func(r pageRun, at uint64) int {
-			switch {
-			case r.end() <= at:
-				return -1
-			case r.at > at:
-				return 1
-			}
-			return 0
-		})
+		i := runBehind(pages, at)
+		own := i < len(pages) && pages[i].at <= at
 		if first && !own && f[1][3] == 'p' {
 			pages, own = slices.Insert(pages, i, pageRun{at: at, pages: 1, flags: pagePresent}), true
 		}
@@ -379,13 +372,8 @@ func (p *aheadPart) write() error {
 // putCode writes the pages that CRIU may have had its own code in while they were copied.
 func (p *aheadPart) putCode() error {
 	for at, page := range p.code {
-		i, _ := slices.BinarySearchFunc(p.runs, at, func(r pageRun, at uint64) int {
-			if r.end() <= at {
-				return -1
-			}
-			return 1
-		})
-		if _, err := p.pages.WriteAt(page, int64(p.runs[i].off+at-p.runs[i].at)); err != nil {
+		r := p.runs[runBehind(p.runs, at)]
+		if _, err := p.pages.WriteAt(page, int64(r.off+at-r.at)); err != nil {
 			return err
 		}
 	}

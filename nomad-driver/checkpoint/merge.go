@@ -181,13 +181,18 @@ func (p *aheadPart) cover(pm *pagemap, own *os.File) ([]pageRun, error) {
 
 // within returns what was copied of a run.
 func (p *aheadPart) within(r pageRun) []pageRun {
-	i, _ := slices.BinarySearchFunc(p.runs, r.at, func(c pageRun, at uint64) int {
-		if c.end() <= at {
+	return intersect(p.runs[runBehind(p.runs, r.at):], []pageRun{r})
+}
+
+// runBehind returns which of rs, which are by address, is the first that ends behind an address.
+func runBehind(rs []pageRun, at uint64) int {
+	i, _ := slices.BinarySearchFunc(rs, at, func(r pageRun, at uint64) int {
+		if r.end() <= at {
 			return -1
 		}
 		return 1
 	})
-	return intersect(p.runs[i:], []pageRun{r})
+	return i
 }
 
 // suffices returns an error where the images of a dump lack a page that was not copied.
