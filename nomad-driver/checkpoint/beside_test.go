@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -116,13 +117,25 @@ func inode(t *testing.T, path string) uint64 {
 	return fi.Sys().(*syscall.Stat_t).Ino
 }
 
-// What the kernel may drop at any time is found, and left out with the rest of its pages in order.
-func TestPlace_leavesOutWhatTheKernelMayDrop(t *testing.T) {
-	const mapDroppable = 0x08 // since Linux 6.11
-	b, err := unix.Mmap(-1, 0, 16*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable)
-	if err != nil {
+// mapDroppable is MAP_DROPPABLE: memory that the kernel may drop at any time.
+const mapDroppable = 0x08
+
+// needsDroppable skips a test where the kernel refuses such memory as one that does not know it does, which is before Linux 6.11.
+func needsDroppable(t *testing.T) {
+	t.Helper()
+	b, err := unix.Mmap(-1, 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable)
+	if errors.Is(err, unix.EINVAL) {
 		t.Skip("this kernel has no MAP_DROPPABLE: ", err)
 	}
+	must.NoError(t, err)
+	must.NoError(t, unix.Munmap(b))
+}
+
+// What the kernel may drop at any time is found, and left out with the rest of its pages in order.
+func TestPlace_leavesOutWhatTheKernelMayDrop(t *testing.T) {
+	needsDroppable(t)
+	b, err := unix.Mmap(-1, 0, 16*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable)
+	must.NoError(t, err)
 	defer func() { must.NoError(t, unix.Munmap(b)) }()
 	at := address(b)
 	spans, err := droppable(os.Getpid())
@@ -142,16 +155,15 @@ func TestPlace_leavesOutWhatTheKernelMayDrop(t *testing.T) {
 }
 
 func TestPlace_cutsRunsWhereTheyHaveToBe(t *testing.T) {
-	const mapDroppable = 0x08 // since Linux 6.11
+	needsDroppable(t)
 	// Two mappings that the kernel may drop, of two pages each, with two pages of others around them.
 	b, err := unix.Mmap(-1, 0, 10*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
 	must.NoError(t, err)
 	defer func() { must.NoError(t, unix.Munmap(b)) }()
 	at := address(b)
 	for _, page := range []uint64{2, 6} {
-		if _, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&b[page*pageSize]), 2*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable|unix.MAP_FIXED); err != nil {
-			t.Skip("this kernel has no MAP_DROPPABLE: ", err)
-		}
+		_, err := unix.MmapPtr(-1, 0, unsafe.Pointer(&b[page*pageSize]), 2*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|mapDroppable|unix.MAP_FIXED)
+		must.NoError(t, err)
 	}
 	for _, tc := range []struct {
 		name string
