@@ -38,6 +38,7 @@ type Engine struct {
 	// dumpKerndat is what a CRIU that is to dump knows of the kernel: where beside is nil, more than is so.
 	dumpKerndat []byte
 	room        atomic.Int64 // bytes of all rooms
+	spare       spare
 }
 
 // Open looks for CRIU: at path, or where that is empty on PATH.

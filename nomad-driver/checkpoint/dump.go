@@ -104,7 +104,7 @@ func (e *Engine) StartDump(ctx context.Context, started func(p *os.Process) erro
 	if err != nil {
 		return nil, err
 	}
-	up(ctx, w.pid()) // else Dump waits that much longer
+	up(ctx, w.pid(), firstFile) // else Dump waits that much longer
 	return &Dumper{engine: e, worker: w, started: started}, nil
 }
 

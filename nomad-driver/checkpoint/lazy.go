@@ -62,7 +62,7 @@ type Lazy struct {
 // Lazy says why memory always comes at once; nil: it need not.
 func (e *Engine) Lazy() error { return e.lazy }
 
-// Prepare makes what the page server keeps, so that Serve need not. The server is to be ended if anything goes wrong after it.
+// Prepare starts the page server, which waits for Serve: its start takes longer than all that it is told then. It is to be ended if anything goes wrong after that.
 func (l *Lazy) Prepare(init string) (*Pages, error) {
 	var files []string
 	for _, name := range l.thin.files {
@@ -72,10 +72,13 @@ func (l *Lazy) Prepare(init string) (*Pages, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLazy, err)
 	}
+	if err := p.ready(len(l.thin.late)); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrLazy, err), p.Close())
+	}
 	return p, nil
 }
 
-// Serve starts the page server for a restored tree that is frozen, and has not run. It is frozen then too.
+// Serve has the page server begin for a restored tree that is frozen, and has not run. It is frozen then too.
 func (l *Lazy) Serve(ctx context.Context, group Freezer, p *Pages) (err error) {
 	defer func() {
 		if err != nil {

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,8 +49,8 @@ type Pages struct {
 
 	mu     sync.Mutex // held over a start and an end
 	note   note
-	reaped chan struct{} // closed when the server that this process has started has ended and is reaped; nil: it has started none
-	over   bool          // none is started any more
+	server *server // that this process has started; nil: it has started none
+	over   bool    // none is started any more
 }
 
 // process is a process that must not be taken for another one with its number.
@@ -80,11 +82,25 @@ func newPages(init, dir string, files []string) (*Pages, error) {
 	return p, nil
 }
 
-// begin starts the server. fds are the userfaultfds of the spaces.
+// firstSpace is the number of the first userfaultfd in the server.
+func (p *Pages) firstSpace() int { return pager.StateFD + 1 + len(p.note.Files) }
+
+// ready starts a server for that many userfaultfds, which waits for them. It may be that it never gets them.
+func (p *Pages) ready(spaces int) error {
+	var numbers []int
+	for i := range spaces {
+		numbers = append(numbers, p.firstSpace()+i)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.start(numbers)
+}
+
+// begin has the server begin that ready has started. fds are the userfaultfds of the spaces.
 func (p *Pages) begin(ctx context.Context, fds []int, spaces []pager.Space, first []pager.First, watch time.Duration) error {
 	at := map[int]int{}
 	for i := range spaces {
-		spaces[i].FD = pager.StateFD + 1 + len(p.note.Files) + i
+		spaces[i].FD = p.firstSpace() + i
 		at[spaces[i].FD] = fds[i]
 	}
 	if err := p.state.Fill(spaces, first); err != nil {
@@ -95,11 +111,19 @@ func (p *Pages) begin(ctx context.Context, fds []int, spaces []pager.Space, firs
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.start(ctx, at)
+	return p.handOver(ctx, at)
 }
 
-// start starts a server that has these descriptors at these numbers. p.mu is held.
-func (p *Pages) start(ctx context.Context, at map[int]int) (err error) {
+// server is one that was started by this process.
+type server struct {
+	process *os.Process
+	socket  *os.File // to hand over; nil: it was done
+	says    *os.File
+	reaped  chan struct{} // closed when it has ended and is reaped
+}
+
+// start starts a server that will have userfaultfds at these numbers. p.mu is held.
+func (p *Pages) start(numbers []int) (err error) {
 	var opened []*os.File
 	defer func() {
 		for _, f := range opened {
@@ -129,59 +153,78 @@ func (p *Pages) start(ctx context.Context, at map[int]int) (err error) {
 		}
 		extra = append(extra, f)
 	}
-	for n, fd := range at {
-		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return err
-		}
-		f := os.NewFile(uintptr(dup), "userfaultfd")
-		opened = append(opened, f)
+	for _, n := range numbers {
 		for len(extra) <= n-pager.StateFD {
 			extra = append(extra, nil)
 		}
-		extra[n-pager.StateFD] = f
+		extra[n-pager.StateFD] = state // it keeps the place
 	}
+	sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make socket for the page server: %w", err)
+	}
+	socket, theirs := os.NewFile(uintptr(sp[0]), "page server"), os.NewFile(uintptr(sp[1]), "page server")
+	opened = append(opened, theirs)
 	cmd := exec.Command(p.init, PagesArg)
-	cmd.Dir, cmd.Env, cmd.ExtraFiles, cmd.Stderr = "/", []string{"GOMAXPROCS=1"}, extra, log
+	cmd.Dir, cmd.Env, cmd.Stdin, cmd.ExtraFiles, cmd.Stderr = "/", []string{"GOMAXPROCS=1"}, theirs, extra, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := cmd.StdinPipe()
+	says, told, err := os.Pipe()
 	if err != nil {
-		return err
+		return errors.Join(err, socket.Close())
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return errors.Join(err, in.Close())
-	}
+	cmd.Stdout = told
+	opened = append(opened, told)
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start page server: %w", err)
+		return errors.Join(fmt.Errorf("start page server: %w", err), socket.Close(), says.Close())
 	}
-	reaped := make(chan struct{})
-	p.reaped = reaped
+	s := &server{process: cmd.Process, socket: socket, says: says, reaped: make(chan struct{})}
+	p.server = s
+	go func() { // ends with the server
+		defer close(s.reaped)
+		_ = cmd.Wait() // what it has done is in the state
+	}()
+	if p.note.Server, err = identify(cmd.Process.Pid); err != nil {
+		_ = cmd.Process.Kill()
+		return errors.Join(err, s.close())
+	}
+	return nil
+}
+
+// close lets go of what it is told and says by.
+func (s *server) close() error {
+	if s.socket == nil {
+		return nil
+	}
+	err := errors.Join(s.socket.Close(), s.says.Close())
+	s.socket, s.says = nil, nil
+	return err
+}
+
+// handOver gives the server that was started last its userfaultfds, by their numbers, and has it begin. p.mu is held.
+func (p *Pages) handOver(ctx context.Context, at map[int]int) (err error) {
+	s := p.server
+	if s == nil || s.socket == nil {
+		return errors.New("no page server waits")
+	}
 	defer func() {
 		if err != nil {
-			_ = cmd.Process.Kill() // also one that no note names
+			_ = s.process.Kill() // also one that no note names
 		}
-		go func() { // ends with the server
-			defer close(reaped)
-			_ = cmd.Wait() // what it has done is in the state
-		}()
+		err = errors.Join(err, s.close())
 	}()
-	kill := time.AfterFunc(pagesStart, func() { _ = cmd.Process.Kill() })
+	kill := time.AfterFunc(pagesStart, func() { _ = s.process.Kill() })
 	defer kill.Stop()
-	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	stop := context.AfterFunc(ctx, func() { _ = s.process.Kill() })
 	defer stop()
 	// It begins when whoever comes after this process can know of it; where this process ends before, it does too.
-	if p.note.Server, err = identify(cmd.Process.Pid); err != nil {
-		return err
-	}
 	if err := p.write(); err != nil {
 		return err
 	}
-	if _, err := in.Write([]byte{1}); err != nil {
-		return fmt.Errorf("start page server: %w", err)
+	if err := pager.HandOver(int(s.socket.Fd()), at); err != nil {
+		return fmt.Errorf("%w: %s", err, p.lastWords())
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err = errors.Join(err, in.Close()); err != nil {
+	line, err := bufio.NewReader(s.says).ReadString('\n')
+	if err != nil {
 		return fmt.Errorf("page server does not begin: %w: %s", err, p.lastWords())
 	}
 	var keeper int
@@ -270,17 +313,17 @@ func (p *Pages) Wait(ctx context.Context) error {
 // ended waits for the server to end.
 func (p *Pages) ended(ctx context.Context) error {
 	p.mu.Lock()
-	server, reaped := p.note.Server, p.reaped
+	named, own := p.note.Server, p.server
 	p.mu.Unlock()
-	if reaped != nil {
+	if own != nil {
 		select {
-		case <-reaped:
+		case <-own.reaped:
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-	fd, err := server.open()
+	fd, err := named.open()
 	if err != nil || fd == nil {
 		return err
 	}
@@ -323,7 +366,10 @@ func (p *Pages) takeOver(ctx context.Context) error {
 	if hasEnded(keeper) { // what it has not given is gone
 		return errors.New("its keeper has ended meanwhile")
 	}
-	if err := p.start(ctx, at); err != nil {
+	if err := p.start(slices.Collect(maps.Keys(at))); err != nil {
+		return err
+	}
+	if err := p.handOver(ctx, at); err != nil {
 		return err
 	}
 	return old.kill()
@@ -338,8 +384,9 @@ func (p *Pages) End() error {
 	defer p.mu.Unlock()
 	p.over = true
 	err := p.note.Server.kill()
-	if p.reaped != nil {
-		<-p.reaped
+	if p.server != nil {
+		<-p.server.reaped
+		err = errors.Join(err, p.server.close())
 	}
 	return errors.Join(err, p.note.Keeper.kill())
 }

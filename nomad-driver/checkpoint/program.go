@@ -49,14 +49,14 @@ const (
 // waiting returns how a worker that has been started, and asked nothing yet, could be started directly, once it waits to be asked. Empty: it
 // cannot be told.
 func waiting(ctx context.Context, pid int) program {
-	if !up(ctx, pid) {
+	if !up(ctx, pid, firstFile) {
 		return program{}
 	}
 	return running(pid)
 }
 
-// up returns when a worker that was handed nothing but its socket waits to be asked. False: it cannot be told.
-func up(ctx context.Context, pid int) bool {
+// up returns when a worker whose socket has that number waits to be asked. False: it cannot be told.
+func up(ctx context.Context, pid, socket int) bool {
 	ctx, cancel := context.WithTimeout(ctx, upTimeout)
 	defer cancel()
 	tick := time.NewTicker(upEvery)
@@ -68,7 +68,7 @@ func up(ctx context.Context, pid int) bool {
 		}
 		var call int
 		var fd uint64
-		if _, err := fmt.Sscanf(string(b), "%d 0x%x", &call, &fd); err == nil && fd == firstFile && (call == unix.SYS_RECVMSG || call == unix.SYS_RECVFROM) {
+		if _, err := fmt.Sscanf(string(b), "%d 0x%x", &call, &fd); err == nil && fd == uint64(socket) && (call == unix.SYS_RECVMSG || call == unix.SYS_RECVFROM) {
 			return true
 		}
 		select {

@@ -34,7 +34,8 @@ type RestorePlace struct {
 type Restorer struct {
 	worker *worker
 	dead   *deadman
-	rules  int // CRIU's descriptor of them; 0: there are none
+	rules  int           // CRIU's descriptor of them; 0: there are none
+	ended  chan struct{} // closed when one that has answered has ended; nil: there was none
 }
 
 // StartRestore starts a CRIU.
@@ -49,24 +50,31 @@ func (e *Engine) StartRestore(at RestorePlace) (*Restorer, error) {
 		r.rules = firstFile + len(files)
 		files = append(files, at.Rules)
 	}
-	// What CRIU restores takes its control group namespace and its keyring from the thread that starts it.
-	thread := func() error {
+	files = append(files, dead.write)
+	defer e.spare.standByAgain()
+	if r.worker = e.takeSpare(at.Cgroup, files); r.worker != nil {
+		r.worker.note(at.Started)
+	} else if r.worker, err = e.start(place{files: files, thread: func() error {
+		// What CRIU restores takes its control group namespace and its keyring from the thread that starts it.
 		if err := unix.Setns(int(at.Cgroup.Fd()), unix.CLONE_NEWCGROUP); err != nil {
 			return fmt.Errorf("enter the control group namespace: %w", err)
 		}
-		// An anonymous session keyring instead of the node's. A kernel without keys has nothing to leave.
-		if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
-			return fmt.Errorf("join keyring: %w", err)
-		}
-		return nil
-	}
-	if r.worker, err = e.start(place{files: append(files, dead.write), thread: thread, started: at.Started}); err != nil {
+		return joinKeyring()
+	}, started: at.Started}); err != nil {
 		return nil, errors.Join(err, dead.Close())
 	}
 	if err := dead.handedOver(); err != nil {
 		return nil, errors.Join(err, r.End())
 	}
 	return r, nil
+}
+
+// joinKeyring gives this thread an anonymous session keyring instead of the node's. A kernel without keys has nothing to leave.
+func joinKeyring() error {
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("join keyring: %w", err)
+	}
+	return nil
 }
 
 // End ends one that is not to restore any more.
@@ -82,7 +90,7 @@ type RestoreOptions struct {
 	Work   string // folder for the log
 	// Outside is the folder of the mounts that come from outside, by the words of their sources.
 	Outside string
-	// Mounts puts the new root where Root is. It runs in a mount namespace that ends with CRIU.
+	// Mounts puts the new root where Root is, and makes Outside. It runs in a mount namespace that ends with CRIU.
 	Mounts func() error
 	Root   string
 	// Ready is called when the root is still alone and has its mounts: what Born has begun must be there when it returns.
@@ -98,7 +106,14 @@ type RestoreOptions struct {
 	Complete func(pid int) error
 }
 
-// Restore brings a dump back. The root is a child of this process: where an error comes with a pid, that is to be killed and waited for.
+// Await returns when a CRIU that has restored has ended: of what it has made it needs nothing any more, but it has to take its own things down. Restore has been called.
+func (r *Restorer) Await() {
+	if r.ended != nil {
+		<-r.ended
+	}
+}
+
+// Restore brings a dump back. The root is a child of this process: where an error comes with a pid, that is to be killed and waited for. CRIU may still be ending then: see Await.
 func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err error) {
 	asked := false
 	defer func() {
@@ -112,8 +127,25 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, work.Close()) }()
+	images := o.Images.dir
+	if err := r.worker.inside(func() (err error) {
+		// One that stood ready has followed the machine's mounts until here.
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("make mounts private: %w", err)
+		}
+		if err := o.Mounts(); err != nil || o.Images.lazy == nil {
+			return err
+		}
+		images, err = o.Images.lay(o.Outside)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	if o.Images.lazy != nil {
+		defer func() { err = errors.Join(err, images.Close()) }()
+	}
 	opts := &rpc.CriuOpts{
-		ImagesDirFd:       proto.Int32(int32(o.Images.dir.Fd())),
+		ImagesDirFd:       proto.Int32(int32(images.Fd())),
 		WorkDirFd:         proto.Int32(int32(work.Fd())),
 		LogLevel:          proto.Int32(2),
 		LogFile:           proto.String(restoreLog),
@@ -141,9 +173,6 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 		}
 		opts.External = append(opts.External, fmt.Sprintf("mnt[%s]:%s", m.key(), path))
 	}
-	if err := r.worker.inside(o.Mounts); err != nil {
-		return 0, err
-	}
 	notify := func(script string, p int) error {
 		switch script {
 		case "setup-namespaces":
@@ -169,13 +198,19 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 		return nil
 	}
 	asked = true
-	resp, err := r.worker.ask(ctx, request{typ: rpc.CriuReqType_RESTORE, opts: opts, notify: notify})
-	if err != nil && pid == 0 {
-		err = errors.Join(err, endOrphans(r.worker.pid()))
-	}
+	resp, err := r.worker.hear(ctx, request{typ: rpc.CriuReqType_RESTORE, opts: opts, notify: notify})
 	if err != nil {
+		r.worker.end()
+		if pid == 0 {
+			err = errors.Join(err, endOrphans(r.worker.pid()))
+		}
 		return pid, withLog(err, filepath.Join(o.Work, restoreLog))
 	}
+	r.ended = make(chan struct{})
+	go func() { // until Await
+		defer close(r.ended)
+		r.worker.letEnd()
+	}()
 	if got := int(resp.GetRestore().GetPid()); got != pid {
 		return pid, fmt.Errorf("criu restored process %d and told of %d", got, pid)
 	}
@@ -184,8 +219,9 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 
 // Images are those of a dump, as CRIU is to read them.
 type Images struct {
-	dir  *os.File
-	lazy *Lazy // what they lack; nil: nothing
+	dir  *os.File // their folder; where lazy is set, a mount of it that is mounted nowhere
+	lazy *Lazy    // what they lack; nil: nothing
+	over *os.File // a mount of the images that are thin, where lazy is set
 }
 
 // OpenImages readies the images in a folder for a restore where base is the host id that is to be id 0. With lazy they lack what can come later, if that pays; an
@@ -206,11 +242,15 @@ func (e *Engine) OpenImages(d Dump, dir string, base uint32, lazy *LazyOptions) 
 			return nil, fmt.Errorf("%w: %w", ErrLazy, err)
 		}
 		if t != nil {
-			thin, err := t.open(dir)
+			over, err := t.open(dir)
 			if err != nil {
 				return nil, fmt.Errorf("%w: %w", ErrLazy, err)
 			}
-			return &Images{dir: thin, lazy: &Lazy{o: *lazy, images: dir, thin: t}}, nil
+			fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("%w: mount %s: %w", ErrLazy, dir, err), over.Close())
+			}
+			return &Images{dir: os.NewFile(uintptr(fd), dir), over: over, lazy: &Lazy{o: *lazy, images: dir, thin: t}}, nil
 		}
 	}
 	f, err := openDir(dir)
@@ -224,7 +264,12 @@ func (e *Engine) OpenImages(d Dump, dir string, base uint32, lazy *LazyOptions) 
 func (i *Images) Lazy() *Lazy { return i.lazy }
 
 // Close lets go of them.
-func (i *Images) Close() error { return i.dir.Close() }
+func (i *Images) Close() error {
+	if i.over != nil {
+		return errors.Join(i.dir.Close(), i.over.Close())
+	}
+	return i.dir.Close()
+}
 
 // readable lets everybody read the images who reaches them: processes under restoration read theirs, with the sandbox's ids. They
 // have the folder as a descriptor; who else may go there is a matter of the folders above.

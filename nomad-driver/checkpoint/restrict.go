@@ -79,12 +79,18 @@ func traced(pid int, f func(tracee) error) (err error) {
 
 // call lets the stopped process make a system call in place of its next one, which it will make when it goes on.
 func (t tracee) call(number uint64, args ...uint64) error {
+	_, err := t.result(number, args...)
+	return err
+}
+
+// result is call, and returns what the system call has returned.
+func (t tracee) result(number uint64, args ...uint64) (uint64, error) {
 	if err := t.toCall(); err != nil {
-		return err
+		return 0, err
 	}
 	var own unix.PtraceRegs
 	if err := unix.PtraceGetRegs(t.pid, &own); err != nil {
-		return err
+		return 0, err
 	}
 	regs := own
 	regs.Orig_rax, regs.Rdi, regs.Rsi, regs.Rdx, regs.R10 = number, 0, 0, 0, 0
@@ -92,22 +98,22 @@ func (t tracee) call(number uint64, args ...uint64) error {
 		*r = args[i]
 	}
 	if err := unix.PtraceSetRegs(t.pid, &regs); err != nil {
-		return err
+		return 0, err
 	}
 	if err := t.toCall(); err != nil { // its end
-		return err
+		return 0, err
 	}
 	if err := unix.PtraceGetRegs(t.pid, &regs); err != nil {
-		return err
+		return 0, err
 	}
 	own.Rip, own.Rax = own.Rip-syscallSize, own.Orig_rax
 	if err := unix.PtraceSetRegs(t.pid, &own); err != nil {
-		return err
+		return 0, err
 	}
 	if r := int64(regs.Rax); r < 0 {
-		return syscall.Errno(-r)
+		return 0, syscall.Errno(-r)
 	}
-	return nil
+	return regs.Rax, nil
 }
 
 // toCall lets the stopped process go on to the beginning or end of a system call. What it gets of signals meanwhile is what the stops of the

@@ -100,6 +100,7 @@ type worker struct {
 	unwatch func()
 	// noted gets what started returned, once; nil: there is nothing to wait for.
 	noted <-chan error
+	slots int // descriptors from firstFile on that give may set
 }
 
 // start starts a CRIU.
@@ -133,12 +134,29 @@ func (e *Engine) start(at place) (_ *worker, err error) {
 	}
 	// In the middle of its work it must not be what the kernel ends for want of memory.
 	_ = os.WriteFile("/proc/"+strconv.Itoa(w.pid())+"/oom_score_adj", []byte("-1000"), 0)
-	if at.started != nil {
-		noted := make(chan error, 1)
-		w.noted = noted
-		go func() { noted <- at.started(w.cmd.Process) }() // while it comes up
-	}
+	w.note(at.started)
 	return w, nil
+}
+
+// note calls started, where it is set, while the worker comes up.
+func (w *worker) note(started func(*os.Process) error) {
+	if started == nil {
+		return
+	}
+	noted := make(chan error, 1)
+	w.noted = noted
+	go func() { noted <- started(w.cmd.Process) }()
+}
+
+// hasEnded reports whether it has ended, which reap has not seen yet.
+func (w *worker) hasEnded() bool {
+	fd, err := unix.PidfdOpen(w.pid(), unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return true
+	}
+	ended := readableNow(uintptr(fd))
+	_ = unix.Close(fd)
+	return ended
 }
 
 // awaitNoted waits for started.
@@ -190,16 +208,18 @@ func (w *worker) reap() {
 }
 
 // ask has the worker do what it was started for, and returns its answer when it has ended. When ctx ends it is killed.
-func (w *worker) ask(ctx context.Context, r request) (_ *rpc.CriuResp, err error) {
-	defer func() {
-		if err != nil {
-			w.end()
-			return
-		}
-		kill := time.AfterFunc(criuEnd, func() { _ = w.cmd.Process.Kill() })
-		defer kill.Stop()
-		w.reap()
-	}()
+func (w *worker) ask(ctx context.Context, r request) (*rpc.CriuResp, error) {
+	resp, err := w.hear(ctx, r)
+	if err != nil {
+		w.end()
+		return nil, err
+	}
+	w.letEnd()
+	return resp, nil
+}
+
+// hear has the worker do what it was started for, and returns its answer, while it may still be ending: letEnd has to be called, or end.
+func (w *worker) hear(ctx context.Context, r request) (*rpc.CriuResp, error) {
 	if err := w.awaitNoted(); err != nil {
 		return nil, err
 	}
@@ -213,6 +233,13 @@ func (w *worker) ask(ctx context.Context, r request) (_ *rpc.CriuResp, err error
 		err = ctx.Err()
 	}
 	return resp, err
+}
+
+// letEnd waits for the end of one that has answered.
+func (w *worker) letEnd() {
+	kill := time.AfterFunc(criuEnd, func() { _ = w.cmd.Process.Kill() })
+	defer kill.Stop()
+	w.reap()
 }
 
 // prepare is what the thread does that CRIU is started from: with what is known of the kernel it has a /run of its own. Nil: any thread will do.

@@ -44,7 +44,7 @@ const LazyMapping = 1 << 20
 // maxPieces is how many pieces of memory may come later at most: programs cut them into more.
 const maxPieces = 1 << 12
 
-// maxThin bounds, in bytes, what is left of images without what comes later: it is copied to memory.
+// maxThin bounds, in bytes, what is left of thin images: it is copied to memory.
 const maxThin = 128 << 20
 
 // late is what one process gets later.
@@ -87,6 +87,16 @@ type pagemap struct {
 	head  []byte // with its magic
 	pages uint64 // the number of the image of pages
 	runs  []pageRun
+}
+
+// bytes is how many the image of pages has for it.
+func (p *pagemap) bytes() (sum uint64) {
+	for _, r := range p.runs {
+		if r.flags&pagePresent != 0 {
+			sum += r.pages * pageSize
+		}
+	}
+	return sum
 }
 
 // readPagemap reads the image of one process.
@@ -255,8 +265,9 @@ func planThin(images string, least int64) (*thin, error) {
 		}
 	}
 	t := &thin{stopped: stopped}
+	left := int64(0) // of those that get some later, what comes at once
 	for pid, mappings := range own {
-		pm, err := readPagemap(filepath.Join(images, fmt.Sprintf("pagemap-%d.img", pid)))
+		pm, err := readPagemap(filepath.Join(images, pagemapName(pid)))
 		if err != nil {
 			return nil, err
 		}
@@ -280,23 +291,21 @@ func planThin(images string, least int64) (*thin, error) {
 		if len(l.ranges) > 0 {
 			t.late = append(t.late, l)
 			t.files = append(t.files, fmt.Sprintf("pages-%d.img", pm.pages))
+			left += int64(pm.bytes())
 		}
 	}
-	whole, err := folderBytes(images)
-	if err != nil {
-		return nil, err
-	}
+	left -= t.bytes
 	pieces := 0
 	for _, l := range t.late {
 		pieces += len(l.ranges)
 	}
-	if t.bytes == 0 || t.bytes < least || pieces > maxPieces || whole-t.bytes > maxThin {
+	if t.bytes == 0 || t.bytes < least || pieces > maxPieces || left > maxThin {
 		return nil, nil
 	}
 	return t, nil
 }
 
-// open makes the thin images, in a file system in memory that is mounted nowhere and ends with the folder that is returned, and with CRIU.
+// open makes the images that are thin, and no others, in a file system in memory that is mounted nowhere and ends with the folder that is returned.
 func (t *thin) open(images string) (_ *os.File, err error) {
 	ctx, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -316,31 +325,47 @@ func (t *thin) open(images string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("mount tmpfs: %w", err)
 	}
 	to := os.NewFile(uintptr(fd), "images")
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, to.Close())
-		}
-	}()
-	own := map[string]bool{}
 	for i, l := range t.late {
-		own[t.files[i]], own[fmt.Sprintf("pagemap-%d.img", l.pid)] = true, true
 		if err := l.write(images, to, t.files[i]); err != nil {
-			return nil, fmt.Errorf("thin images of process %d: %w", l.pid, err)
-		}
-	}
-	entries, err := os.ReadDir(images)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range entries {
-		if own[e.Name()] {
-			continue
-		}
-		if err := copyImage(filepath.Join(images, e.Name()), to, e.Name()); err != nil {
-			return nil, err
+			return nil, errors.Join(fmt.Errorf("thin images of process %d: %w", l.pid, err), to.Close())
 		}
 	}
 	return to, nil
+}
+
+// names are those of the images that are thin.
+func (t *thin) names() (out []string) {
+	for i, l := range t.late {
+		out = append(out, t.files[i], pagemapName(l.pid))
+	}
+	return out
+}
+
+func pagemapName(pid int) string { return fmt.Sprintf("pagemap-%d.img", pid) }
+
+// Folders of an own mount namespace, in the one of what comes from outside, where the thin images are laid over the others.
+const (
+	wholeFolder = "criu-whole"
+	thinFolder  = "criu-thin"
+)
+
+// lay lays the thin images over the others, in this thread's mount namespace, where outside is a folder for mounts. It returns the folder that shows both.
+func (i *Images) lay(outside string) (*os.File, error) {
+	whole, over := filepath.Join(outside, wholeFolder), filepath.Join(outside, thinFolder)
+	for path, mount := range map[string]*os.File{whole: i.dir, over: i.over} {
+		if err := os.Mkdir(path, 0o711); err != nil {
+			return nil, err
+		}
+		if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return nil, fmt.Errorf("attach images at %s: %w", path, err)
+		}
+	}
+	for _, name := range i.lazy.thin.names() {
+		if err := unix.Mount(filepath.Join(over, name), filepath.Join(whole, name), "", unix.MS_BIND, ""); err != nil {
+			return nil, fmt.Errorf("lay %s over the whole one: %w", name, err)
+		}
+	}
+	return openDir(whole)
 }
 
 func copyImage(path string, to *os.File, name string) (err error) {
@@ -371,7 +396,7 @@ func createImage(dir *os.File, name string) (*os.File, error) {
 
 // write writes the images of one process.
 func (l late) write(images string, to *os.File, pages string) (err error) {
-	name := fmt.Sprintf("pagemap-%d.img", l.pid)
+	name := pagemapName(l.pid)
 	pm, err := readPagemap(filepath.Join(images, name))
 	if err != nil {
 		return err

@@ -476,4 +476,8 @@ func (n *Node) openEngine() {
 	case n.engine.Slow() != nil:
 		n.log.Warn("checkpoints are slower than they could be", "error", n.engine.Slow())
 	}
+	if n.engine != nil {
+		n.engine.StandBy()
+		n.closers = append(n.closers, func() error { n.engine.Close(); return nil })
+	}
 }

@@ -57,6 +57,9 @@ func (n *Node) checkpointCheck() nodeapi.Check {
 		if err := n.engine.Beside(); err != nil {
 			ahead += fmt.Sprintf("; CRIU copies what is left alone: %v", err)
 		}
+		if err := n.engine.Spare(); err != nil {
+			back += fmt.Sprintf("; none stands ready: %v", err)
+		}
 		return passing(nodeapi.CheckCheckpoint, "CRIU %s writes them; %s; %s", n.engine.Version(), back, ahead)
 	case n.cfg.CRIUPath != "":
 		return warning(nodeapi.CheckCheckpoint, "none, pauses freeze only: %v", n.noEngine)

@@ -45,6 +45,7 @@ func TestCheckpoint_memoryCopiedBesideIsThatOfTheDump(t *testing.T) {
 				must.NotNil(t, room)
 				defer func() { must.NoError(t, room.Free()) }()
 			}
+			sandboxtest.Shell(t, s, "", keepsStill)
 			must.NoError(t, s.Park(ctx))
 			must.NoError(t, s.Freeze(ctx))
 			d, err := s.Checkpoint(ctx, startDump(t, e), dir, sandbox.CheckpointOptions{Room: room})
@@ -86,6 +87,17 @@ const keeps = `mkfifo /tmp/go /tmp/came /tmp/never; exec 3<>/tmp/go
 bash -c 'x=$(head -c 4000000 /dev/urandom | base64 -w0); read y < /tmp/never' &
 x=$(head -c 7500000 /dev/urandom | base64 -w0)
 while read -u 3 c; do echo -n "$x" | sha256sum > /tmp/came; done`
+
+// keepsStill returns once both wait: the one for a line, the other one for somebody to open what it opens. Between two dumps they may be let run.
+const keepsStill = `for i in $(seq 3000); do
+	n=0
+	for p in /proc/[0-9]*; do
+		grep -qE "read -u [3]|/tmp/neve[r]" $p/cmdline 2>/dev/null || continue
+		case "$(cat $p/syscall)" in "0 0x3 "*|"257 "*) n=$((n+1));; *) n=9;; esac
+	done
+	[ $n = 2 ] && exit 0
+	sleep 0.01
+done; exit 1`
 
 // Where memory cannot be copied beside it, CRIU copies it.
 func TestCheckpoint_withoutAFolderForTheCopy(t *testing.T) {

@@ -25,6 +25,7 @@ func engine(t *testing.T) *checkpoint.Engine {
 	path := sandboxtest.CRIU(t)
 	e, err := checkpoint.Open(t.Context(), path)
 	must.NoError(t, err)
+	t.Cleanup(e.Close)
 	return e
 }
 

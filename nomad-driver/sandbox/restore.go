@@ -89,6 +89,8 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	b := r.b
 	images := r.openImages() // while all else is made
 	defer func() { err = errors.Join(err, images.close()) }()
+	outside := r.outside()
+	defer func() { err = errors.Join(err, outside.close()) }()
 	limits, err := b.c.Limits.group(b.c.QoS, b.c.StateDir)
 	if err != nil {
 		return nil, err
@@ -141,20 +143,9 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	program, err := b.c.Init.mount()
-	if err != nil {
+	if err := outside.await(); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, program.Close()) }()
-	outside, err := r.outside()
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		for _, m := range outside {
-			err = errors.Join(err, m.Close())
-		}
-	}()
 	b.step("mounts")
 	opened, err := images.await()
 	if err != nil {
@@ -163,13 +154,14 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	b.step("images")
 	criu := r.criu
 	r.criu = nil
+	defer criu.Await()
 	r.pid, err = criu.Restore(ctx, checkpoint.RestoreOptions{
 		Dump: r.c.Dump, Images: opened, Work: r.c.Dir.Work(), Outside: restoreOutside, Root: restoreRoot,
 		Mounts: func() error {
 			if err := attach(root, restoreRoot); err != nil {
 				return err
 			}
-			return attachOutside(program, outside)
+			return outside.attach()
 		},
 		Born: r.born, Ready: func() error { images.ask(); return r.ready() }, Processes: b.group.Processes, Complete: r.complete,
 		Built: func(pid int) error { return r.allow(rules, root, pid) },
@@ -202,86 +194,6 @@ func (r *restorer) serve(ctx context.Context, lazy *checkpoint.Lazy, images *ope
 	}
 	r.pages, images.pages = images.pages, nil
 	return lazy.Serve(ctx, r.b.group, r.pages)
-}
-
-// outside makes the mounts that the dump does not hold, by their words, but for PID 1's binary.
-func (r *restorer) outside() (made map[string]*os.File, err error) {
-	made = map[string]*os.File{}
-	defer func() {
-		if err != nil {
-			for _, f := range made {
-				err = errors.Join(err, f.Close())
-			}
-		}
-	}()
-	for _, m := range r.c.Dump.Mounts {
-		if made[m.Source] != nil {
-			continue
-		}
-		var sizes guest.Boot
-		setMemory(&sizes, r.b.c.Limits)
-		if m.Bytes > 0 {
-			sizes.TmpBytes, sizes.ShmBytes = m.Bytes, m.Bytes // as it was, whatever a new one would have
-		}
-		var f *os.File
-		switch {
-		case m.Memory():
-			f, err = boot.NewMemory(m.Source, &sizes, r.b.c.IDBase)
-		case m.Device():
-			f, err = boot.NewDevice(m.Source)
-		default:
-			continue
-		}
-		if err != nil {
-			return made, err
-		}
-		made[m.Source] = f
-	}
-	return made, nil
-}
-
-// attachOutside puts the mount of the init binary, and the others that come from outside, where processes with any ids find them. What PID 1 runs from is the
-// copy, as in a sandbox that was never away: it shows no path of the host inside.
-func attachOutside(program *os.File, others map[string]*os.File) error {
-	if err := unix.Mount("soulbox", restoreOutside, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=4096,nr_inodes=32"); err != nil {
-		return fmt.Errorf("mount tmpfs on %s: %w", restoreOutside, err)
-	}
-	if err := attachFile(program, initName); err != nil {
-		return err
-	}
-	for word, f := range others {
-		if !(checkpoint.Mount{Source: word}).Memory() {
-			if err := attachFile(f, word); err != nil {
-				return err
-			}
-			continue
-		}
-		at := filepath.Join(restoreOutside, word)
-		if err := os.Mkdir(at, 0o711); err != nil {
-			return err
-		}
-		if err := attach(f, at); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// attachFile attaches the mount of a single file in the folder of what comes from outside.
-func attachFile(mount *os.File, name string) error {
-	at := filepath.Join(restoreOutside, name)
-	if err := os.WriteFile(at, nil, 0o444); err != nil {
-		return err
-	}
-	return attach(mount, at)
-}
-
-// attach puts a detached mount at a path of this thread's mount namespace.
-func attach(mount *os.File, path string) error {
-	if err := unix.MoveMount(int(mount.Fd()), "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("attach mount at %s: %w", path, err)
-	}
-	return nil
 }
 
 // mountRoot mounts the overlay on the writable layer.

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Descriptors that Run finds: the state, and the files of pages from firstFile on. The userfaultfds have the numbers that the state names.
+// Descriptors that Run finds: a socket (see HandOver), the state, and the files of pages from firstFile on. The userfaultfds get the numbers that the state names.
 const (
+	stdin     = 0
 	StateFD   = 3
 	firstFile = 4
 )
@@ -41,13 +42,19 @@ func Run() int {
 }
 
 func run() error {
+	// Without it processes of a sandbox stand still: the kernel must not end it for want of memory.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
+	s := &server{buf: make([]byte, max(around, ahead))}
+	clear(s.buf) // it is to be there
+	// Whoever has started this program takes note of it first, or ends.
+	if err := errors.Join(receive(stdin), unix.Close(stdin)); err != nil {
+		return err
+	}
 	state, err := openState(StateFD)
 	if err != nil {
 		return err
 	}
-	// Without it processes of a sandbox stand still: the kernel must not end it for want of memory.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
-	s := &server{state: state, buf: make([]byte, max(around, ahead))}
+	s.state = state
 	for i := range state.Files() {
 		s.files = append(s.files, firstFile+i)
 	}
@@ -58,10 +65,6 @@ func run() error {
 		if err := unix.SetNonblock(sp.fd, true); err != nil { // who has handed it over may have changed that
 			sp.gone = true
 		}
-	}
-	// Whoever has started this program takes note of it first, or ends.
-	if n, err := unix.Read(0, s.buf[:1]); err != nil || n != 1 {
-		return errors.Join(errors.New("whoever started it has ended before it was to begin"), err)
 	}
 	if err := s.takeOver(); err != nil {
 		return err
@@ -85,7 +88,7 @@ type server struct {
 	spaces []*space
 	buf    []byte
 	slow   bool          // the kernel could not do what it was asked last
-	watch  time.Duration // for which nothing comes yet but what is waited for
+	watch  time.Duration // for which nothing more comes but what is waited for
 }
 
 // space is the memory of one process.
@@ -302,6 +305,9 @@ func (s *server) copyAhead() error {
 		if did, err := s.copyFirst(f); did || err != nil {
 			return err
 		}
+	}
+	if s.watch = s.state.resting(); s.watch > 0 {
+		return nil
 	}
 	for _, sp := range s.spaces {
 		if sp.gone || len(sp.left) == 0 {

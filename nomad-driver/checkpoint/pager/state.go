@@ -64,7 +64,8 @@ type header struct {
 	touched        uint64 // how many pages are noted as waited for
 	first, firstAt uint64 // how many pieces are to be brought first, and which is next
 	watchUntil     uint64 // until when nothing comes but what is waited for, in ns of the monotonic clock
-	_              [3]uint64
+	restUntil      uint64 // until when nothing comes but that and what is to come first
+	_              [2]uint64
 	// inbox is where the kernel writes what it tells, so that nothing is lost of what it has told of. inboxFD is who was asked.
 	inboxFD int64
 	inbox   [messageSize]byte
@@ -121,9 +122,13 @@ func (s *State) Fill(spaces []Space, order []First) error {
 		s.firsts()[i] = first{fd: uint32(spaces[o.Space].FD), pages: uint32(o.Len / pageSize), dst: o.Dst}
 		h.first++
 	}
+	h.restUntil = uint64(monotonic() + restFor)
 	h.magic = stateMagic
 	return nil
 }
+
+// restFor is how long the rest waits for what comes first, and for a first answer: until then the processors have better things to do.
+const restFor = 15 * time.Millisecond
 
 // OpenState opens the file of a program that may have been killed.
 func OpenState(path string) (*State, error) {
@@ -160,6 +165,10 @@ func mapState(fd, size int) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the list of pages: %w", err)
 	}
+	// Of its megabytes a few pages are used: the kernel shall not read ahead.
+	if err := unix.Madvise(mem, unix.MADV_RANDOM); err != nil {
+		return nil, errors.Join(fmt.Errorf("map the list of pages: %w", err), unix.Munmap(mem))
+	}
 	return &State{mem: mem}, nil
 }
 
@@ -176,12 +185,10 @@ func (s *State) Faults() uint64 { return atomic.LoadUint64(&s.header().faults) }
 func (s *State) Watch(d time.Duration) { s.header().watchUntil = uint64(monotonic() + d) }
 
 // watching returns how much longer nothing comes but what is waited for.
-func (s *State) watching() time.Duration {
-	if until := s.header().watchUntil; until > 0 {
-		return time.Duration(until) - monotonic()
-	}
-	return 0
-}
+func (s *State) watching() time.Duration { return time.Duration(s.header().watchUntil) - monotonic() }
+
+// resting returns how much longer nothing comes but that and what is to come first.
+func (s *State) resting() time.Duration { return time.Duration(s.header().restUntil) - monotonic() }
 
 func monotonic() time.Duration {
 	var ts unix.Timespec
