@@ -164,13 +164,16 @@ func all(o options) []group {
 			return rows
 		}},
 		{"forks", "./nomad-driver/node", "BenchmarkForks", o.pauses, func(f figures) []Row {
-			return []Row{
-				{Metric: "100 copies of a snapshot, 16 at a time", Unit: "ms", P50: f["hundred-µs"] * micros, Target: 541},
-				{
-					Metric: "  each of them", Unit: "ms", P50: f["p50-µs"] * micros, P99: f["p99-µs"] * micros,
-					Floor: f["floor-µs"] * micros, FloorIs: "criu restore of a sleep on the host, alone",
-				},
+			row := func(metric, prefix string) []Row {
+				return []Row{
+					{Metric: metric, Unit: "ms", P50: f[prefix+"hundred-µs"] * micros, Target: 541},
+					{
+						Metric: "  each of them", Unit: "ms", P50: f[prefix+"p50-µs"] * micros, P99: f[prefix+"p99-µs"] * micros,
+						Floor: f["floor-µs"] * micros, FloorIs: "criu restore of a sleep on the host, alone",
+					},
+				}
 			}
+			return append(row("100 copies of a snapshot, 16 at a time, in which nothing runs", "bare-"), row("  and of one with a process", "busy-")...)
 		}},
 		{"stored", "./nomad-driver/node", "BenchmarkStored", o.pauses, func(f figures) []Row {
 			return []Row{

@@ -41,12 +41,13 @@ func (n *Node) Create(ctx context.Context, req nodeapi.CreateRequest) (sb nodeap
 	if err != nil {
 		return nodeapi.Sandbox{}, false, err
 	}
+	var from *origin
 	if req.Restore != nil {
 		if b, err := n.box(req.ID); err == nil {
 			sb, err := n.join(ctx, b, hash)
 			return sb, false, err
 		}
-		if err := n.fromSnapshot(ctx, &req); err != nil {
+		if from, err = n.fromSnapshot(ctx, &req); err != nil {
 			return nodeapi.Sandbox{}, false, err
 		}
 	}
@@ -69,7 +70,7 @@ func (n *Node) Create(ctx context.Context, req nodeapi.CreateRequest) (sb nodeap
 			return nodeapi.Sandbox{}, false, err
 		}
 		if mine {
-			sb, err := n.start(ctx, b, req)
+			sb, err := n.start(ctx, b, req, from)
 			return sb, true, err
 		}
 		sb, err := n.join(ctx, b, hash)
@@ -163,8 +164,8 @@ func (n *Node) join(ctx context.Context, b *box, hash string) (nodeapi.Sandbox, 
 	return b.rec.Sandbox, b.err
 }
 
-// start makes the sandbox of a claimed box.
-func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (nodeapi.Sandbox, error) {
+// start makes the sandbox of a claimed box; from is the snapshot that the request names, if it names one.
+func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest, from *origin) (nodeapi.Sandbox, error) {
 	caller := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -182,7 +183,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if _, err := n.publish(b, req.Publish, req.PublishIn); err != nil { // before anything is made: a port may be taken
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
-	inst, err := n.instantiate(ctx, b, req)
+	inst, restored, err := n.instantiate(ctx, b, req, from)
 	if err != nil {
 		return nodeapi.Sandbox{}, n.fail(caller, ctx, b, nil, err)
 	}
@@ -195,7 +196,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	recordStart := time.Now()
 	b.inst = inst
 	b.rec.Ref = inst.Ref()
-	b.rec.Waking = req.Restore != nil
+	b.rec.Waking = restored
 	s := &b.rec.Sandbox
 	s.State, s.StartedAt, s.PID, s.Main = nodeapi.StateRunning, time.Now().UTC(), b.rec.Ref.PID, inst.Main()
 	if err := n.records.put(&b.rec); err != nil {
@@ -210,7 +211,8 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 	if main := b.rec.Sandbox.Main; main != 0 {
 		n.processStarted(b, inst.Guest(), guest.ProcessInfo{PID: main, Argv: req.Main.Argv, Tag: req.Main.Tag})
 	}
-	if req.Restore != nil {
+	switch {
+	case restored:
 		b.mu.Unlock()
 		server := pagesOf(inst)
 		if server != nil {
@@ -222,7 +224,7 @@ func (n *Node) start(ctx context.Context, b *box, req nodeapi.CreateRequest) (no
 			n.removeImages(b)
 		}
 		b.mu.Lock()
-	} else {
+	case from == nil: // in a copy of what nothing ran in, nothing runs
 		n.prestart(b, inst.Guest(), b.lease.Root)
 	}
 	sb = b.rec.Sandbox

@@ -231,6 +231,9 @@ func (n *Node) makeDirs() error {
 			return err
 		}
 	}
+	for _, d := range []string{n.path("sandboxes"), n.path("checkpoints"), filepath.Join(n.cfg.RunDir, "sandboxes")} {
+		spread(d)
+	}
 	return nil
 }
 

@@ -193,52 +193,77 @@ func criuFloor(b *testing.B, criu string, mib int) (dump, frozen, restore time.D
 	return dump, frozen, restore
 }
 
-// BenchmarkForks makes 100 copies of one snapshot, 16 at a time. The floor is CRIU's command line restoring one process on the host.
+// BenchmarkForks makes 100 copies of one snapshot, 16 at a time: of a sandbox in which nothing runs, and of one with a process. The floor is CRIU's command line
+// restoring one process on the host.
 func BenchmarkForks(b *testing.B) {
 	criu := sandboxtest.CRIU(b)
 	d := startDaemon(b, "-criu", criu)
-	sb := d.create()
-	id := api.NewSnapshotID()
-	_, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: id})
-	must.NoError(b, err)
-	const forks, parallel = 100, 16
-	var each, whole, floor []time.Duration
+	var bare, busy forks
+	snapshot := func(run ...string) api.SnapshotID {
+		sb := d.create()
+		if len(run) > 0 {
+			_, err := d.client.Start(b.Context(), sb.ID, nodeapi.ExecRequest{Start: guest.Start{Argv: run}})
+			must.NoError(b, err)
+		}
+		id := api.NewSnapshotID()
+		_, err := d.client.Snapshot(b.Context(), sb.ID, nodeapi.SnapshotRequest{ID: id})
+		must.NoError(b, err)
+		return id
+	}
+	files, process := snapshot(), snapshot("sleep", "1000")
+	var floor []time.Duration
 	for b.Loop() {
-		var mu sync.Mutex
-		var wg sync.WaitGroup
-		slots := make(chan struct{}, parallel)
-		made := make([]nodeapi.Sandbox, forks)
-		begin := time.Now()
-		for i := range forks {
-			slots <- struct{}{}
-			wg.Go(func() {
-				defer func() { <-slots }()
-				start := time.Now()
-				got, err := d.client.Create(context.Background(), restoreRequest(id, ""))
-				if err != nil {
-					b.Error(err)
-					return
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				made[i], each = got, append(each, time.Since(start))
-			})
-		}
-		wg.Wait()
-		whole = append(whole, time.Since(begin))
-		for _, c := range made {
-			if c.ID != "" {
-				must.NoError(b, d.client.Delete(b.Context(), c.ID))
-			}
-		}
+		bare.make(b, d, files)
+		busy.make(b, d, process)
 		_, _, restore := criuFloor(b, criu, 0)
 		floor = append(floor, restore)
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(quantile(floor, .5), "floor-µs")
-	b.ReportMetric(quantile(whole, .5), "hundred-µs")
-	b.ReportMetric(quantile(each, .5), "p50-µs")
-	b.ReportMetric(quantile(each, .99), "p99-µs")
+	bare.report(b, "bare-")
+	busy.report(b, "busy-")
+}
+
+// forks are the times of copies of a snapshot.
+type forks struct{ each, whole []time.Duration }
+
+// make makes a hundred, and deletes them.
+func (f *forks) make(b *testing.B, d *daemon, id api.SnapshotID) {
+	b.Helper()
+	const forks, parallel = 100, 16
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	made := make([]nodeapi.Sandbox, forks)
+	begin := time.Now()
+	for i := range forks {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			start := time.Now()
+			got, err := d.client.Create(context.Background(), restoreRequest(id, ""))
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			made[i], f.each = got, append(f.each, time.Since(start))
+		})
+	}
+	wg.Wait()
+	f.whole = append(f.whole, time.Since(begin))
+	for _, c := range made {
+		if c.ID != "" {
+			must.NoError(b, d.client.Delete(b.Context(), c.ID))
+		}
+	}
+}
+
+func (f *forks) report(b *testing.B, prefix string) {
+	b.ReportMetric(quantile(f.whole, .5), prefix+"hundred-µs")
+	b.ReportMetric(quantile(f.each, .5), prefix+"p50-µs")
+	b.ReportMetric(quantile(f.each, .99), prefix+"p99-µs")
 }
 
 // BenchmarkStored takes ten snapshots of a Python that holds 64 MiB and changes at most 5 % of it between them.

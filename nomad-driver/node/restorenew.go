@@ -22,29 +22,35 @@ import (
 	"github.com/soulbox-dev/soulbox/nomad-driver/sandbox"
 )
 
+// origin is the snapshot that a sandbox is made from.
+type origin struct {
+	manifest *chunk.Manifest
+	meta     snapshotMeta
+}
+
 // fromSnapshot completes a create request that asks for a restore with what its snapshot says.
-func (n *Node) fromSnapshot(ctx context.Context, req *nodeapi.CreateRequest) error {
+func (n *Node) fromSnapshot(ctx context.Context, req *nodeapi.CreateRequest) (*origin, error) {
 	r := req.Restore
 	if err := checkSnapshot(r.Snapshot, r.Tenant); err != nil {
-		return err
+		return nil, err
 	}
 	if req.Main != nil || req.Logs != nil {
-		return invalid("restore: main and logs are the snapshot's")
+		return nil, invalid("restore: main and logs are the snapshot's")
 	}
 	m, err := n.snapshots.Manifest(ctx, r.Tenant, string(r.Snapshot))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	meta, err := metaOf(m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	s := meta.Snapshot
 	if req.Template != "" && req.Template != s.Template && req.Template != s.Digest {
-		return invalid("template: the snapshot's is %s", s.Digest)
+		return nil, invalid("template: the snapshot's is %s", s.Digest)
 	}
 	if err := n.fits(s); err != nil {
-		return err
+		return nil, err
 	}
 	req.Template = s.Digest
 	req.Profile, req.User, req.Cwd = s.Profile, meta.User, meta.Cwd
@@ -63,39 +69,73 @@ func (n *Node) fromSnapshot(ctx context.Context, req *nodeapi.CreateRequest) err
 		env[k] = v
 	}
 	req.Env = env
+	return &origin{m, meta}, nil
+}
+
+// ofSnapshot makes the sandbox of a claimed box from a snapshot. One that is restored is frozen. On error nothing is left.
+func (n *Node) ofSnapshot(ctx context.Context, b *box, req nodeapi.CreateRequest, from *origin) (_ instance, restored bool, err error) {
+	state := filepath.Join(n.path("sandboxes"), string(b.id))
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return nil, false, err
+	}
+	undo := func() error { return os.RemoveAll(state) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	if l := (disk.Limits{Bytes: req.Limits.DiskBytes, Inodes: req.Limits.DiskInodes}); l != (disk.Limits{}) && n.disk.limiter != nil {
+		limiter := n.disk.limiter
+		undo = func() error { return errors.Join(limiter.Release(state), os.RemoveAll(state)) }
+		if err := limiter.Prepare(state, l); err != nil {
+			return nil, false, err
+		}
+	}
+	fetch := func() error { return n.fetchLayer(ctx, b, from.manifest, filepath.Join(state, "upper"), req) }
+	if from.meta.Bare && !req.Restore.Same {
+		if err := fetch(); err != nil {
+			return nil, false, err
+		}
+		cfg := n.sandboxConfig(b, req)
+		cfg.Kept = true
+		inst, err := n.create(ctx, b, cfg, req.Network)
+		return inst, false, err
+	}
+	inst, err := n.restoreNew(ctx, b, req, from, fetch)
+	return inst, true, err
+}
+
+// fetchLayer brings the writable layer of a snapshot. A copy gets an identity of its own.
+func (n *Node) fetchLayer(ctx context.Context, b *box, m *chunk.Manifest, upper string, req nodeapi.CreateRequest) error {
+	begin := time.Now()
+	if err := n.snapshots.Get(ctx, m, rootLayer, upper, b.rec.IDBase); err != nil {
+		return err
+	}
+	if !req.Restore.Same {
+		if err := ownIdentity(upper, b.rec.IDBase, req.Hostname); err != nil {
+			return err
+		}
+	}
+	b.fetched = append(b.fetched, guest.Step{Name: "files", Nanos: time.Since(begin).Nanoseconds()})
+	failpoint.At("fork.files")
 	return nil
 }
 
-// restoreNew makes the sandbox of a claimed box from a snapshot, frozen. On error nothing is left.
-func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest) (_ instance, err error) {
+// restoreNew restores the processes of a snapshot, frozen, to a writable layer that fetch brings. On error nothing is left but that.
+func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest, from *origin, fetch func() error) (_ instance, err error) {
+	m, meta := from.manifest, from.meta
 	rt, ok := n.runtime.(restorer)
 	if !ok {
 		return nil, api.Errorf(http.StatusNotImplemented, api.CodeUnsupported, "checkpoints: %v", n.noEngine)
 	}
-	m, err := n.snapshots.Manifest(ctx, req.Restore.Tenant, string(req.Restore.Snapshot))
-	if err != nil {
-		return nil, err
-	}
-	meta, err := metaOf(m)
-	if err != nil {
-		return nil, err
-	}
-	home, state := n.checkpointDir(b.id), filepath.Join(n.path("sandboxes"), string(b.id))
+	home := n.checkpointDir(b.id)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.RemoveAll(home))
 		}
 	}()
-	if err := errors.Join(os.MkdirAll(filepath.Join(home, "c", "work"), 0o700), os.Mkdir(state, 0o700)); err != nil {
+	if err := os.MkdirAll(filepath.Join(home, "c", "work"), 0o700); err != nil {
 		return nil, err
-	}
-	undo := func(err error) error { return errors.Join(err, os.RemoveAll(state)) }
-	if l := (disk.Limits{Bytes: req.Limits.DiskBytes, Inodes: req.Limits.DiskInodes}); l != (disk.Limits{}) && n.disk.limiter != nil {
-		limiter := n.disk.limiter
-		undo = func(err error) error { return errors.Join(err, limiter.Release(state), os.RemoveAll(state)) }
-		if err := limiter.Prepare(state, l); err != nil {
-			return nil, undo(err)
-		}
 	}
 	first := make(chan *checkpoint.Touched, 1)
 	if !meta.Snapshot.Copy {
@@ -104,42 +144,28 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	} else {
 		first <- nil // it is restored once
 	}
+	if err := fetch(); err != nil {
+		return nil, err
+	}
 	begin := time.Now()
-	upper := filepath.Join(state, "upper")
-	if err := n.snapshots.Get(ctx, m, rootLayer, upper, b.rec.IDBase); err != nil {
-		return nil, undo(err)
-	}
-	files := time.Now()
-	failpoint.At("fork.files")
 	if err := n.images.copyTo(ctx, m, filepath.Join(home, "c", "images")); err != nil {
-		return nil, undo(err)
+		return nil, err
 	}
-	if !req.Restore.Same {
-		if err := ownIdentity(upper, b.rec.IDBase, req.Hostname); err != nil {
-			return nil, undo(err)
-		}
-	}
-	images := time.Now()
+	b.fetched = append(b.fetched, guest.Step{Name: "images", Nanos: time.Since(begin).Nanoseconds()})
 	failpoint.At("fork.fetched")
-	c := n.sandboxConfig(b, req)
-	inst, err := n.restored(ctx, rt, b, home, <-first, sandbox.RestoreConfig{
-		Config: c, Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
+	return n.restored(ctx, rt, b, home, <-first, sandbox.RestoreConfig{
+		Config: n.sandboxConfig(b, req), Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
 		Network: n.adoptSlot(ctx, b, req.Network),
 	})
-	if err != nil {
-		return nil, undo(err)
-	}
-	b.fetched = []guest.Step{{Name: "files", Nanos: files.Sub(begin).Nanoseconds()}, {Name: "images", Nanos: images.Sub(files).Nanoseconds()}}
-	return inst, nil
 }
 
-// instantiate makes the sandbox of a claimed box.
-func (n *Node) instantiate(ctx context.Context, b *box, req nodeapi.CreateRequest) (instance, error) {
-	if req.Restore != nil {
-		return n.restoreNew(ctx, b, req)
+// instantiate makes the sandbox of a claimed box. One that is restored is frozen.
+func (n *Node) instantiate(ctx context.Context, b *box, req nodeapi.CreateRequest, from *origin) (_ instance, restored bool, err error) {
+	if from != nil {
+		return n.ofSnapshot(ctx, b, req, from)
 	}
-	cfg := n.sandboxConfig(b, req)
-	return n.create(ctx, b, cfg, req.Network)
+	inst, err := n.create(ctx, b, n.sandboxConfig(b, req), req.Network)
+	return inst, false, err
 }
 
 // create makes the sandbox of a box, with its network. Where the node makes checkpoints the network is wired to the namespace that

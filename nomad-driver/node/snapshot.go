@@ -41,6 +41,8 @@ type snapshotMeta struct {
 	User     string            `json:"user"`
 	Cwd      string            `json:"cwd"`
 	Env      map[string]string `json:"env"`
+	// Bare tells that nothing ran but PID 1, and all that there was is in the writable layer.
+	Bare bool `json:"bare,omitempty"`
 }
 
 const snapshotMetaVersion = 1
@@ -211,6 +213,9 @@ func (n *Node) snapshot(ctx context.Context, b *box, req nodeapi.SnapshotRequest
 	}
 	failpoint.At("snapshot.thawed")
 	meta := n.describe(b, req, dump, frozen)
+	if meta.Bare, err = checkpoint.Bare(images); err != nil {
+		return nodeapi.Snapshot{}, err
+	}
 	m, err := n.snapshots.Put(ctx, req.Tenant, string(req.ID), meta,
 		chunk.Root{Name: rootImages, Dir: images}, chunk.Root{Name: rootLayer, Dir: layer, Base: b.rec.IDBase})
 	if err != nil {

@@ -212,11 +212,7 @@ func (s *Sandbox) End(ctx context.Context) error {
 
 // CanDump reports whether this process may read the limits of a sandbox's processes, which a checkpoint does: with CAP_SYS_RESOURCE,
 // which containers often lack. Without it Config.NodeOwned must be set.
-func CanDump() bool {
-	hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	return unix.Capget(hdr, &data[0]) == nil && data[unix.CAP_SYS_RESOURCE/32].Effective&(1<<(unix.CAP_SYS_RESOURCE%32)) != 0
-}
+func CanDump() bool { return hasCapability(unix.CAP_SYS_RESOURCE) }
 
 // FreezeAgain freezes a sandbox that an earlier daemon had parked and frozen: PID 1 is asked nothing.
 func (s *Sandbox) FreezeAgain(ctx context.Context) error {

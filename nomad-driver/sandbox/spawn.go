@@ -228,10 +228,10 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 	if init != nil {
 		flags |= cloneNamespaces
 	}
-	if owner != 0 {
+	if owner != 0 || looksAtAll() {
 		// No copy of the node's memory, of which each page would be copied again when the node next writes it: the dearest part of
-		// a create. Not where the node owns the namespaces: the change of ids in the child makes the memory that it shares not dumpable,
-		// and such a node may lack the capability to look at its own children then.
+		// a create. Not where the node owns the namespaces and lacks the capability to look at a process that is not dumpable: the change of ids in
+		// the child makes the memory that it shares so.
 		flags |= unix.CLONE_VM
 	}
 	switch {
@@ -283,6 +283,16 @@ func forkInit(init *os.File, owner uint32, tasks []*os.File, cgroupFD int, netns
 		return c, fmt.Errorf("prepare descriptors: %w", nerr)
 	}
 	return c, nil
+}
+
+// looksAtAll reports whether this process may look at others that are not dumpable.
+var looksAtAll = sync.OnceValue(func() bool { return hasCapability(unix.CAP_SYS_PTRACE) })
+
+// hasCapability reports whether this thread has a capability.
+func hasCapability(c int) bool {
+	hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(hdr, &data[0]) == nil && data[c/32].Effective&(1<<(c%32)) != 0
 }
 
 // keepFiles lists the descriptors that the child needs until its exec.

@@ -108,6 +108,8 @@ type Store struct {
 	packsMu sync.Mutex
 	packs   map[string]Pack // that indexes told of, by tenant and id
 
+	recent recent
+
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 }
@@ -137,6 +139,7 @@ func (s *Store) Identity(ctx context.Context) (string, error) {
 
 // Close ends it. Nothing may be under way.
 func (s *Store) Close() error {
+	s.recent.close()
 	s.dec.Close()
 	return s.enc.Close()
 }

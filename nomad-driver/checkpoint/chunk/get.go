@@ -233,7 +233,7 @@ func (r *reader) content(ctx context.Context) error {
 			continue
 		}
 		g.Go(func() error {
-			pages, err := r.s.readPack(ctx, r.t, p)
+			pages, err := r.s.recent.get(ctx, recentKey{r.t.name, p.ID, p.Hash, r.t.version}, func() ([]byte, error) { return r.s.readPack(ctx, r.t, p) })
 			if err != nil {
 				return err
 			}
