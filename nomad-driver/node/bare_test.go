@@ -33,7 +33,9 @@ func TestReal_copiesAreRestoredForWhatIsNotInFiles(t *testing.T) {
 		{"a queue of System V", `python3 -c "` + libc + `assert libc.msgget(7, 0o1600) >= 0"`, `python3 -c "` + libc + `assert libc.msgget(7, 0) >= 0"`, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			sb := d.create(func(r *nodeapi.CreateRequest) { r.Template, r.Env = "python", map[string]string{"KEPT": "from the first"} })
+			sb := d.create(func(r *nodeapi.CreateRequest) {
+				r.Template, r.Env = "python", map[string]string{"KEPT": "from the first"}
+			})
 			_, code := d.exec(sb, "bash", "-c", "echo mine > ~/file; ln ~/file ~/same; ln -s file ~/link; mkdir -m 700 ~/dir; head -c 300000 /dev/urandom > ~/dir/data; "+tc.has)
 			must.Eq(t, 0, code)
 			const look = "stat -c '%a %u %h %Y' ~/dir ~/file ~/link; cat ~/link; echo $KEPT; id -un; cksum ~/dir/data"

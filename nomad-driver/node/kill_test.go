@@ -59,6 +59,7 @@ var ways = []struct {
 	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
 	{"fork", (*fault).fork, (*fault).forked, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
 	{"fork", (*fault).fork, (*fault).forked, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-restore", "criu restore pre-resume"}},
+	{"fork of files", (*fault).forkFiles, (*fault).forkedFiles, theDaemon, []string{"fork.files", "network.wired", "create.made", "create.recorded"}},
 	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore.paged", "restore.recorded", "restore.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
@@ -75,6 +76,7 @@ type fault struct {
 	arm   string  // the file that arms a step
 	sb    nodeapi.Sandbox
 	sum   [sha256.Size]byte // of a file in it
+	still nodeapi.Sandbox   // another one, in which nothing runs; it may not be there yet
 
 	kill     func()         // arms the step
 	killed   *daemon        // which is killed, if it is a daemon
@@ -267,6 +269,23 @@ func (f *fault) fork() error {
 	return err
 }
 
+// forkFiles is fork, of a sandbox in which nothing runs.
+func (f *fault) forkFiles() error {
+	if f.still.ID == "" {
+		f.still = f.create()
+		_, code := f.exec(f.still, "bash", "-c", "head -c 300000 /dev/urandom > ~/file; ln ~/file ~/same; mkdir -m 700 ~/dir; ln -s ../file ~/dir/link")
+		must.Eq(f.t, 0, code)
+	}
+	f.id = api.NewSnapshotID()
+	_, err := f.client.Snapshot(f.t.Context(), f.still.ID, nodeapi.SnapshotRequest{ID: f.id, Tenant: "a"})
+	must.NoError(f.t, err)
+	f.copied = restoreRequest(f.id, "a")
+	f.copied.Env = map[string]string{"OWN": "its own"}
+	f.kill()
+	_, err = f.client.Create(f.t.Context(), f.copied)
+	return err
+}
+
 // move does what the control service does: into the store, an end here, a create there.
 func (f *fault) move() error {
 	f.id = api.NewSnapshotID()
@@ -362,6 +381,21 @@ func (f *fault) forked() {
 	must.NoError(f.t, f.client.DeleteSnapshot(f.t.Context(), "a", f.id))
 }
 
+func (f *fault) forkedFiles() {
+	f.t.Helper()
+	copied := f.made(f.daemon)
+	const look = "cksum < ~/dir/link; stat -c '%a %h %u %Y' ~/file ~/same ~/dir"
+	want, _ := f.exec(f.still, "bash", "-c", look)
+	got, code := f.exec(copied, "bash", "-c", look)
+	must.Eq(f.t, 0, code)
+	must.Eq(f.t, want, got)
+	out, _ := f.exec(copied, "bash", "-c", "echo $OWN; hostname")
+	must.Eq(f.t, "its own\n"+string(copied.ID)+"\n", out)
+	f.nothingLeft(f.daemon)
+	must.NoError(f.t, f.client.Delete(f.t.Context(), copied.ID))
+	must.NoError(f.t, f.client.DeleteSnapshot(f.t.Context(), "a", f.id))
+}
+
 // moved finds the sandbox there, or only in the store, from where it comes with the same request. The next move is the way back.
 func (f *fault) moved() {
 	f.t.Helper()
@@ -371,7 +405,15 @@ func (f *fault) moved() {
 	f.daemon, f.there = f.there, f.daemon
 }
 
+// madeOnce returns what the killed create has made, or makes it, and checks that it is whole.
 func (f *fault) madeOnce(on *daemon) nodeapi.Sandbox {
+	f.t.Helper()
+	got := f.made(on)
+	f.whole(on, got)
+	return got
+}
+
+func (f *fault) made(on *daemon) nodeapi.Sandbox {
 	f.t.Helper()
 	got, err := on.client.Get(f.t.Context(), f.copied.ID)
 	if err == nil {
@@ -383,7 +425,6 @@ func (f *fault) madeOnce(on *daemon) nodeapi.Sandbox {
 		must.NoError(f.t, err)
 	}
 	must.Eq(f.t, nodeapi.StateRunning, got.State)
-	f.whole(on, got)
 	return got
 }
 
@@ -400,6 +441,12 @@ func (f *fault) whole(on *daemon, sb nodeapi.Sandbox) {
 	must.NoError(f.t, err)
 	must.NoError(f.t, r.Close())
 	must.Eq(f.t, f.sum[:], sum.Sum(nil))
+	f.nothingLeft(on)
+}
+
+// nothingLeft checks that nothing is on the machine's disk that belongs to no sandbox.
+func (f *fault) nothingLeft(on *daemon) {
+	f.t.Helper()
 	waitUntil(f.t, "half a checkpoint to go", func() bool { // what is of the past is removed in the background
 		left, err := filepath.Glob(filepath.Join(on.dir, "s/checkpoints/*", "[nc][eu]*")) // new, current
 		must.NoError(f.t, err)
