@@ -212,7 +212,7 @@ func BenchmarkIdleMemory(b *testing.B) {
 		for range count {
 			pids = append(pids, d.create().PID)
 		}
-		time.Sleep(500 * time.Millisecond) // idle is what is measured
+		time.Sleep(1500 * time.Millisecond) // idle is what is measured
 		total := 0
 		for _, pid := range pids {
 			total += private(b, pid)

@@ -12,6 +12,7 @@ import (
 	goruntime "runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/soulbox-dev/soulbox/control/api"
@@ -436,8 +437,8 @@ func older(a, b string) bool {
 	return slices.Compare(x[:], y[:]) < 0
 }
 
-// cpuFeatures are those of the processor that programs choose their code by.
-func cpuFeatures() []string {
+// cpuFeatures are those of the processor that programs choose their code by. They stay as they are.
+var cpuFeatures = sync.OnceValue(func() []string {
 	b, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
 		return nil
@@ -457,4 +458,4 @@ func cpuFeatures() []string {
 		}
 	}
 	return nil
-}
+})

@@ -21,13 +21,24 @@ func (s *Store) Manifest(ctx context.Context, tenantName, id string) (*Manifest,
 	if !validID(id) {
 		return nil, fmt.Errorf("snapshot %.60q: %w", id, ErrNotFound)
 	}
-	m, err := s.manifest(ctx, tenantName, id)
+	name := folder(tenantName).manifest(id)
+	b, err := s.back.Get(ctx, name, maxManifest)
 	if err != nil {
+		return nil, fmt.Errorf("snapshot %s: %w", id, err)
+	}
+	m := s.recent.manifest(name, b)
+	if m != nil {
+		if _, err := s.tenant(ctx, tenantName, m.key); err == nil { // the version of the key may be revoked since
+			return m, nil
+		}
+	}
+	if m, err = s.unseal(ctx, tenantName, id, b); err != nil {
 		return nil, fmt.Errorf("snapshot %s: %w", id, err)
 	}
 	if m.Tenant != tenantName {
 		return nil, fmt.Errorf("snapshot %s: %w", id, ErrNotFound)
 	}
+	s.recent.remember(name, b, m)
 	return m, nil
 }
 
@@ -36,6 +47,11 @@ func (s *Store) manifest(ctx context.Context, tenantName, id string) (*Manifest,
 	if err != nil {
 		return nil, err
 	}
+	return s.unseal(ctx, tenantName, id, b)
+}
+
+// unseal reads a stored manifest, after its seal was checked.
+func (s *Store) unseal(ctx context.Context, tenantName, id string, b []byte) (*Manifest, error) {
 	var box sealed
 	if err := json.Unmarshal(b, &box); err != nil || box.Version < 1 || box.Version > sealedVersion {
 		return nil, fmt.Errorf("%w: manifest of version %d", ErrBad, box.Version)

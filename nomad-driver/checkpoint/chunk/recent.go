@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -11,15 +12,28 @@ const (
 	recentFor = 10 * time.Second
 	// recentBytes bounds what stays.
 	recentBytes = 48 << 20
+	// recentManifests is how many manifests stay, of at most recentManifest bytes as they are stored.
+	recentManifests = 8
+	recentManifest  = 1 << 20
 )
 
-// recent are packs that were read a moment ago, whole and found to be what was stored: copies of a snapshot come by the dozen, and to read and verify its packs for each of them takes longer than all
-// else of what they need of the store. What has become of a pack in the backend meanwhile is seen when it is read next.
+// recent are packs and manifests that were read a moment ago and found to be what was stored: copies of a snapshot come by the dozen, and to read and verify its packs for each of them takes longer than all
+// else of what they need of the store. What has become of a pack in the backend meanwhile is seen when it is read next; a manifest is read each time, and is the one that was
+// checked if its bytes are the same.
 type recent struct {
 	mu    sync.Mutex
 	packs map[recentKey]*recentPack
 	bytes int         // of those that are there
 	sweep *time.Timer // nil: nothing stays
+
+	manifests map[string]readManifest // by their names in the backend
+}
+
+// readManifest is a manifest whose seal was checked.
+type readManifest struct {
+	stored []byte
+	m      *Manifest
+	last   time.Time
 }
 
 // recentKey has the hash of the content, so that no other pack of that name is taken for it.
@@ -75,10 +89,52 @@ func (r *recent) fill(key recentKey, p *recentPack, read func() ([]byte, error))
 	for r.bytes > recentBytes {
 		r.dropOldest()
 	}
-	if r.sweep == nil && len(r.packs) > 0 {
+	r.sweepLater()
+	return pages, nil
+}
+
+// manifest returns what was read of the same bytes a moment ago; nil: nothing was.
+func (r *recent) manifest(name string, stored []byte) *Manifest {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	is, ok := r.manifests[name]
+	if !ok || !bytes.Equal(is.stored, stored) {
+		return nil
+	}
+	is.last = time.Now()
+	r.manifests[name] = is
+	m := *is.m
+	return &m
+}
+
+func (r *recent) remember(name string, stored []byte, m *Manifest) {
+	if len(stored) > recentManifest {
+		return
+	}
+	own := *m
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.manifests == nil {
+		r.manifests = map[string]readManifest{}
+	}
+	r.manifests[name] = readManifest{stored, &own, time.Now()}
+	for len(r.manifests) > recentManifests {
+		oldest := ""
+		for n, is := range r.manifests {
+			if oldest == "" || is.last.Before(r.manifests[oldest].last) {
+				oldest = n
+			}
+		}
+		delete(r.manifests, oldest)
+	}
+	r.sweepLater()
+}
+
+// sweepLater has what is not asked for any more let go of.
+func (r *recent) sweepLater() {
+	if r.sweep == nil && len(r.packs)+len(r.manifests) > 0 {
 		r.sweep = time.AfterFunc(recentFor, r.dropOld)
 	}
-	return pages, nil
 }
 
 // dropOldest lets go of what has not been asked for for the longest time, of what is there.
@@ -106,10 +162,13 @@ func (r *recent) dropOld() {
 			r.drop(k)
 		}
 	}
-	r.sweep = nil
-	if len(r.packs) > 0 {
-		r.sweep = time.AfterFunc(recentFor/2, r.dropOld)
+	for name, is := range r.manifests {
+		if time.Since(is.last) >= recentFor {
+			delete(r.manifests, name)
+		}
 	}
+	r.sweep = nil
+	r.sweepLater()
 }
 
 // close lets go of everything.
@@ -119,5 +178,5 @@ func (r *recent) close() {
 	if r.sweep != nil {
 		r.sweep.Stop()
 	}
-	r.packs, r.bytes = nil, 0
+	r.packs, r.bytes, r.manifests = nil, 0, nil
 }

@@ -83,3 +83,26 @@ func TestRecent_isBounded(t *testing.T) {
 	must.MapEmpty(t, r.packs)
 	r.close()
 }
+
+// Whoever has a manifest may change it; what is stored under its name now is what counts.
+func TestRecent_knowsManifestsByTheirBytes(t *testing.T) {
+	var r recent
+	defer r.close()
+	m := &Manifest{ID: "a", Entries: make([]Entry, 2)}
+	r.remember("a", []byte("stored"), m)
+	m.Entries = nil
+	got := r.manifest("a", []byte("stored"))
+	must.NotNil(t, got)
+	must.Len(t, 2, got.Entries)
+	got.Entries = nil
+	must.Len(t, 2, r.manifest("a", []byte("stored")).Entries)
+	must.Nil(t, r.manifest("a", []byte("storeD")))
+	must.Nil(t, r.manifest("b", []byte("stored")))
+	for i := range recentManifests {
+		r.remember(string(rune('b'+i)), nil, m)
+	}
+	must.Nil(t, r.manifest("a", []byte("stored")))
+	must.MapLen(t, recentManifests, r.manifests)
+	r.remember("large", make([]byte, recentManifest+1), m)
+	must.MapNotContainsKey(t, r.manifests, "large")
+}

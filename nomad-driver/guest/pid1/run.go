@@ -54,8 +54,8 @@ const (
 
 	// Memory: a small heap is collected often, which costs little, and given back when the guest is idle.
 	gcPercent   = 25
-	trimAfter   = 300 * time.Millisecond
-	maxProcs    = 1 // a second core's wake-ups cost an answer more than it would gain by them
+	trimAfter   = time.Second // not in the midst of a burst of sandboxes
+	maxProcs    = 1           // a second core's wake-ups cost an answer more than it would gain by them
 	spareThread = 4
 )
 
