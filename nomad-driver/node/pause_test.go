@@ -35,7 +35,7 @@ func (d *daemon) startCounter(sb nodeapi.Sandbox) guest.ProcessID {
 // counts checks that the counter has counted without a gap and without a number twice, and goes on. It may not have begun yet: a pause can come before.
 func (d *daemon) counts(sb nodeapi.Sandbox) {
 	d.t.Helper()
-	out, code := d.exec(sb, "bash", "-c", `a=$(tail -n1 /home/user/count); a=${a:-0}; for i in $(seq 3000); do b=$(tail -n1 /home/user/count); [ "${b:-0}" -gt "$a" ] && cat /home/user/count && exit; sleep 0.01; done; exit 1`)
+	out, code := d.exec(sb, "bash", "-c", `a=$(tail -n1 /home/user/count 2>/dev/null); a=${a:-0}; for i in $(seq 3000); do b=$(tail -n1 /home/user/count 2>/dev/null); [ "${b:-0}" -gt "$a" ] && cat /home/user/count && exit; sleep 0.01; done; exit 1`)
 	if code != 0 {
 		state, _ := d.exec(sb, "bash", "-c", `ls -l /home/user; tail -n2 /home/user/count; cat /proc/[0-9]*/stat`)
 		must.Eq(d.t, 0, code, must.Sprint("the counter stands still: ", state))
