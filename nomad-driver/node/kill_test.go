@@ -384,10 +384,10 @@ func (f *fault) forked() {
 func (f *fault) forkedFiles() {
 	f.t.Helper()
 	copied := f.made(f.daemon)
-	const look = "cksum < ~/dir/link; stat -c '%a %h %u %Y' ~/file ~/same ~/dir"
-	want, _ := f.exec(f.still, "bash", "-c", look)
-	got, code := f.exec(copied, "bash", "-c", look)
-	must.Eq(f.t, 0, code)
+	const look = "sha256sum < ~/dir/link && stat -c '%a %h %u %Y' ~/file ~/same ~/dir"
+	want, code := f.exec(f.still, "bash", "-c", look)
+	must.Eq(f.t, 0, code, must.Sprint(want))
+	got, _ := f.exec(copied, "bash", "-c", look)
 	must.Eq(f.t, want, got)
 	out, _ := f.exec(copied, "bash", "-c", "echo $OWN; hostname")
 	must.Eq(f.t, "its own\n"+string(copied.ID)+"\n", out)
