@@ -250,7 +250,12 @@ func (e *Engine) OpenImages(d Dump, dir string, base uint32, lazy *LazyOptions) 
 			if err != nil {
 				return nil, errors.Join(fmt.Errorf("%w: mount %s: %w", ErrLazy, dir, err), over.Close())
 			}
-			return &Images{dir: os.NewFile(uintptr(fd), dir), over: over, lazy: &Lazy{o: *lazy, images: dir, thin: t}}, nil
+			whole := os.NewFile(uintptr(fd), dir)
+			// Where the machine shares its mounts this one is shared with it: what is laid over images there would be laid over the machine's own.
+			if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+				return nil, errors.Join(fmt.Errorf("%w: part the mount of %s from the machine's: %w", ErrLazy, dir, err), whole.Close(), over.Close())
+			}
+			return &Images{dir: whole, over: over, lazy: &Lazy{o: *lazy, images: dir, thin: t}}, nil
 		}
 	}
 	f, err := openDir(dir)

@@ -134,7 +134,7 @@ func (e *Engine) startSpare() (_ *worker, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, null.Close()) }()
-	w, err := e.start(place{files: slices.Repeat([]*os.File{null}, spareFiles), thread: joinKeyring})
+	w, err := e.start(place{files: slices.Repeat([]*os.File{null}, spareFiles), thread: joinKeyring, follows: true})
 	if err != nil {
 		return nil, err
 	}
@@ -160,9 +160,6 @@ var systemFolders = []string{"/bin", "/dev", "/etc", "/gnu", "/lib", "/lib32", "
 // leaveMounts takes the machine's mounts out of this thread's mount namespace but for the system's: what somebody unmounts would be in use as long as
 // one stands ready. Those that are left follow what becomes of them on the machine, where the machine shares its mounts.
 func leaveMounts() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return fmt.Errorf("follow the machine's mounts: %w", err)
-	}
 	b, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err

@@ -40,6 +40,8 @@ type place struct {
 	started func(p *os.Process) error
 	// kerndat is what it knows of the kernel; nil: what the engine has.
 	kerndat []byte
+	// follows has its mounts follow what becomes of the machine's, where the machine shares them.
+	follows bool
 }
 
 const (
@@ -119,7 +121,11 @@ func (e *Engine) start(at place) (_ *worker, err error) {
 	w.cmd.Dir = "/"
 	w.cmd.ExtraFiles = append(append([]*os.File(nil), at.files...), theirs)
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = start(w.cmd, e.prepare(at))
+	propagation := uintptr(unix.MS_PRIVATE)
+	if at.follows {
+		propagation = unix.MS_SLAVE
+	}
+	err = start(w.cmd, e.prepare(at), propagation)
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("start criu: %w", errors.Join(err, ours.Close()))
 	}
@@ -287,8 +293,8 @@ func onEnd(pid int, f func()) (stop func(), err error) {
 	}, nil
 }
 
-// start starts cmd; with prepare, from a thread with a new mount namespace that prepare has been run on. The thread does not come back.
-func start(cmd *exec.Cmd, prepare func() error) error {
+// start starts cmd; with prepare, from a thread with a new mount namespace, of that propagation, that prepare has been run on. The thread does not come back.
+func start(cmd *exec.Cmd, prepare func() error, propagation uintptr) error {
 	if prepare == nil {
 		return cmd.Start()
 	}
@@ -298,8 +304,8 @@ func start(cmd *exec.Cmd, prepare func() error) error {
 			done <- fmt.Errorf("unshare mounts: %w", err)
 			return
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			done <- fmt.Errorf("make mounts private: %w", err)
+		if err := unix.Mount("", "/", "", unix.MS_REC|propagation, ""); err != nil {
+			done <- fmt.Errorf("part mounts from the machine's: %w", err)
 			return
 		}
 		if err := prepare(); err != nil {

@@ -47,6 +47,18 @@ func standing(t *testing.T, n int) []int {
 	}
 }
 
+// rootMount returns the line of the root.
+func rootMount(t *testing.T, mounts []byte) string {
+	t.Helper()
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); f[4] == "/" {
+			return line
+		}
+	}
+	t.Fatal("no root is mounted")
+	return ""
+}
+
 // A restore is done by the CRIU that stands ready, and another one takes its place; where it has been killed, or there is none, one is started.
 func TestRestore_byTheOneThatStandsReady(t *testing.T) {
 	h := sandboxtest.NewHost(t)
@@ -84,6 +96,9 @@ func TestRestore_byTheOneThatStandsReady(t *testing.T) {
 	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", last[0]))
 	must.NoError(t, err)
 	must.StrNotContains(t, string(mounts), filepath.Dir(h.StateDir))
+	machine, err := os.ReadFile("/proc/self/mountinfo")
+	must.NoError(t, err)
+	must.Eq(t, strings.Contains(rootMount(t, machine), " shared:"), strings.Contains(rootMount(t, mounts), " master:"), must.Sprint("it follows the machine's mounts"))
 	e.Close()
 	standing(t, 0)
 	must.NotEq(t, last[0], restore("closed"))
