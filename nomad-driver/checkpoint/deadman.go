@@ -51,9 +51,13 @@ func (d *deadman) arm(pids []int) error {
 	return nil
 }
 
-// disarm lets the processes outlive CRIU. It may be called more than once.
+// disarm lets the processes outlive CRIU. It may be called more than once. Closing the descriptors would not do: a child that is being started has them
+// too, until it executes its program, and the open file signals for as long.
 func (d *deadman) disarm() (err error) {
 	for _, fd := range d.armed {
+		if _, ferr := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_RDONLY|unix.O_NONBLOCK); ferr != nil {
+			err = errors.Join(err, fmt.Errorf("let go of a process: %w", ferr))
+		}
 		err = errors.Join(err, unix.Close(fd))
 	}
 	d.armed = nil

@@ -52,11 +52,13 @@ func trace() {
 func TestDeadman_endsWhatIsTracedBeforeItRuns(t *testing.T) {
 	for name, tc := range map[string]struct {
 		disarm bool
+		child  bool   // one is just being started, and has every descriptor yet
 		want   string // how the traced process ends
 		ran    bool
 	}{
-		"armed":    {want: "signal: killed"},
-		"disarmed": {disarm: true, ran: true},
+		"armed":                             {want: "signal: killed"},
+		"disarmed":                          {disarm: true, ran: true},
+		"disarmed while a child is started": {disarm: true, child: true, ran: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, err := newDeadman()
@@ -79,6 +81,13 @@ func TestDeadman_endsWhatIsTracedBeforeItRuns(t *testing.T) {
 			must.EqOp(t, "ready\n", line)
 
 			must.NoError(t, d.arm([]int{traced.Process.Pid}))
+			if tc.child {
+				for _, fd := range d.armed {
+					held, err := unix.Dup(fd) // the same open file, as in a child
+					must.NoError(t, err)
+					defer unix.Close(held)
+				}
+			}
 			if tc.disarm {
 				must.NoError(t, d.disarm())
 			}

@@ -62,6 +62,52 @@ func TestReal_fiftyRoundsOfPauseAndResume(t *testing.T) {
 	d.counts(sb)
 }
 
+// Sandboxes are paused, resumed and copied while others are: what is started for the one holds nothing of another, for however short a time.
+func TestReal_pausesAndCopiesSideBySide(t *testing.T) {
+	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
+	const boxes, rounds = 4, 32
+	all := make([]nodeapi.Sandbox, boxes)
+	for i := range all {
+		all[i] = d.create()
+		d.startCounter(all[i])
+	}
+	copies := make([][]nodeapi.Sandbox, boxes)
+	errs := make([]error, boxes)
+	var wg sync.WaitGroup
+	for i, sb := range all {
+		wg.Go(func() {
+			for round := 0; round < rounds && errs[i] == nil; round++ {
+				if round%8 == 7 {
+					var c nodeapi.Sandbox
+					c, errs[i] = d.copied(t.Context(), sb)
+					copies[i] = append(copies[i], c)
+					continue
+				}
+				if _, errs[i] = d.client.Pause(t.Context(), sb.ID, pauseTo(nodeapi.DepthCheckpointed)); errs[i] == nil {
+					_, errs[i] = d.client.Resume(t.Context(), sb.ID, nodeapi.ResumeRequest{})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i, sb := range all {
+		must.NoError(t, errs[i])
+		d.counts(sb)
+		for _, c := range copies[i] {
+			d.counts(c)
+		}
+	}
+}
+
+// copied returns a copy of a sandbox.
+func (d *daemon) copied(ctx context.Context, sb nodeapi.Sandbox) (nodeapi.Sandbox, error) {
+	id := api.NewSnapshotID()
+	if _, err := d.client.Snapshot(ctx, sb.ID, nodeapi.SnapshotRequest{ID: id, Tenant: "a"}); err != nil {
+		return nodeapi.Sandbox{}, err
+	}
+	return d.client.Create(ctx, restoreRequest(id, "a"))
+}
+
 // Ten copies made at the same time are ten machines: ids, names and random numbers are each one's own.
 func TestReal_forksAreMachinesOfTheirOwn(t *testing.T) {
 	d := startDaemon(t, "-criu", sandboxtest.CRIU(t))
