@@ -61,7 +61,8 @@ type Node interface {
 type Sandboxes interface {
 	// Find returns a sandbox that runs, or an error with ErrNotFound in its chain, or one with ErrPaused.
 	Find(id api.SandboxID) (Sandbox, error)
-	// Wake resumes a sandbox that Find said is paused, and returns when it runs. However many ask, it is resumed once.
+	// Wake resumes a sandbox that Find said is paused, and returns when it runs. However many ask, it is resumed once. ErrPaused is in the chain of its
+	// error where it is paused, or moves, again by then.
 	Wake(ctx context.Context, id api.SandboxID) (Sandbox, error)
 	// Each calls f with every sandbox that runs and has an EnvdToken until f returns false. Node is not filled in.
 	Each(f func(Sandbox) bool)
@@ -334,5 +335,10 @@ func (e *Edge) wake(r *http.Request, box Sandbox, port int) (Sandbox, error) {
 func (e *Edge) wakeUp(ctx context.Context, id api.SandboxID) (Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, wakeTimeout)
 	defer cancel()
-	return e.cfg.Sandboxes.Wake(ctx, id)
+	for {
+		box, err := e.cfg.Sandboxes.Wake(ctx, id)
+		if !errors.Is(err, ErrPaused) || ctx.Err() != nil { // else it began to move again
+			return box, err
+		}
+	}
 }

@@ -267,17 +267,31 @@ func TestServe_aSuspendedTenantMayLookAndNoMore(t *testing.T) {
 	}
 }
 
-// It begins to move between the moment when a request finds it and the one when the request is under way.
-func TestServe_aRequestThatMeetsAMoveWaitsForItsEnd(t *testing.T) {
-	s := newScene(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "answered") }, nil)
-	finds := 0
-	s.found = func(w *world) {
-		if finds++; finds == 1 {
-			w.paused = true
-		}
+// A sandbox begins to move while a request is on its way: before it counts in the traffic it waits for the end of the move, and from then on the move
+// waits for it.
+func TestServe_aRequestThatMeetsAMoveIsAnswered(t *testing.T) {
+	for _, tc := range []struct {
+		when       string
+		find, wake int // the look after which it moves, and after how many wakes it runs
+		woken      int
+	}{
+		{"after it was found", 1, 1, 1},
+		{"after it was found, and again", 1, 3, 3},
+		{"while it is under way", 2, 1, 0},
+	} {
+		t.Run(tc.when, func(t *testing.T) {
+			s := newScene(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "answered") }, nil)
+			s.wakes = tc.wake
+			finds := 0
+			s.found = func(w *world) {
+				if finds++; finds == tc.find {
+					w.paused = true
+				}
+			}
+			status, body, _ := s.get(t, 3000, "/")
+			must.Eq(t, "answered", body)
+			must.Eq(t, http.StatusOK, status)
+			must.Eq(t, tc.woken, s.woken)
+		})
 	}
-	status, body, _ := s.get(t, 3000, "/")
-	must.Eq(t, http.StatusOK, status)
-	must.Eq(t, "answered", body)
-	must.Eq(t, 1, s.woken, must.Sprint("it waited, and was passed on once"))
 }

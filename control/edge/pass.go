@@ -110,21 +110,16 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// dialPort connects to "<port>.<id>:80" (or 443), the name by which the transport keeps connections apart.
+// dialPort connects a request to its port, where it was found to be: it counts in the sandbox's traffic, so whoever moves the sandbox waits for it, and
+// has recorded already that it leaves, perhaps. The address "<port>.<id>:80" (or 443) is the name by which the transport keeps connections apart.
 func (e *Edge) dialPort(ctx context.Context, _, addr string) (net.Conn, error) {
-	host, _, _ := net.SplitHostPort(addr)
-	port, id, _ := strings.Cut(host, ".")
-	n, err := strconv.Atoi(port)
-	if err != nil {
-		return nil, fmt.Errorf("dial %q: no port of a sandbox", addr)
-	}
-	box, err := e.cfg.Sandboxes.Find(api.SandboxID(id))
-	if err != nil {
-		return nil, err
+	p, ok := ctx.Value(passageKey{}).(passage)
+	if !ok {
+		return nil, fmt.Errorf("dial %q: for no request", addr)
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	return box.Node.DialPort(ctx, box.ID, n)
+	return p.box.Node.DialPort(ctx, p.box.ID, p.port)
 }
 
 // dialTLS speaks TLS over what dial connects to. Who the server is, the way to it says, which is ours: its certificate, which it has most often made itself, is

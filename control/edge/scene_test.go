@@ -26,6 +26,7 @@ type world struct {
 	mu     sync.Mutex
 	paused bool
 	woken  int
+	wakes  int            // how many it takes until it runs
 	refuse error          // of Wake
 	found  func(w *world) // after a Find; nil: nothing
 
@@ -64,7 +65,9 @@ func (w *world) Wake(context.Context, api.SandboxID) (Sandbox, error) {
 		return Sandbox{}, w.refuse
 	}
 	w.woken++
-	w.paused = false
+	if w.paused = w.woken < w.wakes; w.paused {
+		return Sandbox{}, fmt.Errorf("%w: %s", ErrPaused, w.box.ID)
+	}
 	b := w.box
 	b.Node = w
 	return b, nil

@@ -156,9 +156,10 @@ func (v *visitor) same(a answer) error {
 	return nil
 }
 
-// whole checks that the sandbox has all that it had.
+// whole checks that every request was answered, and that the sandbox has all that it had.
 func (v *visitor) whole(t *testing.T) {
 	t.Helper()
+	must.SliceEmpty(t, v.failed, must.Sprintf("of %d requests: %q", v.asked, v.failed))
 	a, err := v.ask(t.Context())
 	must.NoError(t, err)
 	must.NoError(t, v.same(a))
@@ -248,7 +249,6 @@ func drain(t *testing.T, c *cluster, sandboxes int) {
 	})
 	for _, v := range all {
 		t.Logf("%s: %d requests, the longest took %s, failed: %q", v.id, v.asked, v.longest.Round(time.Millisecond), v.failed)
-		must.SliceEmpty(t, v.failed)
 		v.whole(t)
 		now := c.get(v.id)
 		must.Eq(t, before[v.id].EndAt, now.EndAt, must.Sprint("its deadline is its deadline"))
