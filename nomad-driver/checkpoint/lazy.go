@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/soulbox-dev/soulbox/nomad-driver/checkpoint/pager"
+	"github.com/soulbox-dev/soulbox/nomad-driver/failpoint"
 	"github.com/soulbox-dev/soulbox/nomad-driver/osthread"
 )
 
@@ -108,6 +109,7 @@ func (l *Lazy) Serve(ctx context.Context, group Freezer, p *Pages) (err error) {
 		if h, err = holdAll(pids, func() error { return group.Thaw(ctx) }); err != nil {
 			return
 		}
+		failpoint.At("restore.thawed")
 		err = l.serve(ctx, device, inside, p)
 		err = errors.Join(err, group.StartFreeze(ctx), h.release())
 	})

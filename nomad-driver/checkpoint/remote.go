@@ -23,14 +23,10 @@ import (
 // held are threads of processes that this thread has stopped, and that have not run since.
 type held struct{ threads []tracee }
 
-// holdAll stops all threads of processes that are frozen now: thaw lets go of what has frozen them. It has to be called, and all else done, on one thread.
-func holdAll(pids []int, thaw func() error) (_ *held, err error) {
+// holdAll stops all threads of processes that are frozen now: thaw lets go of what has frozen them. It has to be called, and all else done, on one thread, which ends
+// then. What has not been released by its end is killed, also where this process is, or where this fails: none of them must run.
+func holdAll(pids []int, thaw func() error) (*held, error) {
 	h := &held{}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.release())
-		}
-	}()
 	for _, pid := range pids {
 		tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 		if err != nil {
@@ -48,7 +44,7 @@ func holdAll(pids []int, thaw func() error) (_ *held, err error) {
 			if state.Ended() {
 				continue
 			}
-			if err := unix.PtraceSeize(tid); err != nil {
+			if err := seize(tid, unix.PTRACE_O_EXITKILL); err != nil {
 				return nil, fmt.Errorf("trace thread %d: %w", tid, err)
 			}
 			h.threads = append(h.threads, tracee{tid})
@@ -66,6 +62,14 @@ func holdAll(pids []int, thaw func() error) (_ *held, err error) {
 		}
 	}
 	return h, nil
+}
+
+// seize begins to trace a thread with options, which hold from the first moment on.
+func seize(tid int, options uintptr) error {
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(tid), 0, options, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // release lets go of all. Where one has ended there is nothing to let go of.
@@ -105,7 +109,7 @@ func (t tracee) begin() (_ *remote, err error) {
 		}
 	}()
 	// Its own filter of system calls would refuse these.
-	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_TRACESYSGOOD|suspendSeccomp); err != nil {
+	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_EXITKILL|unix.PTRACE_O_TRACESYSGOOD|suspendSeccomp); err != nil {
 		return nil, fmt.Errorf("trace process %d: %w", t.pid, err)
 	}
 	if err := unix.PtraceGetRegs(t.pid, &r.own); err != nil {

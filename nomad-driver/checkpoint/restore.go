@@ -27,6 +27,9 @@ type RestorePlace struct {
 	Exit     *os.File // what it finds in place of its exit file
 	Rules    *os.File // a descriptor of Landlock rules that the processes come back under; nil: none
 	Started  func(p *os.Process) error
+	// Held is called when that process is about to be one that waits for its next order, whatever becomes of this process: what it has restored has to be
+	// killed before it.
+	Held func(p *os.Process) error
 }
 
 // Restorer is a CRIU that was started for one restore. While it comes up, which takes milliseconds, all else can be made ready. Either Restore or End
@@ -34,7 +37,8 @@ type RestorePlace struct {
 type Restorer struct {
 	worker *worker
 	dead   *deadman
-	rules  int           // CRIU's descriptor of them; 0: there are none
+	rules  int // CRIU's descriptor of them; 0: there are none
+	held   func(*os.Process) error
 	ended  chan struct{} // closed when one that has answered has ended; nil: there was none
 }
 
@@ -44,7 +48,7 @@ func (e *Engine) StartRestore(at RestorePlace) (*Restorer, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Restorer{dead: dead}
+	r := &Restorer{dead: dead, held: at.Held}
 	files := []*os.File{at.Listener, at.Exit}
 	if at.Rules != nil {
 		r.rules = firstFile + len(files)
@@ -104,6 +108,16 @@ type RestoreOptions struct {
 	// Complete is called when every process is there and none has run yet. They are frozen here, so that nothing runs before
 	// somebody has taken note of it. Should CRIU die before, they do not run either.
 	Complete func(pid int) error
+}
+
+// hold has CRIU outlive this process from now on, without going on.
+func (r *Restorer) hold() error {
+	if r.held != nil {
+		if err := r.held(r.worker.cmd.Process); err != nil {
+			return err
+		}
+	}
+	return r.worker.hold()
 }
 
 // Await returns when a CRIU that has restored has ended: of what it has made it needs nothing any more, but it has to take its own things down. Restore has been called.
@@ -179,13 +193,18 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 			pid = p
 			return o.Born(p)
 		case "post-setup-namespaces":
-			if err := o.Ready(); err != nil || r.rules == 0 {
+			if err := o.Ready(); err != nil {
 				return err
 			}
-			if err := o.Built(pid); err != nil {
-				return err
+			if r.rules != 0 {
+				if err := o.Built(pid); err != nil {
+					return err
+				}
+				if err := restrict(r.worker.pid(), pid, r.rules); err != nil {
+					return err
+				}
 			}
-			return restrict(r.worker.pid(), pid, r.rules)
+			return r.hold()
 		case "post-restore":
 			pids, err := o.Processes()
 			if err != nil {

@@ -217,31 +217,29 @@ func (w *worker) give(cgroup *os.File, files []*os.File) error {
 	runtime.LockOSThread() // who traces is a thread
 	defer runtime.UnlockOSThread()
 	return traced(w.pid(), func(c tracee) error {
-		us, err := c.result(unix.SYS_PIDFD_OPEN, uint64(os.Getpid()), 0)
-		if err != nil {
-			return fmt.Errorf("open this process: %w", err)
-		}
-		take := func(f *os.File, use func(fd uint64) error) error {
-			fd, err := c.result(unix.SYS_PIDFD_GETFD, us, uint64(f.Fd()), 0)
-			if err != nil {
-				return fmt.Errorf("take %s: %w", f.Name(), err)
+		return c.fromHere(func(take func(*os.File) (uint64, error)) error {
+			use := func(f *os.File, use func(fd uint64) error) error {
+				fd, err := take(f)
+				if err != nil {
+					return err
+				}
+				return errors.Join(use(fd), c.call(unix.SYS_CLOSE, fd))
 			}
-			return errors.Join(use(fd), c.call(unix.SYS_CLOSE, fd))
-		}
-		for i := range w.slots {
-			at := uint64(firstFile + i)
-			if i >= len(files) {
-				err = c.call(unix.SYS_CLOSE, at)
-			} else {
-				err = take(files[i], func(fd uint64) error { return c.call(unix.SYS_DUP3, fd, at, 0) })
+			for i := range w.slots {
+				at, err := uint64(firstFile+i), error(nil)
+				if i >= len(files) {
+					err = c.call(unix.SYS_CLOSE, at)
+				} else {
+					err = use(files[i], func(fd uint64) error { return c.call(unix.SYS_DUP3, fd, at, 0) })
+				}
+				if err != nil {
+					return fmt.Errorf("descriptor %d: %w", at, err)
+				}
 			}
-			if err != nil {
-				return fmt.Errorf("descriptor %d: %w", at, err)
+			if err := use(cgroup, func(fd uint64) error { return c.call(unix.SYS_SETNS, fd, unix.CLONE_NEWCGROUP) }); err != nil {
+				return fmt.Errorf("enter the control group namespace: %w", err)
 			}
-		}
-		if err := take(cgroup, func(fd uint64) error { return c.call(unix.SYS_SETNS, fd, unix.CLONE_NEWCGROUP) }); err != nil {
-			return fmt.Errorf("enter the control group namespace: %w", err)
-		}
-		return c.call(unix.SYS_CLOSE, us)
+			return nil
+		})
 	})
 }

@@ -353,6 +353,7 @@ func converse(sk *os.File, criu int, r request) (*rpc.CriuResp, error) {
 			return resp, nil
 		}
 		script := resp.GetNotify().GetScript()
+		failpoint.At(opName(r.typ) + " at " + script)
 		failpoint.AtOther("criu "+opName(r.typ)+" "+script, criu)
 		var nerr error
 		if r.notify != nil {

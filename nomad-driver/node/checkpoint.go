@@ -297,7 +297,7 @@ func (n *Node) bringBack(ctx context.Context, rt restorer, b *box) (pausable, er
 			ID: b.id, Lower: b.lease.Root, IDBase: rec.IDBase, Limits: sandbox.Limits(sb.Limits), QoS: sandbox.QoS(sb.QoS),
 			Boot: guest.Boot{Hostname: sb.Hostname, Profile: sb.Profile},
 		},
-		Dir: sandbox.CheckpointDir(filepath.Join(home, checkpointDone)), Dump: *rec.Pause.Dump, Started: n.noteCRIU(home),
+		Dir: sandbox.CheckpointDir(filepath.Join(home, checkpointDone)), Dump: *rec.Pause.Dump, Started: n.noteCRIU(home), Held: n.noteHeldCRIU(home),
 		Network: n.adoptSlot(ctx, b, rec.Network),
 	})
 	if err != nil {
@@ -340,7 +340,7 @@ func (n *Node) sweepCheckpoints() {
 			continue
 		}
 		p := filepath.Join(n.path("checkpoints"), e.Name())
-		if err := errors.Join(n.awaitCRIU(p), n.clearPages(p), os.RemoveAll(p)); err != nil {
+		if err := errors.Join(n.awaitCRIU(p, false), n.clearPages(p), os.RemoveAll(p)); err != nil {
 			n.log.Error("checkpoint of no sandbox stays", "path", p, "error", err)
 		}
 	}
@@ -351,21 +351,29 @@ type criuNote struct {
 	Version int    `json:"version"`
 	PID     int    `json:"pid"`
 	Start   string `json:"start"` // field 22 of its stat
+	// Held tells that it waits for its daemon for ever: what it restores has to be killed, and then it.
+	Held bool `json:"held,omitempty"`
 }
 
 // noteCRIU returns what writes down which CRIU works in home, for a daemon that comes after this one.
-func (n *Node) noteCRIU(home string) func(*os.Process) error {
+func (n *Node) noteCRIU(home string) func(*os.Process) error { return noteOf(home, false) }
+
+// noteHeldCRIU is noteCRIU for when it does not end with this daemon any more.
+func (n *Node) noteHeldCRIU(home string) func(*os.Process) error { return noteOf(home, true) }
+
+func noteOf(home string, held bool) func(*os.Process) error {
 	return func(p *os.Process) error {
 		s, err := procstat.Of(p.Pid)
 		if err != nil {
 			return err
 		}
-		return checkpoint.WriteNote(filepath.Join(home, criuFile), criuNote{Version: 1, PID: p.Pid, Start: s.Started()})
+		return checkpoint.WriteNote(filepath.Join(home, criuFile), criuNote{Version: 1, PID: p.Pid, Start: s.Started(), Held: held})
 	}
 }
 
-// awaitCRIU returns when the CRIU that an earlier daemon started for a sandbox has ended; one that takes too long is killed.
-func (n *Node) awaitCRIU(home string) error {
+// awaitCRIU returns when the CRIU that an earlier daemon started for a sandbox has ended; one that takes too long is killed, and at once one that is held in a
+// restore that nobody needs: nothing of what it has restored is there any more.
+func (n *Node) awaitCRIU(home string, needed bool) error {
 	b, err := os.ReadFile(filepath.Join(home, criuFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -385,7 +393,11 @@ func (n *Node) awaitCRIU(home string) error {
 	if s, err := procstat.Of(note.PID); err != nil || s.Started() != note.Start {
 		return nil //nolint:nilerr // another process has its number
 	}
-	for _, wait := range []time.Duration{criuWait, freezeTimeout} {
+	waits := []time.Duration{criuWait, freezeTimeout}
+	if note.Held && !needed {
+		waits[0] = 0
+	}
+	for _, wait := range waits {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if got, err := unix.Poll(p, int(wait.Milliseconds())); err == nil && got == 1 {
 			return nil
@@ -401,13 +413,20 @@ func (n *Node) awaitCRIU(home string) error {
 // the sandbox.
 func (n *Node) takeOverPause(b *box) error {
 	home := n.checkpointDir(b.id)
-	if err := n.awaitCRIU(home); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(n.ctx, undoTimeout)
 	defer cancel()
 	rec := &b.rec
 	onDisk := rec.Sandbox.State == nodeapi.StatePaused && rec.Sandbox.Pause.Depth != nodeapi.DepthFrozen
+	inst, ok := b.inst.(pausable)
+	if onDisk && ok {
+		// Whatever runs was on disk before its end, or came back and was never told of.
+		if err := inst.End(ctx); err != nil {
+			return err
+		}
+	}
+	if err := n.awaitCRIU(home, !onDisk); err != nil {
+		return err
+	}
 	paging := false
 	if !onDisk {
 		var err error
@@ -428,16 +447,11 @@ func (n *Node) takeOverPause(b *box) error {
 		}
 		return os.RemoveAll(home)
 	}
-	inst, ok := b.inst.(pausable)
 	if !ok {
 		return nil
 	}
 	switch {
 	case onDisk:
-		// Whatever runs was on disk before its end, or came back and was never told of.
-		if err := inst.End(ctx); err != nil {
-			return err
-		}
 		b.inst = nil
 		return errors.Join(n.clearPages(home), os.RemoveAll(filepath.Join(home, checkpointTemp)))
 	case rec.Sandbox.State == nodeapi.StatePaused:

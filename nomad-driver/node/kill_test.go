@@ -45,23 +45,26 @@ var ways = []struct {
 	steps  []string
 }{
 	{"pause", (*fault).pause, (*fault).runOn, theDaemon, []string{
-		"pause.parked", "pause.frozen", "pause.recorded", "checkpoint.dumped", "checkpoint.synced", "checkpoint.renamed", "checkpoint.recorded", "checkpoint.ended",
+		"pause.parked", "pause.frozen", "pause.recorded", "checkpoint at pre-dump", "checkpoint at network-lock", "checkpoint at post-dump", "checkpoint.dumped", "checkpoint.synced", "checkpoint.renamed", "checkpoint.recorded", "checkpoint.ended",
 	}},
 	{"pause", (*fault).pause, (*fault).runOn, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
 	{"pause to the files", (*fault).pauseFiles, (*fault).bootOn, theDaemon, []string{"pause.frozen", "pause.recorded", "files.synced", "checkpoint.recorded", "checkpoint.ended"}},
 	{"pause into the store", (*fault).store, (*fault).runOn, theDaemon, []string{"store.pack", "store.packed", "store.unrecorded", "store.recorded"}},
 	{"thaw", (*fault).thaw, (*fault).runOn, theDaemon, []string{"resume.recorded", "resume.thawed"}},
-	{"restore", (*fault).restore, (*fault).runOn, theDaemon, []string{"network.wired", "restore.restored", "restore.recorded", "restore.woken"}},
+	{"restore", (*fault).restore, (*fault).runOn, theDaemon, []string{
+		"network.wired", "restore at setup-namespaces", "restore at post-setup-namespaces", "restore at post-restore", "restore at pre-resume", "restore at post-resume",
+		"restore.restored", "restore.recorded", "restore.named", "restore.woken",
+	}},
 	{"restore", (*fault).restore, (*fault).runOn, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-setup-namespaces", "criu restore post-restore", "criu restore pre-resume", "criu restore post-resume"}},
 	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theDaemon, []string{
 		"snapshot.frozen", "snapshot.dumped", "snapshot.copied", "snapshot.thawed", "store.pack", "store.packed", "snapshot.stored",
 	}},
 	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
-	{"fork", (*fault).fork, (*fault).forked, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
+	{"fork", (*fault).fork, (*fault).forked, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "restore at post-restore", "restore at pre-resume", "create.made", "create.recorded", "fork.woken"}},
 	{"fork", (*fault).fork, (*fault).forked, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-restore", "criu restore pre-resume"}},
 	{"fork of files", (*fault).forkFiles, (*fault).forkedFiles, theDaemon, []string{"fork.files", "network.wired", "create.made", "create.recorded"}},
 	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
-	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore.paged", "restore.recorded", "restore.woken"}},
+	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore at pre-resume", "restore.thawed", "restore.paged", "restore.recorded", "restore.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
 	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theDaemon, []string{"checkpoint.dumped", "checkpoint.recorded"}},
 	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},

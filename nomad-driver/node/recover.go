@@ -128,7 +128,11 @@ func (n *Node) takeOver(b *box) {
 	case b.rec.Sandbox.State == nodeapi.StatePaused:
 	case b.rec.Waking && ok:
 		env := environ(b.rec.Env) // of a copy it is not the original's
-		n.wg.Go(func() { n.wake(n.ctx, b, inst, env) })
+		b.turn.Lock()             // which nobody else can have yet: a pause that is asked for as soon as one can ask comes after it
+		n.wg.Go(func() {
+			defer b.turn.Unlock()
+			n.wake(n.ctx, b, inst, env)
+		})
 	default:
 		n.logAgain(b, b.inst.Guest())
 	}

@@ -154,7 +154,7 @@ func (n *Node) restoreNew(ctx context.Context, b *box, req nodeapi.CreateRequest
 	b.fetched = append(b.fetched, guest.Step{Name: "images", Nanos: time.Since(begin).Nanoseconds()})
 	failpoint.At("fork.fetched")
 	return n.restored(ctx, rt, b, home, <-first, sandbox.RestoreConfig{
-		Config: n.sandboxConfig(b, req), Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home),
+		Config: n.sandboxConfig(b, req), Dir: sandbox.CheckpointDir(filepath.Join(home, "c")), Dump: meta.Dump, Started: n.noteCRIU(home), Held: n.noteHeldCRIU(home),
 		Network: n.adoptSlot(ctx, b, req.Network),
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -26,6 +27,8 @@ type RestoreConfig struct {
 	Dump   checkpoint.Dump
 	// Started is called with CRIU's process once it runs.
 	Started func(*os.Process) error
+	// Held is called when it will outlive this process: what is restored has to be killed before it then.
+	Held func(*os.Process) error
 	// Network sets up the network namespace that CRIU made, which is empty; nil brings loopback up.
 	Network func(netns *os.File) error
 	// Lazy, where it is set, has memory come after Restore, if there is that much of it.
@@ -118,7 +121,7 @@ func (r *restorer) restore(ctx context.Context) (_ *Sandbox, err error) {
 	if err != nil {
 		return nil, err
 	}
-	place := checkpoint.RestorePlace{Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Started: r.c.Started}
+	place := checkpoint.RestorePlace{Cgroup: spaces.cgroup, Listener: listener, Exit: exit, Started: r.c.Started, Held: r.c.Held}
 	if rules != nil {
 		defer func() { err = errors.Join(err, rules.Close()) }()
 		if !without.landlock {
@@ -407,18 +410,44 @@ func (s *Sandbox) Wake(ctx context.Context, env []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
+	next := filepath.Join(s.at.run, "guest.new")
+	named := false // the next one has the name
 	err := s.guest.Renew(ctx, guest.Renew{SandboxID: string(s.ref.ID), Env: env}, func(f *os.File) error {
-		next := filepath.Join(s.at.run, "guest.new")
 		if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		if err := listenAt(int(f.Fd()), next); err != nil {
 			return err
 		}
-		return os.Rename(next, s.at.socket)
+		if err := exchange(next, s.at.socket); err != nil {
+			return err
+		}
+		named = true
+		failpoint.At("restore.named")
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("renew sandbox %s: %w", s.ref.ID, err)
+	if err == nil {
+		return os.Remove(next) // the one before
+	}
+	if named && refused(s.at.socket) { // PID 1 had given up before it could be found there
+		err = errors.Join(err, exchange(next, s.at.socket))
+	}
+	return fmt.Errorf("renew sandbox %s: %w", s.ref.ID, err)
+}
+
+// refused reports whether nobody listens at a socket.
+func refused(path string) bool {
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED)
+}
+
+// exchange has two files take each other's name.
+func exchange(a, b string) error {
+	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange the names %s and %s: %w", a, b, err)
 	}
 	return nil
 }

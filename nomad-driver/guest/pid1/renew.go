@@ -80,16 +80,24 @@ func (s *server) renew(c *conn, r *guest.Renew) {
 		err = frame.NewReader(c.f).ReadJSON(frame.Request, &req)
 	}
 	if err != nil {
+		// The node may have given it the name by which this one is found, and gone then, or not yet: so both are served, until one does it to the end.
+		if on, lerr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); lerr == nil && on == 1 {
+			go s.serve(pollable(fd, "guest socket"))
+			return
+		}
 		unix.Close(fd)
 		return
 	}
 	s.b.renew(r)
 	s.mu.Lock()
 	old := s.lis
+	s.lis = nil
 	s.mu.Unlock()
-	go s.serve(pollable(fd, "guest socket"))
-	if old != nil {
-		old.Close()
+	f := pollable(fd, "guest socket")
+	s.listens(f)
+	go s.accept(f)
+	for _, o := range old {
+		o.Close()
 	}
 	answer(c, guest.Response{}, nil)
 }

@@ -64,8 +64,8 @@ type server struct {
 	left  *sync.Cond // conns has become smaller
 	conns int        // of every kind, and those that have not said yet what they want
 	open  map[*conn]struct{}
-	lis   *os.File // listened on
-	bare  bool     // PID 1 lets itself be looked at, for a checkpoint
+	lis   []*os.File // listened on: one, but where a node went in the midst of renew
+	bare  bool       // PID 1 lets itself be looked at, for a checkpoint
 
 	talks, listeners int
 }
@@ -78,14 +78,22 @@ func newServer(b backend, idle func()) *server {
 
 // serve accepts connections until the listener is closed. It owns f.
 func (s *server) serve(f *os.File) {
+	s.listens(f)
+	s.accept(f)
+}
+
+func (s *server) listens(f *os.File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lis = append(s.lis, f)
+}
+
+func (s *server) accept(f *os.File) {
 	defer f.Close()
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return
 	}
-	s.mu.Lock()
-	s.lis = f
-	s.mu.Unlock()
 	for {
 		fd := -1
 		var aerr error
