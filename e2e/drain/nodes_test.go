@@ -220,7 +220,7 @@ func rebalance(t *testing.T, c *cluster) {
 	})
 	on := map[api.NodeID]int{}
 	for _, v := range all {
-			v.whole(t)
+		v.whole(t)
 		on[c.get(v.id).Node]++
 	}
 	must.Eq(t, map[api.NodeID]int{from.id: 1, to.id: 1}, on)
