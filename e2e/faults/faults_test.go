@@ -43,16 +43,18 @@ const counter = `cd /home/user; exec 3>>begun; ln begun count; rm begun; n=0; wh
 
 // service is a control service that is killed, on one node.
 type service struct {
-	t       *testing.T
-	dir     string
-	arm     string // file that arms a step
-	address string
-	server  *agent.Process
-	client  *api.Client
-	node    *nodeapi.Client
-	sb      api.SandboxID
-	sum     [sha256.Size]byte // of a file in it
-	then    map[string]int    // what the kills have left
+	t        *testing.T
+	dir      string
+	arm      string // file that arms a step
+	nodeArgs []string
+	address  string
+	server   *agent.Process
+	client   *api.Client
+	daemon   *agent.Process
+	node     *nodeapi.Client
+	sb       api.SandboxID
+	sum      [sha256.Size]byte // of a file in it
+	then     map[string]int    // what the kills have left
 }
 
 var ways = []struct {
@@ -120,19 +122,12 @@ func start(t *testing.T) *service {
 	socket := filepath.Join(left.RunDir, "node.sock")
 	s.node = nodeapi.NewUnix(socket)
 	t.Cleanup(s.node.Close)
-	node, err := agent.Start(t.Context(), agent.Spec{
-		Name: "node", Path: binaries.Path(t, "nomad-driver-soulbox"), Dir: dir, Log: filepath.Join(dir, "node.log"),
-		Args: []string{
-			"node", "-state-dir", left.StateDir, "-run-dir", left.RunDir, "-cgroup-parent", left.CgroupParent, "-id-range-base", "700000000",
-			"-init", binaries.Path(t, "soulbox-init"), "-criu", sandboxtest.CRIU(t),
-		},
-		Ready: func(ctx context.Context) error {
-			_, err := s.node.Node(ctx)
-			return err
-		},
-	})
-	must.NoError(t, err)
-	t.Cleanup(func() { must.NoError(t, node.Stop(context.WithoutCancel(t.Context()))) })
+	s.nodeArgs = []string{
+		"node", "-state-dir", left.StateDir, "-run-dir", left.RunDir, "-cgroup-parent", left.CgroupParent, "-id-range-base", "700000000",
+		"-init", binaries.Path(t, "soulbox-init"), "-criu", sandboxtest.CRIU(t),
+	}
+	s.startNode()
+	t.Cleanup(func() { must.NoError(t, s.daemon.Stop(context.WithoutCancel(t.Context()))) })
 	must.NoError(t, os.WriteFile(filepath.Join(dir, "server.hcl"), fmt.Appendf(nil, "listen = %q\ndata_dir = %q\nnode \"here\" {\n  socket = %q\n}\n", s.address, filepath.Join(dir, "server"), socket), 0o600))
 	s.startServer()
 	t.Cleanup(func() {
@@ -146,6 +141,19 @@ func start(t *testing.T) *service {
 	})
 	s.begin()
 	return s
+}
+
+func (s *service) startNode() {
+	s.t.Helper()
+	var err error
+	s.daemon, err = agent.Start(s.t.Context(), agent.Spec{
+		Name: "node", Path: binaries.Path(s.t, "nomad-driver-soulbox"), Dir: s.dir, Log: filepath.Join(s.dir, "node.log"), Args: s.nodeArgs,
+		Ready: func(ctx context.Context) error {
+			_, err := s.node.Node(ctx)
+			return err
+		},
+	})
+	must.NoError(s.t, err)
 }
 
 func (s *service) startServer() {
@@ -380,6 +388,19 @@ func (s *service) alone() {
 // whole checks that a sandbox counts without a gap and without a number twice, and has its file.
 func (s *service) whole(id api.SandboxID) {
 	s.t.Helper()
+	s.counts(id)
+	r, _, err := s.client.ReadFile(s.t.Context(), id, "/home/user/file", api.FileOptions{})
+	must.NoError(s.t, err)
+	defer r.Close()
+	sum := sha256.New()
+	_, err = io.Copy(sum, r)
+	must.NoError(s.t, err)
+	must.Eq(s.t, s.sum[:], sum.Sum(nil))
+}
+
+// counts checks that a sandbox counts without a gap and without a number twice.
+func (s *service) counts(id api.SandboxID) {
+	s.t.Helper()
 	count := func() []string {
 		r, _, err := s.client.ReadFile(s.t.Context(), id, "/home/user/count", api.FileOptions{})
 		must.NoError(s.t, err)
@@ -399,13 +420,6 @@ func (s *service) whole(id api.SandboxID) {
 		}
 		return nil
 	})
-	r, _, err := s.client.ReadFile(s.t.Context(), id, "/home/user/file", api.FileOptions{})
-	must.NoError(s.t, err)
-	defer r.Close()
-	sum := sha256.New()
-	_, err = io.Copy(sum, r)
-	must.NoError(s.t, err)
-	must.Eq(s.t, s.sum[:], sum.Sum(nil))
 }
 
 func (s *service) until(what string, check func() error) {
