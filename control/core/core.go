@@ -137,7 +137,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 	lead := make(chan struct{}) // closed once the parts that a leader runs are there
 	c.Quota, c.defaultQuota = quota.New(cfg.Now), cfg.DefaultQuota
 	st, err := state.Open(state.Config{
-		Counter: c.Quota,
+		Counter: c.Quota, Quiet: cfg.Quiet,
 		Dir:     filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
 		Peers: cfg.Peers, TLS: cfg.RaftTLS, Others: cfg.Others, Autopilot: cfg.Autopilot, OnMember: member(cfg.Record), Logger: cfg.Logger.Named("state"),
 		OnLeader: func(ctx context.Context) {
@@ -210,7 +210,7 @@ func (c *Core) build(cfg Config) error {
 	lc := lifecycle.Config{
 		Pools: c.Pools, Secrets: c.Secrets,
 		State: c.State, Fleet: c.Fleet, Placer: cfg.Placer, Templates: c.Templates, Run: run, Now: cfg.Now, Quota: c.Quota,
-		Quiet: cfg.Quiet, Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
+		Quiet: c.State.Quiet, Logger: cfg.Logger.Named("lifecycle"), MaxLifetime: cfg.MaxLifetime, DefaultTimeout: cfg.DefaultTimeout,
 	}
 	if cfg.Sandboxes != nil {
 		cfg.Sandboxes(&lc)

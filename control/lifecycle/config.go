@@ -68,7 +68,7 @@ type Config struct {
 	Logger    hclog.Logger
 	Now       func() time.Time
 	NewID     func() api.SandboxID
-	// Quiet returns when no request to a sandbox is under way at this server, or ctx ends; nil: nobody knows.
+	// Quiet returns when no request to a sandbox that leaves its node is under way at any server, or ctx ends; nil: nobody knows.
 	Quiet func(ctx context.Context, id api.SandboxID)
 	// Run names this run of the control service: another run knows by it which starting sandboxes nobody waits for.
 	Run string // required

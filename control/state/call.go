@@ -21,6 +21,7 @@ import (
 const (
 	joinPath  = "/raft/join"  // POST: let me in
 	statsPath = "/raft/stats" // GET: how far is your log
+	quietPath = "/edge/quiet" // POST: wait until no request to a sandbox is under way
 
 	joinTime    = 10 * time.Second
 	maxCallBody = 16 << 10
@@ -68,6 +69,8 @@ func (s *Server) Called(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method == http.MethodPost && r.URL.Path == joinPath:
 		s.answerJoin(w, r)
+	case r.Method == http.MethodPost && r.URL.Path == quietPath:
+		s.answerQuiet(w, r)
 	case r.Method == http.MethodGet && r.URL.Path == statsPath:
 		st := s.ownStats()
 		ms := float64(st.LastContact.Microseconds()) / 1000

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/soulbox-dev/soulbox/control/api"
 )
 
 // Peer is a control server of the first configuration of a cluster.
@@ -42,8 +44,10 @@ type Config struct {
 	// OnLeader runs while this server leads and its tables hold everything that was ever committed. Its context ends with
 	// the leadership; it must return soon then.
 	OnLeader func(ctx context.Context)
-	Counter  Counter // is told what tenants may use and do use; nil: nobody
-	Logger   hclog.Logger
+	// Quiet returns when no request to a sandbox is under way at this server, or ctx ends. It is called from many goroutines. nil: there never is one.
+	Quiet   func(ctx context.Context, id api.SandboxID)
+	Counter Counter // is told what tenants may use and do use; nil: nobody
+	Logger  hclog.Logger
 
 	// SegmentBytes is the size of one file of the log; 0 means 16 MiB.
 	SegmentBytes int

@@ -28,6 +28,12 @@ type member struct {
 // joins opens a server of a cluster over mutual TLS. names are in its certificate, beside its id where there are none.
 func (a *authority) joins(t *testing.T, id, dir string, others []string, names ...string) *member {
 	t.Helper()
+	return a.member(t, id, dir, others, nil, names...)
+}
+
+// member is joins, with a change of its settings.
+func (a *authority) member(t *testing.T, id, dir string, others []string, change func(*Config), names ...string) *member {
+	t.Helper()
 	if names == nil {
 		names = []string{raftName, id}
 	}
@@ -46,6 +52,9 @@ func (a *authority) joins(t *testing.T, id, dir string, others []string, names .
 	}
 	if others != nil {
 		cfg.Others = func(context.Context) ([]string, error) { return others, nil }
+	}
+	if change != nil {
+		change(&cfg)
 	}
 	var err error
 	m.Server, err = Open(cfg)

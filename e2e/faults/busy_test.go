@@ -137,7 +137,7 @@ func (b *busy) change(ctx context.Context) (what string, err error) {
 		copies, err := b.client.ForkSandbox(ctx, b.sb, 2, time.Hour)
 		for _, c := range copies {
 			if c.Sandbox != nil {
-				err = errors.Join(err, b.deleted(ctx, c.Sandbox.SoulBox.ID))
+				err = errors.Join(err, b.deleted(ctx, c.Sandbox.SandboxID))
 			}
 		}
 		return "fork", err
