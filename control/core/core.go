@@ -138,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (_ *Core, err error) {
 	c.Quota, c.defaultQuota = quota.New(cfg.Now), cfg.DefaultQuota
 	st, err := state.Open(state.Config{
 		Counter: c.Quota, Quiet: cfg.Quiet,
-		Dir:     filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
+		Dir: filepath.Join(cfg.DataDir, raftDir), ServerID: cfg.ServerID, Bind: cfg.RaftAddr, Advertise: cfg.RaftAdvertise,
 		Peers: cfg.Peers, TLS: cfg.RaftTLS, Others: cfg.Others, Autopilot: cfg.Autopilot, OnMember: member(cfg.Record), Logger: cfg.Logger.Named("state"),
 		OnLeader: func(ctx context.Context) {
 			select {

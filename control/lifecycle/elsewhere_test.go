@@ -302,6 +302,25 @@ func TestMove_holdsRequestsFromItsBeginning(t *testing.T) {
 	must.False(t, got.Moving)
 }
 
+// The node has paused it, dies before it says so, and is out of reach for a while: nobody has asked for a sandbox that is paused.
+func TestMove_thatItsNodeCutsOffIsSettled(t *testing.T) {
+	s, _, _ := twoNodes(t, true)
+	sb := running(t, s, func(p *lifecycle.CreateParams) { p.Timeout = time.Hour })
+	s.Node.SetHooks(fleettest.Hooks{Call: func(_, path string) error {
+		if strings.HasSuffix(path, "/pause") {
+			s.Node.Pause(sb.ID)
+		}
+		return errors.New("cut off")
+	}})
+	must.Error(t, s.Sandboxes.Move(t.Context(), sb.ID, []api.NodeID{sb.Node}))
+	s.Node.SetHooks(fleettest.Hooks{})
+	coretest.Until(t, "it to run where it is", func() bool {
+		got, err := s.Sandboxes.Get(t.Context(), tenantOf(sb), sb.ID)
+		_, runs := s.Node.Running()[sb.ID]
+		return err == nil && !got.Moving && got.State == state.Running && got.Node == sb.Node && runs
+	})
+}
+
 // A service died after it had recorded that a sandbox is to move.
 func TestMove_thatADeadServiceBeganIsSettled(t *testing.T) {
 	for _, tc := range []struct {

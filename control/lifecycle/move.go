@@ -180,14 +180,8 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 	copied := api.NewSnapshotID()
 	got, err := node.Pause(within, sb.ID, nodeapi.PauseRequest{Wait: true, Store: copied, Tenant: sb.Tenant})
 	if err != nil {
-		// What could not be stored is paused all the same.
-		if _, backErr := node.Resume(context.WithoutCancel(ctx), sb.ID, nodeapi.ResumeRequest{Deadline: sb.EndAt}); backErr != nil && !api.IsNotFound(backErr) {
-			err = errors.Join(err, backErr)
-		}
-		if _, stayErr := s.stays(ctx, sb); stayErr != nil {
-			err = errors.Join(err, stayErr)
-		}
-		return sb, err
+		_, stayErr := s.stays(ctx, sb) // what could not be stored is paused all the same
+		return sb, errors.Join(err, stayErr)
 	}
 	failpoint.At("move.packed")
 	at := s.cfg.Now().UTC()
@@ -200,8 +194,16 @@ func (s *Service) pack(ctx context.Context, sb state.Sandbox, left []api.NodeID)
 	return r.Sandbox, stateError(sb.ID, err)
 }
 
-// stays records that a sandbox which was about to move goes on where it is. Called with its lock held, so nobody moves it.
+// stays has a sandbox that was about to move go on where it is, and records it. Where its node cannot be asked it is about to move still: it may have been paused
+// for that, and nobody else would let it go on. Called with its lock held, so nobody moves it.
 func (s *Service) stays(ctx context.Context, sb state.Sandbox) (state.Sandbox, error) {
+	node, err := s.cfg.Fleet.Client(sb.Node)
+	if err == nil {
+		_, err = node.Resume(context.WithoutCancel(ctx), sb.ID, nodeapi.ResumeRequest{Deadline: sb.EndAt})
+	}
+	if err != nil && !api.IsNotFound(err) {
+		return sb, fmt.Errorf("sandbox %s was about to move, and does not go on yet: %w", sb.ID, err)
+	}
 	r, err := s.cfg.State.Apply(context.WithoutCancel(ctx), &state.SandboxMove{ID: sb.ID})
 	if errors.Is(err, state.ErrState) {
 		err = nil // the reconciler has seen it paused, which the next turn of the drain goes on from
