@@ -427,7 +427,10 @@ func (s *Sandbox) Wake(ctx context.Context, env []string) error {
 		return nil
 	})
 	if err == nil {
-		return os.Remove(next) // the one before
+		if err = os.Remove(next); errors.Is(err, os.ErrNotExist) { // the one before
+			err = nil
+		}
+		return err
 	}
 	if named && refused(s.at.socket) { // PID 1 had given up before it could be found there
 		err = errors.Join(err, exchange(next, s.at.socket))
@@ -444,9 +447,13 @@ func refused(path string) bool {
 	return errors.Is(err, unix.ECONNREFUSED)
 }
 
-// exchange has two files take each other's name.
+// exchange has two files take each other's name, or, in a file system that cannot do that at once, the first one the second one's.
 func exchange(a, b string) error {
-	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) {
+		err = os.Rename(a, b)
+	}
+	if err != nil {
 		return fmt.Errorf("exchange the names %s and %s: %w", a, b, err)
 	}
 	return nil
