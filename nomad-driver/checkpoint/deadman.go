@@ -18,7 +18,7 @@ import (
 // would count. PID 1 of the sandbox, which is ours and writes no file of the sandbox's, is the one that such a signal does not reach.
 type deadman struct {
 	read, write *os.File
-	armed       []int // descriptors of the reading end
+	armed       []*os.File // the reading end, opened once for each process
 }
 
 func newDeadman() (*deadman, error) {
@@ -41,7 +41,7 @@ func (d *deadman) arm(pids []int) error {
 		if err != nil {
 			return fmt.Errorf("watch criu for process %d: %w", pid, err)
 		}
-		d.armed = append(d.armed, fd)
+		d.armed = append(d.armed, os.NewFile(uintptr(fd), "criu watch of a process"))
 		for _, c := range []struct{ cmd, arg int }{{unix.F_SETSIG, int(unix.SIGKILL)}, {unix.F_SETOWN, pid}, {unix.F_SETFL, unix.O_RDONLY | unix.O_NONBLOCK | unix.O_ASYNC}} {
 			if _, err := unix.FcntlInt(uintptr(fd), c.cmd, c.arg); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("watch criu for process %d: %w", pid, err)
@@ -52,13 +52,13 @@ func (d *deadman) arm(pids []int) error {
 }
 
 // disarm lets the processes outlive CRIU. It may be called more than once. Closing the descriptors would not do: a child that is being started has them
-// too, until it executes its program, and the open file signals for as long.
+// too, until it executes its program, and CRIU itself (guard), and the open file signals for as long.
 func (d *deadman) disarm() (err error) {
-	for _, fd := range d.armed {
-		if _, ferr := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_RDONLY|unix.O_NONBLOCK); ferr != nil {
+	for _, f := range d.armed {
+		if _, ferr := unix.FcntlInt(f.Fd(), unix.F_SETFL, unix.O_RDONLY|unix.O_NONBLOCK); ferr != nil {
 			err = errors.Join(err, fmt.Errorf("let go of a process: %w", ferr))
 		}
-		err = errors.Join(err, unix.Close(fd))
+		err = errors.Join(err, f.Close())
 	}
 	d.armed = nil
 	return err

@@ -82,8 +82,8 @@ func TestDeadman_endsWhatIsTracedBeforeItRuns(t *testing.T) {
 
 			must.NoError(t, d.arm([]int{traced.Process.Pid}))
 			if tc.child {
-				for _, fd := range d.armed {
-					held, err := unix.Dup(fd) // the same open file, as in a child
+				for _, f := range d.armed {
+					held, err := unix.Dup(int(f.Fd())) // the same open file, as in a child
 					must.NoError(t, err)
 					defer unix.Close(held)
 				}

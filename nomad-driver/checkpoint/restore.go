@@ -38,6 +38,7 @@ type Restorer struct {
 	worker *worker
 	dead   *deadman
 	rules  int // CRIU's descriptor of them; 0: there are none
+	watch  int // CRIU's descriptor of its end of dead
 	held   func(*os.Process) error
 	ended  chan struct{} // closed when one that has answered has ended; nil: there was none
 }
@@ -54,6 +55,7 @@ func (e *Engine) StartRestore(at RestorePlace) (*Restorer, error) {
 		r.rules = firstFile + len(files)
 		files = append(files, at.Rules)
 	}
+	r.watch = firstFile + len(files)
 	files = append(files, dead.write)
 	defer e.spare.standByAgain()
 	if r.worker = e.takeSpare(at.Cgroup, files); r.worker != nil {
@@ -117,7 +119,7 @@ func (r *Restorer) hold() error {
 			return err
 		}
 	}
-	return r.worker.hold()
+	return r.worker.hold(r.watch)
 }
 
 // Await returns when a CRIU that has restored has ended: of what it has made it needs nothing any more, but it has to take its own things down. Restore has been called.
@@ -210,7 +212,10 @@ func (r *Restorer) Restore(ctx context.Context, o RestoreOptions) (pid int, err 
 			if err != nil {
 				return err
 			}
-			return r.dead.arm(pids)
+			if err := r.dead.arm(pids); err != nil {
+				return err
+			}
+			return r.worker.guard(r.dead.armed)
 		case "pre-resume":
 			return errors.Join(o.Complete(pid), r.dead.disarm())
 		}

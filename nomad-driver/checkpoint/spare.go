@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -214,32 +213,28 @@ func (w *worker) give(cgroup *os.File, files []*os.File) error {
 	if len(files) > w.slots {
 		return fmt.Errorf("%d files, at most %d", len(files), w.slots)
 	}
-	runtime.LockOSThread() // who traces is a thread
-	defer runtime.UnlockOSThread()
-	return traced(w.pid(), func(c tracee) error {
-		return c.fromHere(func(take func(*os.File) (uint64, error)) error {
-			use := func(f *os.File, use func(fd uint64) error) error {
-				fd, err := take(f)
-				if err != nil {
-					return err
-				}
-				return errors.Join(use(fd), c.call(unix.SYS_CLOSE, fd))
+	return w.fromHere(func(c tracee, take func(*os.File) (uint64, error)) error {
+		use := func(f *os.File, use func(fd uint64) error) error {
+			fd, err := take(f)
+			if err != nil {
+				return err
 			}
-			for i := range w.slots {
-				at, err := uint64(firstFile+i), error(nil)
-				if i >= len(files) {
-					err = c.call(unix.SYS_CLOSE, at)
-				} else {
-					err = use(files[i], func(fd uint64) error { return c.call(unix.SYS_DUP3, fd, at, 0) })
-				}
-				if err != nil {
-					return fmt.Errorf("descriptor %d: %w", at, err)
-				}
+			return errors.Join(use(fd), c.call(unix.SYS_CLOSE, fd))
+		}
+		for i := range w.slots {
+			at, err := uint64(firstFile+i), error(nil)
+			if i >= len(files) {
+				err = c.call(unix.SYS_CLOSE, at)
+			} else {
+				err = use(files[i], func(fd uint64) error { return c.call(unix.SYS_DUP3, fd, at, 0) })
 			}
-			if err := use(cgroup, func(fd uint64) error { return c.call(unix.SYS_SETNS, fd, unix.CLONE_NEWCGROUP) }); err != nil {
-				return fmt.Errorf("enter the control group namespace: %w", err)
+			if err != nil {
+				return fmt.Errorf("descriptor %d: %w", at, err)
 			}
-			return nil
-		})
+		}
+		if err := use(cgroup, func(fd uint64) error { return c.call(unix.SYS_SETNS, fd, unix.CLONE_NEWCGROUP) }); err != nil {
+			return fmt.Errorf("enter the control group namespace: %w", err)
+		}
+		return nil
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -34,6 +35,7 @@ var (
 const (
 	theDaemon = "daemon"
 	theCRIU   = "criu"
+	theBoth   = "daemon, then criu"
 )
 
 // ways are what leads through steps, and who is killed at which of them.
@@ -56,6 +58,7 @@ var ways = []struct {
 		"restore.restored", "restore.recorded", "restore.named", "restore.woken",
 	}},
 	{"restore", (*fault).restore, (*fault).runOn, theCRIU, []string{"criu restore setup-namespaces", "criu restore post-setup-namespaces", "criu restore post-restore", "criu restore pre-resume", "criu restore post-resume"}},
+	{"restore", (*fault).restore, (*fault).runOn, theBoth, []string{"restore at post-restore", "restore at pre-resume"}},
 	{"snapshot", (*fault).snapshot, (*fault).snapshotted, theDaemon, []string{
 		"snapshot.frozen", "snapshot.dumped", "snapshot.copied", "snapshot.thawed", "store.pack", "store.packed", "snapshot.stored",
 	}},
@@ -65,6 +68,7 @@ var ways = []struct {
 	{"fork of files", (*fault).forkFiles, (*fault).forkedFiles, theDaemon, []string{"fork.files", "network.wired", "create.made", "create.recorded"}},
 	{"move", (*fault).move, (*fault).moved, theDaemon, []string{"fork.files", "fork.fetched", "network.wired", "create.made", "create.recorded", "fork.woken"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theDaemon, []string{"restore at pre-resume", "restore.thawed", "restore.paged", "restore.recorded", "restore.woken"}},
+	{"restore of much", (*fault).restore, (*fault).remembered, theBoth, []string{"restore at pre-resume"}},
 	{"restore of much", (*fault).restore, (*fault).remembered, theCRIU, []string{"criu restore post-restore", "criu restore pre-resume"}},
 	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theDaemon, []string{"checkpoint.dumped", "checkpoint.recorded"}},
 	{"pause with a stopped process", (*fault).pause, (*fault).stoppedStill, theCRIU, []string{"criu checkpoint pre-dump", "criu checkpoint network-lock", "criu checkpoint post-dump"}},
@@ -126,7 +130,7 @@ func TestFaults_aKillAtEveryStep(t *testing.T) {
 			var slowest time.Duration
 			for range *faults {
 				begin := time.Now()
-				f.round(step, way.victim == theDaemon, way.do)
+				f.round(step, way.victim, way.do)
 				way.settle(f)
 				f.whole(f.daemon, f.sb)
 				slowest = max(slowest, time.Since(begin))
@@ -161,7 +165,7 @@ func (f *fault) begin() {
 }
 
 // round has one kill happen on the way that do goes.
-func (f *fault) round(step string, daemonDies bool, do func(*fault) error) {
+func (f *fault) round(step, victim string, do func(*fault) error) {
 	f.t.Helper()
 	f.killed = f.daemon
 	f.kill = func() { must.NoError(f.t, os.WriteFile(f.arm, []byte(step), 0o600)) }
@@ -171,13 +175,35 @@ func (f *fault) round(step string, daemonDies bool, do func(*fault) error) {
 	hangs.Stop()
 	_, serr := os.Stat(f.arm)
 	must.ErrorIs(f.t, serr, os.ErrNotExist, must.Sprintf("nothing was killed at %s: %v", step, err))
-	if !daemonDies {
+	if victim == theCRIU {
 		return
 	}
 	must.ErrorIs(f.t, err, nodeapi.ErrUnreachable, must.Sprintf("the daemon was not killed at %s", step))
 	_ = f.killed.cmd.Wait()
 	f.killed.client.Close()
+	if victim == theBoth {
+		f.killHeld()
+	}
 	f.killed.start()
+}
+
+// killHeld kills the CRIU that has outlived the daemon, and returns when it has ended.
+func (f *fault) killHeld() {
+	f.t.Helper()
+	b, err := os.ReadFile(filepath.Join(f.killed.dir, "s", "checkpoints", string(f.sb.ID), criuFile))
+	must.NoError(f.t, err)
+	var note criuNote
+	must.NoError(f.t, json.Unmarshal(b, &note))
+	must.True(f.t, note.Held)
+	fd, err := unix.PidfdOpen(note.PID, 0)
+	must.NoError(f.t, err, must.Sprint("it waits"))
+	defer unix.Close(fd)
+	must.NoError(f.t, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
+	waitUntil(f.t, "criu to end", func() bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		return err == nil && n == 1
+	})
+	time.Sleep(300 * time.Millisecond) // whatever it has let go of counts on
 }
 
 func (f *fault) pauseFirst(depth nodeapi.Depth) {
